@@ -1,0 +1,42 @@
+"""Errors that a user can mend.
+
+Each carries three parts: what was found, where, and what to do about it. The command line prints them as one message and
+ends with exit code 2; anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class GnnrecError(Exception):
+    """A mistake that the user can mend.
+
+    Args:
+        found: what is wrong, with the value received.
+        where: the file, line, config field or tensor it was found in.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, found: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.found, self.where, self.remedy = found, where, remedy
+        message = f"{where}: {found}" if where else found
+        super().__init__(f"{message}. {remedy}" if remedy else message)
+
+
+class ConfigError(GnnrecError, ValueError):
+    """A configuration value that cannot be used."""
+
+
+class DataError(GnnrecError, ValueError):
+    """A data file, table or split that cannot be used."""
+
+
+class DownloadError(GnnrecError):
+    """A data set that could not be fetched or did not verify."""
+
+
+class CheckpointError(GnnrecError):
+    """A checkpoint or run directory that is missing, damaged or belongs to another configuration."""
+
+
+class StorageError(GnnrecError, OSError):
+    """Writing failed: no space left, no permission, an I/O error."""
