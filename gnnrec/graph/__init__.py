@@ -1,0 +1,6 @@
+"""User-item graphs in compressed sparse rows, built once and never changed."""
+
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.sparse import SparseMatrix
+
+__all__ = ["BipartiteGraph", "SparseMatrix"]

@@ -1,0 +1,141 @@
+"""BipartiteGraph: who is connected with what, by user and by item."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gnnrec.graph import _build
+from gnnrec.graph.sparse import MAX_INT32, SparseMatrix
+
+
+class BipartiteGraph:
+    """An undirected graph between users and items without repeated edges.
+
+    Build it with `from_edges`. Immutable; matrices made from it are kept on the object.
+
+    Attributes:
+        num_users, num_items, num_edges: counts.
+        user_indptr: int64 [num_users + 1]; user_items: int32 [num_edges], the sorted items of every user.
+        item_indptr: int64 [num_items + 1]; item_users: int32 [num_edges], the sorted users of every item.
+    """
+
+    def __init__(
+        self,
+        user_indptr: _build.Int64Array,
+        user_items: _build.Int32Array,
+        item_indptr: _build.Int64Array,
+        item_users: _build.Int32Array,
+    ) -> None:
+        self.user_indptr, self.user_items = user_indptr, user_items
+        self.item_indptr, self.item_users = item_indptr, item_users
+        self.num_users, self.num_items = len(user_indptr) - 1, len(item_indptr) - 1
+        self.num_edges = len(user_items)
+
+    @classmethod
+    def from_edges(
+        cls, users: npt.ArrayLike, items: npt.ArrayLike, num_users: int, num_items: int
+    ) -> BipartiteGraph:
+        """Build the graph from integer arrays [n] in any order; a pair given several times is one edge.
+
+        O(edges) time; peak memory beyond the input is about twice the result.
+
+        Raises:
+            ValueError: arrays that differ in length, are no integers, or hold numbers outside the counts; more nodes than
+                int32 counts (users and items together).
+        """
+        if num_users + num_items > MAX_INT32:
+            raise ValueError(f"{num_users} users and {num_items} items are more than int32 numbers ({MAX_INT32})")
+        user_array = _numbers("users", users, num_users)
+        item_array = _numbers("items", items, num_items)
+        if len(user_array) != len(item_array):
+            raise ValueError(f"users has {len(user_array)} entries where items has {len(item_array)}")
+        # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item rows.
+        item_indptr, item_users = _build.group_by(item_array, user_array, num_items)
+        user_indptr, user_items = _build.transpose(item_indptr, item_users, num_users)
+        del item_users
+        kept = _build.drop_repeated(user_indptr, user_items)
+        if kept[-1] < len(user_items):
+            user_items = user_items[: kept[-1]].copy()
+        item_indptr, item_users = _build.transpose(kept, user_items, num_items)
+        return cls(kept, user_items, item_indptr, item_users)
+
+    @property
+    def num_nodes(self) -> int:
+        """Users and items together; item i is node num_users + i."""
+        return self.num_users + self.num_items
+
+    @cached_property
+    def user_degrees(self) -> _build.Int64Array:
+        """Number of items of every user, int64."""
+        return np.diff(self.user_indptr)
+
+    @cached_property
+    def item_degrees(self) -> _build.Int64Array:
+        """Number of users of every item, int64."""
+        return np.diff(self.item_indptr)
+
+    def norm_adjacency(self) -> SparseMatrix:
+        """D^-1/2 A D^-1/2 over users and items, (users + items) square, with the norms kept as scales (LightGCN, eq. 7)."""
+        return self._norm_adjacency
+
+    def norm_user_item(self) -> SparseMatrix:
+        """The users x items block of `norm_adjacency`."""
+        return self._norm_user_item
+
+    def user_item(self) -> SparseMatrix:
+        """The users x items matrix of ones."""
+        return self._user_item
+
+    @cached_property
+    def _norm_adjacency(self) -> SparseMatrix:
+        indices = np.empty(2 * self.num_edges, np.int32)
+        np.add(self.user_items, np.int32(self.num_users), out=indices[: self.num_edges])
+        indices[self.num_edges :] = self.item_users
+        indptr = np.concatenate([self.user_indptr, self.item_indptr[1:] + self.num_edges])
+        scale = _inverse_sqrt(np.concatenate([self.user_degrees, self.item_degrees]))
+        shape = (self.num_nodes, self.num_nodes)
+        return SparseMatrix(torch.from_numpy(indptr), torch.from_numpy(indices), shape, scale, scale, symmetric=True)
+
+    @cached_property
+    def _norm_user_item(self) -> SparseMatrix:
+        return self._blocks(_inverse_sqrt(self.user_degrees), _inverse_sqrt(self.item_degrees))
+
+    @cached_property
+    def _user_item(self) -> SparseMatrix:
+        return self._blocks(None, None)
+
+    def _blocks(self, user_scale: torch.Tensor | None, item_scale: torch.Tensor | None) -> SparseMatrix:
+        """The users x items matrix with its transpose, over this graph's own arrays."""
+        shape = (self.num_users, self.num_items)
+        matrix = SparseMatrix(
+            torch.from_numpy(self.user_indptr), torch.from_numpy(self.user_items), shape, user_scale, item_scale
+        )
+        back = SparseMatrix(
+            torch.from_numpy(self.item_indptr), torch.from_numpy(self.item_users), shape[::-1], item_scale, user_scale
+        )
+        matrix.__dict__["T"], back.__dict__["T"] = back, matrix
+        return matrix
+
+    def __repr__(self) -> str:
+        return f"BipartiteGraph({self.num_users} users, {self.num_items} items, {self.num_edges} edges)"
+
+
+def _numbers(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
+    array = np.asarray(values)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must be a one-dimensional integer array, got {array.dtype} {list(array.shape)}")
+    if len(array) and (array.min() < 0 or array.max() >= count):
+        raise ValueError(f"{name} must lie within 0 and {count - 1}, got {array.min()} to {array.max()}")
+    return array
+
+
+def _inverse_sqrt(degrees: _build.Int64Array) -> torch.Tensor:
+    """degree^-1/2 as float32, 0 for a node without edges."""
+    return torch.from_numpy(
+        np.divide(1.0, np.sqrt(degrees), out=np.zeros(len(degrees)), where=degrees > 0).astype(np.float32)
+    )

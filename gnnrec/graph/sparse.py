@@ -1,0 +1,129 @@
+"""SparseMatrix: the pattern of a sparse matrix with scales, as the operators take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from gnnrec.graph import _build
+from gnnrec.graph.schedule import balanced_chunks
+
+MAX_INT32 = 2**31 - 1
+
+
+class SparseMatrix:
+    """A matrix diag(row_scale) P diag(col_scale) where P holds ones (repeated entries add up).
+
+    Immutable; the transpose and the schedule are made once and kept on the object. Build it with `from_csr` or `from_coo`, which
+    check their input, or take it from a `BipartiteGraph`.
+
+    Attributes:
+        indptr: int64 [rows + 1]; indices: int32 [nnz]; shape: (rows, cols).
+        row_scale: float32 [rows] or None; col_scale: float32 [cols] or None.
+        symmetric: whether the matrix equals its transpose, entry for entry.
+    """
+
+    def __init__(
+        self,
+        indptr: torch.Tensor,
+        indices: torch.Tensor,
+        shape: tuple[int, int],
+        row_scale: torch.Tensor | None = None,
+        col_scale: torch.Tensor | None = None,
+        symmetric: bool = False,
+    ) -> None:
+        self.indptr, self.indices, self.shape = indptr, indices, shape
+        self.row_scale, self.col_scale, self.symmetric = row_scale, col_scale, symmetric
+
+    @classmethod
+    def from_csr(
+        cls,
+        indptr: torch.Tensor | Sequence[int],
+        indices: torch.Tensor | Sequence[int],
+        *,
+        shape: tuple[int, int],
+        row_scale: torch.Tensor | None = None,
+        col_scale: torch.Tensor | None = None,
+    ) -> SparseMatrix:
+        """A matrix from row pointers and column numbers (any integer dtype; columns need not be sorted).
+
+        Raises:
+            ValueError: pointers that do not start at 0, fall or do not end at nnz, columns outside the shape, scales of another
+                length, dimensions beyond int32.
+        """
+        rows, cols = shape
+        pointers = torch.as_tensor(indptr, device="cpu").to(torch.int64).contiguous()
+        columns = torch.as_tensor(indices, device="cpu")
+        if max(rows, cols) > MAX_INT32 or min(rows, cols) < 0:
+            raise ValueError(f"shape must lie within 0 and {MAX_INT32}, got {shape}")
+        if pointers.shape != (rows + 1,) or pointers[0] != 0 or pointers[-1] != columns.numel():
+            raise ValueError(
+                f"indptr must hold rows + 1 = {rows + 1} numbers from 0 to nnz = {columns.numel()}, got shape "
+                f"{tuple(pointers.shape)} from {pointers[:1].tolist()} to {pointers[-1:].tolist()}"
+            )
+        if rows and bool((pointers.diff() < 0).any()):
+            raise ValueError(f"indptr must not fall, but does at row {int((pointers.diff() < 0).nonzero()[0])}")
+        if columns.numel() and (int(columns.min()) < 0 or int(columns.max()) >= cols):
+            raise ValueError(
+                f"indices must lie within 0 and cols - 1 = {cols - 1}, got {int(columns.min())} to {int(columns.max())}"
+            )
+        for name, scale, length in (("row_scale", row_scale, rows), ("col_scale", col_scale, cols)):
+            if scale is not None and (scale.shape != (length,) or scale.dtype != torch.float32):
+                raise ValueError(f"{name} must be float32 [{length}], got {scale.dtype} {list(scale.shape)}")
+        return cls(pointers, columns.to(torch.int32).contiguous(), (rows, cols), row_scale, col_scale)
+
+    @classmethod
+    def from_coo(
+        cls,
+        rows: torch.Tensor,
+        cols: torch.Tensor,
+        *,
+        shape: tuple[int, int],
+        row_scale: torch.Tensor | None = None,
+        col_scale: torch.Tensor | None = None,
+    ) -> SparseMatrix:
+        """A matrix from pairs of row and column numbers in any order; repeated pairs add up."""
+        rows, cols = torch.as_tensor(rows), torch.as_tensor(cols)
+        if rows.shape != cols.shape or rows.dim() != 1:
+            raise ValueError(f"rows and cols must be one-dimensional and alike, got {rows.shape} and {cols.shape}")
+        if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= shape[0]):
+            raise ValueError(
+                f"rows must lie within 0 and {shape[0] - 1}, got {int(rows.min())} to {int(rows.max())}"
+            )
+        indptr, indices = _build.group_by(rows.numpy(), cols.numpy().astype(np.int64), shape[0])
+        return cls.from_csr(
+            torch.from_numpy(indptr), torch.from_numpy(indices), shape=shape, row_scale=row_scale, col_scale=col_scale
+        )
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return self.indices.numel()
+
+    @cached_property
+    def T(self) -> SparseMatrix:
+        """The transpose, with this matrix as its own transpose."""
+        if self.symmetric:
+            return self
+        indptr, indices = _build.transpose(self.indptr.numpy(), self.indices.numpy(), self.shape[1])
+        result = SparseMatrix(
+            torch.from_numpy(indptr),
+            torch.from_numpy(indices),
+            (self.shape[1], self.shape[0]),
+            self.col_scale,
+            self.row_scale,
+        )
+        result.__dict__["T"] = self
+        return result
+
+    @cached_property
+    def chunks(self) -> torch.Tensor:
+        """Borders of the chunks of rows that threads take, int64 [chunks + 1]."""
+        return balanced_chunks(self.indptr)
+
+    def __repr__(self) -> str:
+        scales = ", ".join(name for name in ("row_scale", "col_scale") if getattr(self, name) is not None)
+        return f"SparseMatrix({self.shape[0]} x {self.shape[1]}, nnz={self.nnz}{', ' + scales if scales else ''})"

@@ -1,0 +1,47 @@
+"""Oracle, cases and bytes of lightgcn_propagate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops._operator import DIMS, Case, dense
+
+
+def propagate(
+    matrix: SparseMatrix, x: torch.Tensor, *, num_layers: int = 3, layer_weights: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Layer after layer with a dense matrix."""
+    weights = [1 / (num_layers + 1)] * (num_layers + 1) if layer_weights is None else list(layer_weights)
+    adjacency = dense(matrix, x.dtype)
+    layer, out = x, weights[0] * x
+    for weight in weights[1:]:
+        layer = adjacency @ layer
+        out = out + weight * layer
+    return out
+
+
+def cases() -> list[Case]:
+    """A graph with users and items that have no edge, at every odd width, several depths and given weights."""
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randint(25, (90,), generator=generator)
+    items = torch.randint(17, (90,), generator=generator) ** 2 // 17
+    matrix = BipartiteGraph.from_edges(users.numpy(), items.numpy(), 30, 21).norm_adjacency()
+    depths = [{"num_layers": layers} for layers in (0, 1, 2, 4)] + [{"num_layers": 2, "layer_weights": (0.0, 0.7, -1.5)}]
+    options = [({"num_layers": 3}, dim) for dim in DIMS] + [(depth, 64) for depth in depths]
+    return [
+        Case("-".join([f"{dim}", *map(str, chosen.values())]), {"x": (51, dim)}, {"matrix": matrix, **chosen})
+        for chosen, dim in options
+    ]
+
+
+def bytes_moved(case: Case, itemsize: int) -> int:
+    """A layer is an spmm that also adds into the result; the first reads x for that, the last writes no layer."""
+    matrix, (nodes, dim), layers = case.options["matrix"], case.tensors["x"], case.options["num_layers"]
+    if layers == 0:
+        return 2 * nodes * dim * itemsize
+    gather = 8 * (nodes + 1) + 8 * matrix.nnz + 4 * nodes + matrix.nnz * dim * itemsize
+    return layers * gather + (3 * layers - 1) * nodes * dim * itemsize

@@ -1,0 +1,29 @@
+"""Oracle, cases and bytes of spmm."""
+
+from __future__ import annotations
+
+import torch
+
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops._operator import DIMS, Case, case_matrices, dense
+
+
+def spmm(matrix: SparseMatrix, x: torch.Tensor) -> torch.Tensor:
+    """A dense matrix product."""
+    return dense(matrix, x.dtype) @ x
+
+
+def cases() -> list[Case]:
+    """Every small graph at every odd width."""
+    return [
+        Case(f"{name}-{dim}", {"x": (matrix.shape[1], dim)}, {"matrix": matrix})
+        for name, matrix in case_matrices().items()
+        for dim in DIMS
+    ]
+
+
+def bytes_moved(case: Case, itemsize: int) -> int:
+    """Pointers, columns and scales once, a row of x and a column scale for every entry, the output once."""
+    matrix, dim = case.options["matrix"], case.tensors["x"][1]
+    scales = 4 * (matrix.row_scale is not None) * matrix.shape[0] + 4 * (matrix.col_scale is not None) * matrix.nnz
+    return 8 * (matrix.shape[0] + 1) + 4 * matrix.nnz + scales + (matrix.nnz + matrix.shape[0]) * dim * itemsize
