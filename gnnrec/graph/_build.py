@@ -14,6 +14,20 @@ Int64Array = npt.NDArray[np.int64]
 _jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
+def numbers(name: str, values: npt.ArrayLike, count: int | None = None) -> npt.NDArray[Any]:
+    """The values as a one-dimensional integer array, all of them within 0 and count - 1; an empty one may have any dtype.
+
+    Raises:
+        ValueError: another dtype or shape, numbers outside the count.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or (len(array) and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"{name} must be a one-dimensional integer array, got {array.dtype} {list(array.shape)}")
+    if count is not None and len(array) and (array.min() < 0 or array.max() >= count):
+        raise ValueError(f"{name} must lie within 0 and {count - 1}, got {array.min()} to {array.max()}")
+    return array if len(array) else np.empty(0, np.int32)
+
+
 def group_by(keys: npt.NDArray[Any], values: npt.NDArray[Any], num_groups: int) -> tuple[Int64Array, Int32Array]:
     """Group `values` by `keys`, keeping their order within a group.
 

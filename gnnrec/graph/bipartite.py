@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,10 +47,12 @@ class BipartiteGraph:
             ValueError: arrays that differ in length, are no integers, or hold numbers outside the counts; more nodes than
                 int32 counts (users and items together).
         """
-        if num_users + num_items > MAX_INT32:
-            raise ValueError(f"{num_users} users and {num_items} items are more than int32 numbers ({MAX_INT32})")
-        user_array = _numbers("users", users, num_users)
-        item_array = _numbers("items", items, num_items)
+        if min(num_users, num_items) < 0 or num_users + num_items > MAX_INT32:
+            raise ValueError(
+                f"num_users and num_items must lie within 0 and {MAX_INT32} together, got {num_users} and {num_items}"
+            )
+        user_array = _build.numbers("users", users, num_users)
+        item_array = _build.numbers("items", items, num_items)
         if len(user_array) != len(item_array):
             raise ValueError(f"users has {len(user_array)} entries where items has {len(item_array)}")
         # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item rows.
@@ -123,15 +124,6 @@ class BipartiteGraph:
 
     def __repr__(self) -> str:
         return f"BipartiteGraph({self.num_users} users, {self.num_items} items, {self.num_edges} edges)"
-
-
-def _numbers(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} must be a one-dimensional integer array, got {array.dtype} {list(array.shape)}")
-    if len(array) and (array.min() < 0 or array.max() >= count):
-        raise ValueError(f"{name} must lie within 0 and {count - 1}, got {array.min()} to {array.max()}")
-    return array
 
 
 def _inverse_sqrt(degrees: _build.Int64Array) -> torch.Tensor:

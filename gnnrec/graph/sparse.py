@@ -17,13 +17,14 @@ MAX_INT32 = 2**31 - 1
 class SparseMatrix:
     """A matrix diag(row_scale) P diag(col_scale) where P holds ones (repeated entries add up).
 
-    Immutable; the transpose and the schedule are made once and kept on the object. Build it with `from_csr` or `from_coo`, which
-    check their input, or take it from a `BipartiteGraph`.
+    Immutable; the transpose is made once and kept on the object. Build it with `from_csr` or `from_coo`, which check their
+    input, or take it from a `BipartiteGraph`.
 
     Attributes:
         indptr: int64 [rows + 1]; indices: int32 [nnz]; shape: (rows, cols).
         row_scale: float32 [rows] or None; col_scale: float32 [cols] or None.
         symmetric: whether the matrix equals its transpose, entry for entry.
+        chunks: int64 [chunks + 1], borders of the chunks of rows that threads take.
     """
 
     def __init__(
@@ -37,6 +38,9 @@ class SparseMatrix:
     ) -> None:
         self.indptr, self.indices, self.shape = indptr, indices, shape
         self.row_scale, self.col_scale, self.symmetric = row_scale, col_scale, symmetric
+        self.chunks = balanced_chunks(indptr)  # not lazily, so that operators can be traced by torch.compile
+        if symmetric:
+            self.__dict__["T"] = self
 
     @classmethod
     def from_csr(
@@ -55,10 +59,10 @@ class SparseMatrix:
                 length, dimensions beyond int32.
         """
         rows, cols = shape
-        pointers = torch.as_tensor(indptr, device="cpu").to(torch.int64).contiguous()
-        columns = torch.as_tensor(indices, device="cpu")
         if max(rows, cols) > MAX_INT32 or min(rows, cols) < 0:
             raise ValueError(f"shape must lie within 0 and {MAX_INT32}, got {shape}")
+        pointers = torch.from_numpy(np.require(_build.numbers("indptr", indptr), np.int64, ["C", "W"]))
+        columns = torch.from_numpy(np.require(_build.numbers("indices", indices, cols), np.int32, ["C", "W"]))
         if pointers.shape != (rows + 1,) or pointers[0] != 0 or pointers[-1] != columns.numel():
             raise ValueError(
                 f"indptr must hold rows + 1 = {rows + 1} numbers from 0 to nnz = {columns.numel()}, got shape "
@@ -66,14 +70,10 @@ class SparseMatrix:
             )
         if rows and bool((pointers.diff() < 0).any()):
             raise ValueError(f"indptr must not fall, but does at row {int((pointers.diff() < 0).nonzero()[0])}")
-        if columns.numel() and (int(columns.min()) < 0 or int(columns.max()) >= cols):
-            raise ValueError(
-                f"indices must lie within 0 and cols - 1 = {cols - 1}, got {int(columns.min())} to {int(columns.max())}"
-            )
         for name, scale, length in (("row_scale", row_scale, rows), ("col_scale", col_scale, cols)):
             if scale is not None and (scale.shape != (length,) or scale.dtype != torch.float32):
                 raise ValueError(f"{name} must be float32 [{length}], got {scale.dtype} {list(scale.shape)}")
-        return cls(pointers, columns.to(torch.int32).contiguous(), (rows, cols), row_scale, col_scale)
+        return cls(pointers, columns, (rows, cols), row_scale, col_scale)
 
     @classmethod
     def from_coo(
@@ -85,15 +85,15 @@ class SparseMatrix:
         row_scale: torch.Tensor | None = None,
         col_scale: torch.Tensor | None = None,
     ) -> SparseMatrix:
-        """A matrix from pairs of row and column numbers in any order; repeated pairs add up."""
-        rows, cols = torch.as_tensor(rows), torch.as_tensor(cols)
-        if rows.shape != cols.shape or rows.dim() != 1:
-            raise ValueError(f"rows and cols must be one-dimensional and alike, got {rows.shape} and {cols.shape}")
-        if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= shape[0]):
-            raise ValueError(
-                f"rows must lie within 0 and {shape[0] - 1}, got {int(rows.min())} to {int(rows.max())}"
-            )
-        indptr, indices = _build.group_by(rows.numpy(), cols.numpy().astype(np.int64), shape[0])
+        """A matrix from pairs of row and column numbers (any integer dtype, any order); repeated pairs add up.
+
+        Raises:
+            ValueError: rows and cols that differ in length or lie outside the shape, and as for `from_csr`.
+        """
+        row_array, col_array = _build.numbers("rows", rows, shape[0]), _build.numbers("cols", cols, shape[1])
+        if len(row_array) != len(col_array):
+            raise ValueError(f"rows has {len(row_array)} entries where cols has {len(col_array)}")
+        indptr, indices = _build.group_by(row_array, col_array, shape[0])
         return cls.from_csr(
             torch.from_numpy(indptr), torch.from_numpy(indices), shape=shape, row_scale=row_scale, col_scale=col_scale
         )
@@ -106,8 +106,6 @@ class SparseMatrix:
     @cached_property
     def T(self) -> SparseMatrix:
         """The transpose, with this matrix as its own transpose."""
-        if self.symmetric:
-            return self
         indptr, indices = _build.transpose(self.indptr.numpy(), self.indices.numpy(), self.shape[1])
         result = SparseMatrix(
             torch.from_numpy(indptr),
@@ -118,11 +116,6 @@ class SparseMatrix:
         )
         result.__dict__["T"] = self
         return result
-
-    @cached_property
-    def chunks(self) -> torch.Tensor:
-        """Borders of the chunks of rows that threads take, int64 [chunks + 1]."""
-        return balanced_chunks(self.indptr)
 
     def __repr__(self) -> str:
         scales = ", ".join(name for name in ("row_scale", "col_scale") if getattr(self, name) is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -22,14 +23,23 @@ def check_matrix(operator: str, matrix: Any, *, square: bool = False, symmetric:
         raise ValueError(f"{operator}: the matrix must be symmetric (graph.norm_adjacency() is), got {matrix}")
 
 
-def check_dense(operator: str, name: str, x: Any, rows: int | None = None, cols: int | None = None) -> None:
+def check_dense(
+    operator: str,
+    name: str,
+    x: Any,
+    rows: int | None = None,
+    cols: int | None = None,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+) -> None:
     """Raise a ValueError that says what was received unless `x` is a float CPU matrix of the wanted shape."""
     if not isinstance(x, torch.Tensor):
         raise ValueError(f"{operator}: {name} must be a torch.Tensor, got {type(x).__name__}")
     if x.device.type != "cpu":
         raise ValueError(f"{operator}: {name} lies on {x.device}; kernels exist for cpu. Move it with .cpu()")
-    if x.dtype not in FLOATS:
-        raise ValueError(f"{operator}: {name} must be float32 or float64, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{operator}: {name} must be dense, got {x.layout}")
+    if x.dtype not in dtypes:
+        raise ValueError(f"{operator}: {name} must be {' or '.join(map(str, dtypes))}, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] == 0 or (rows is not None and x.shape[0] != rows):
         wanted = f"[{'rows' if rows is None else rows}, {'dim >= 1' if cols is None else cols}]"
         raise ValueError(f"{operator}: {name} must have shape {wanted}, got {list(x.shape)}")

@@ -29,9 +29,10 @@ def set_num_threads(threads: int) -> None:
 @contextmanager
 def num_threads(threads: int) -> Iterator[None]:
     """Set the number of threads for a while."""
-    before = numba.get_num_threads()
+    before, torch_before = numba.get_num_threads(), torch.get_num_threads()
     set_num_threads(threads)
     try:
         yield
     finally:
-        set_num_threads(before)
+        numba.set_num_threads(before)
+        torch.set_num_threads(torch_before)

@@ -51,10 +51,10 @@ def lightgcn_propagate(
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
 def _propagate(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]) -> torch.Tensor:
-    if len(weights) == 1:
-        return x * weights[0]
-    indptr, indices, row_scale, col_scale, chunks = matrix
     out = x.new_empty(x.shape)
+    if len(weights) == 1:
+        return torch.mul(x, weights[0], out=out)
+    indptr, indices, row_scale, col_scale, chunks = matrix
     work = [x.new_empty(x.shape) for _ in range(min(len(weights) - 2, 2))]
     cpu.propagate(
         _arguments.array(indptr),

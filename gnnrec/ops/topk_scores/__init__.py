@@ -12,6 +12,8 @@ from gnnrec.ops.topk_scores import cpu, reference
 
 __all__ = ["OP", "topk_dense", "topk_scores"]
 
+DTYPES = (torch.float32,)
+
 
 def topk_scores(
     users: torch.Tensor, items: torch.Tensor, *, k: int, seen: SparseMatrix | None = None
@@ -34,8 +36,8 @@ def topk_scores(
     Raises:
         ValueError: another dtype, device or shape, k out of range.
     """
-    _arguments.check_dense("topk_scores", "users", users)
-    _arguments.check_dense("topk_scores", "items", items, cols=users.shape[1])
+    _arguments.check_dense("topk_scores", "users", users, dtypes=DTYPES)
+    _arguments.check_dense("topk_scores", "items", items, cols=users.shape[1], dtypes=DTYPES)
     out_items, out_scores = _results("topk_scores", users, len(items), k, seen)
     cpu.topk_scores(
         _arguments.array(users), _arguments.array(items), k, *_rows(seen, len(users)), out_items, out_scores
@@ -45,7 +47,7 @@ def topk_scores(
 
 def topk_dense(scores: torch.Tensor, *, k: int, seen: SparseMatrix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from scores float32 [num_users, num_items] of a model whose scores are no dot products."""
-    _arguments.check_dense("topk_dense", "scores", scores)
+    _arguments.check_dense("topk_dense", "scores", scores, dtypes=DTYPES)
     out_items, out_scores = _results("topk_dense", scores, scores.shape[1], k, seen)
     cpu.topk_dense(_arguments.array(scores), k, *_rows(seen, len(scores)), out_items, out_scores)
     return torch.from_numpy(out_items), torch.from_numpy(out_scores)
@@ -54,12 +56,12 @@ def topk_dense(scores: torch.Tensor, *, k: int, seen: SparseMatrix | None = None
 def _results(
     operator: str, x: torch.Tensor, num_items: int, k: int, seen: SparseMatrix | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    if x.dtype != torch.float32:
-        raise ValueError(f"{operator}: scores are float32, got {x.dtype}")
     if not 1 <= k <= num_items:
         raise ValueError(f"{operator}: k must lie within 1 and the number of items {num_items}, got {k}")
-    if seen is not None and seen.shape != (len(x), num_items):
-        raise ValueError(f"{operator}: seen must be {len(x)} x {num_items}, got {seen.shape[0]} x {seen.shape[1]}")
+    if seen is not None:
+        _arguments.check_matrix(operator, seen)
+        if seen.shape != (len(x), num_items):
+            raise ValueError(f"{operator}: seen must be {len(x)} x {num_items}, got {seen.shape[0]} x {seen.shape[1]}")
     return np.empty((len(x), k), np.int32), np.empty((len(x), k), np.float32)
 
 
@@ -75,6 +77,6 @@ OP = Operator(
     reference.topk_scores,
     reference.cases,
     reference.bytes_moved,
-    dtypes=(torch.float32,),
+    dtypes=DTYPES,
     differentiable=False,
 )

@@ -1,0 +1,345 @@
+"""What a run can be told: one dataclass a section, filled from the composed Hydra config and checked.
+
+The YAML files in `conf/` hold the values, the dataclasses the types and the rules. A message names the field, its value and the
+remedy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gnnrec.errors import ConfigError
+
+SPLITS = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal")
+SOURCES = ("catalog", "files", "synthetic")
+DUPLICATES = ("first", "last", "keep")
+
+
+@dataclass
+class ColumnsConfig:
+    """Names (or, without a header, 0-based numbers) of a table's columns; null for one that is not there."""
+
+    user: str = "user"
+    item: str = "item"
+    rating: str | None = None
+    timestamp: str | None = None
+
+
+@dataclass
+class SplitConfig:
+    """How a single log is cut into training and test part."""
+
+    by: str = "random"
+    test_ratio: float = 0.2
+
+
+@dataclass
+class SyntheticConfig:
+    """Size and shape of the generated data set."""
+
+    num_users: int = 3000
+    num_items: int = 2000
+    num_interactions: int = 120000
+    communities: int = 20
+    popularity_exponent: float = 0.8
+    noise: float = 0.1
+
+
+@dataclass
+class DataConfig:
+    """Where interactions come from and what is done to them before training."""
+
+    source: str = "files"
+    name: str = "files"
+    root: str | None = None
+    format: str | None = None
+    log: str | None = None
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    delimiter: str | None = None
+    header: bool = True
+    split: SplitConfig = field(default_factory=SplitConfig)
+    min_rating: float | None = None
+    k_core: int = 0
+    duplicates: str = "first"
+    valid_ratio: float = 0.1
+    seed: int = 0
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _one_of("data.source", self.source, SOURCES)
+        _one_of("data.duplicates", self.duplicates, DUPLICATES)
+        _one_of("data.split.by", self.split.by, SPLITS)
+        _within("data.valid_ratio", self.valid_ratio, 0, 0.9)
+        _within("data.split.test_ratio", self.split.test_ratio, 0.001, 0.9)
+        _at_least("data.k_core", self.k_core, 0)
+        if self.source == "files" and (self.log is None) == (self.train is None):
+            raise ConfigError(
+                "neither data.log nor data.train is set" if self.log is None else "both data.log and data.train are set",
+                where="data",
+                remedy="Give data.log=FILE for one log that is to be split, or data.train=FILE data.test=FILE",
+            )
+        if self.source == "files" and self.train is not None and self.test is None:
+            raise ConfigError(
+                f"data.train is {self.train!r} but data.test is not set",
+                where="data",
+                remedy="Add data.test=FILE, or give the whole log as data.log=FILE to have it split",
+            )
+
+
+@dataclass
+class LightGCNConfig:
+    """LightGCN (He et al. 2020)."""
+
+    name: str = "lightgcn"
+    dim: int = 64
+    layers: int = 3
+    layer_weights: list[float] | None = None
+    init_std: float = 0.1
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _within("model.dim", self.dim, 1, 4096)
+        _within("model.layers", self.layers, 0, 32)
+        _positive("model.init_std", self.init_std)
+        if self.layer_weights is not None and len(self.layer_weights) != self.layers + 1:
+            raise ConfigError(
+                f"has {len(self.layer_weights)} numbers where model.layers={self.layers} needs {self.layers + 1}",
+                where="model.layer_weights",
+                remedy="Give one number for the embedding itself and one for each layer, or null for the mean",
+            )
+
+
+@dataclass
+class GFCFConfig:
+    """GF-CF (Shen et al. 2021), a graph filter in closed form."""
+
+    name: str = "gfcf"
+    factors: int = 256
+    ideal_weight: float = 0.3
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _within("model.factors", self.factors, 1, 4096)
+        _at_least("model.ideal_weight", self.ideal_weight, 0)
+
+
+@dataclass
+class LossConfig:
+    """The loss of a training step."""
+
+    name: str = "bpr"
+    reg: float = 1e-4
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _one_of("loss.name", self.name, ("bpr",))
+        _at_least("loss.reg", self.reg, 0)
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _one_of("optimizer.name", self.name, ("adam",))
+        _positive("optimizer.lr", self.lr)
+        _positive("optimizer.eps", self.eps)
+        for beta in self.betas:
+            _within("optimizer.betas", beta, 0, 0.9999999)
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop."""
+
+    epochs: int = 40
+    batch_size: int = 2048
+    sampling: str = "users"
+    eval_every: int = 5
+    patience: int = 5
+    monitor: str = "recall@20"
+    checkpoint_every: int = 1
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _at_least("trainer.epochs", self.epochs, 1)
+        _within("trainer.batch_size", self.batch_size, 1, 2**31 - 1)
+        _one_of("trainer.sampling", self.sampling, ("users", "interactions"))
+        _at_least("trainer.eval_every", self.eval_every, 1)
+        _at_least("trainer.patience", self.patience, 1)
+        _at_least("trainer.checkpoint_every", self.checkpoint_every, 1)
+
+
+@dataclass
+class EvaluationConfig:
+    """Which metrics are computed, at which cut-offs K."""
+
+    k: list[int] = field(default_factory=lambda: [20])
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        if not self.k:
+            raise ConfigError("is empty", where="evaluation.k", remedy="Give at least one cut-off, such as [20]")
+        for k in self.k:
+            _at_least("evaluation.k", k, 1)
+
+
+MODELS: dict[str, type[LightGCNConfig] | type[GFCFConfig]] = {"lightgcn": LightGCNConfig, "gfcf": GFCFConfig}
+ModelConfig = LightGCNConfig | GFCFConfig
+
+
+@dataclass
+class TrainConfig:
+    """Everything `gnnrec train` is told; `loss`, `optimizer` and `trainer` are None for a model in closed form."""
+
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig | None
+    optimizer: OptimizerConfig | None
+    trainer: TrainerConfig | None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Fill and check every section.
+
+        Raises:
+            ConfigError: an unknown key, a value of a wrong type or out of range; the message names the field.
+        """
+        values = dict(values)
+        model = dict(values.pop("model", None) or {})
+        _one_of("model.name", model.get("name"), tuple(MODELS))
+        data = fill(DataConfig, values.pop("data", None) or {}, "data")
+        config = cls(
+            data=data,
+            model=fill(MODELS[model["name"]], model, "model"),
+            loss=_optional(LossConfig, values.pop("loss", None), "loss"),
+            optimizer=_optional(OptimizerConfig, values.pop("optimizer", None), "optimizer"),
+            trainer=_optional(TrainerConfig, values.pop("trainer", None), "trainer"),
+            evaluation=fill(EvaluationConfig, values.pop("evaluation", None) or {}, "evaluation"),
+            **{name: values.pop(name) for name in ("seed", "device", "threads", "resume") if name in values},
+        )
+        if values:
+            raise ConfigError(f"unknown keys {sorted(values)}", where="config")
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        for section in (self.data, self.model, self.loss, self.optimizer, self.trainer, self.evaluation):
+            if section is not None:
+                section.validate()
+        _within("seed", self.seed, 0, 2**63 - 1)
+        _one_of("device", self.device, ("auto", "cpu"))
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
+        for name, section in gradient_sections.items():
+            if isinstance(self.model, LightGCNConfig) and section is None:
+                raise ConfigError("is not set", where=name, remedy=f"model={self.model.name} needs it")
+            if isinstance(self.model, GFCFConfig) and section is not None:
+                raise ConfigError(
+                    f"model={self.model.name} is computed in closed form and has no use for it",
+                    where=name,
+                    remedy=f"Leave out {name}=... on the command line",
+                )
+
+
+T = TypeVar("T")
+
+
+def fill(schema: type[T], values: dict[str, Any], where: str) -> T:
+    """An instance of the dataclass `schema` from plain values, converted and checked by type.
+
+    Raises:
+        ConfigError: an unknown key or a value of a wrong type, with its name under `where`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        name = ".".join(part for part in (where, error.full_key) if part)
+        raise ConfigError(str(error).splitlines()[0], where=name, remedy=_suggest(schema, error.key)) from error
+    assert isinstance(result, schema)
+    return result
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as YAML, which `from_yaml` and `TrainConfig.from_dict` read back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def from_yaml(file: Path) -> dict[str, Any]:
+    """The values of a config file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML mapping.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(file)) from error
+    if not isinstance(values, dict):
+        raise ConfigError("holds no configuration", where=str(file))
+    return {str(key): value for key, value in values.items()}
+
+
+def _optional(schema: type[T], values: dict[str, Any] | None, where: str) -> T | None:
+    return None if values is None else fill(schema, values, where)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A sentence with the nearest known names, or all of them where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}"
+
+
+def _suggest(schema: Any, key: Any) -> str | None:
+    known = list(schema.__dataclass_fields__)
+    return None if key is None or key in known else did_you_mean(str(key), known)
+
+
+def _one_of(where: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"is {value!r}", where=where, remedy=did_you_mean(str(value), list(known)))
+
+
+def _within(where: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"is {value}", where=where, remedy=f"It must lie within {low} and {high}")
+
+
+def _at_least(where: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ConfigError(f"is {value}", where=where, remedy=f"It must be at least {low}")
+
+
+def _positive(where: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"is {value}", where=where, remedy="It must be above 0")

@@ -1,0 +1,103 @@
+"""From a data section of the config to training, validation and test part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnnrec.config import DataConfig
+from gnnrec.data import catalog, readers, splits, synthetic
+from gnnrec.data.interactions import Interactions
+from gnnrec.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The parts of a data set; they share their id maps.
+
+    Args:
+        name: what to call it.
+        train, test: the parts; valid: None where training uses all of the training part.
+        truth: the planted model of generated data.
+    """
+
+    name: str
+    train: Interactions
+    valid: Interactions | None
+    test: Interactions
+    truth: synthetic.PlantedModel | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Number of users, items and interactions of each part."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        sizes = {name: len(part) for name, part in parts.items() if part is not None}
+        return {"users": self.train.num_users, "items": self.train.num_items} | sizes
+
+
+def load(config: DataConfig) -> Dataset:
+    """Read, clean and split what the config names.
+
+    Raises:
+        DataError: a file or column is missing, a row cannot be read, nothing is left, a part is empty.
+    """
+    truth = None
+    if config.source == "synthetic":
+        made = synthetic.generate(
+            config.synthetic.num_users,
+            config.synthetic.num_items,
+            config.synthetic.num_interactions,
+            communities=config.synthetic.communities,
+            popularity_exponent=config.synthetic.popularity_exponent,
+            noise=config.synthetic.noise,
+            seed=config.seed,
+        )
+        parts, truth = [made.log], made.truth
+    elif config.source == "catalog":
+        parts = catalog.read(config.name, config.root)
+    else:
+        parts = _read_files(config)
+    if config.min_rating is not None:
+        parts = [part.filter_rating(config.min_rating) for part in parts]
+    if config.duplicates != "keep":
+        parts = [part.deduplicate(config.duplicates) for part in parts]
+    valid = None
+    if len(parts) == 1:
+        train, test = _split_log(parts[0], config)
+    elif config.k_core:
+        raise ConfigError(
+            f"is {config.k_core}, but the files are split already",
+            where="data.k_core",
+            remedy="Filter the files beforehand, or give one log as data.log=FILE",
+        )
+    else:
+        train, *middle, test = parts
+        valid = middle[0] if middle else None
+    if valid is None and config.valid_ratio:
+        train, valid = splits.carve_valid(train, config.valid_ratio, config.seed)
+    for part in (train, test):
+        if not len(part):
+            raise DataError("is empty", where=part.name, remedy="Check the file, the columns and the filters")
+    return Dataset(config.name, train, valid, test, truth)
+
+
+def _read_files(config: DataConfig) -> list[Interactions]:
+    """The log, or training, validation (where given) and test file."""
+    files = [config.log] if config.log else [config.train, config.valid, config.test]
+    return readers.read_split(
+        [Path(file) for file in files if file],
+        format=config.format,
+        user=config.columns.user,
+        item=config.columns.item,
+        rating=config.columns.rating,
+        timestamp=config.columns.timestamp,
+        delimiter=config.delimiter,
+        header=config.header,
+    )
+
+
+def _split_log(log: Interactions, config: DataConfig) -> tuple[Interactions, Interactions]:
+    if config.k_core:
+        log = log.k_core(config.k_core, config.k_core).compact()
+    ratios = (1 - config.split.test_ratio, config.split.test_ratio)
+    train, test = splits.split(log, by=config.split.by, ratios=ratios, seed=config.seed)
+    return train, test

@@ -1,0 +1,121 @@
+"""Estimators: fit and recommend in two calls, around a model and the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pandas as pd
+
+from gnnrec import models, recommend
+from gnnrec.config import (
+    EvaluationConfig,
+    GFCFConfig,
+    LightGCNConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainerConfig,
+)
+from gnnrec.data.interactions import Interactions
+from gnnrec.models.scorer import Scorer
+from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.run import graph_of
+from gnnrec.training.trainer import Trainer
+
+
+class Estimator:
+    """What estimators share: after `fit` they recommend for users and items by the ids of the log they were fitted on.
+
+    Attributes:
+        model: the fitted nn.Module.
+    """
+
+    model: models.LightGCN | models.GFCF
+
+    def recommend(
+        self, users: Sequence[Any] | None = None, k: int = 20, *, exclude_seen: bool = True
+    ) -> pd.DataFrame:
+        """The k best items of these users (all, by default): columns user, item, rank, score. See `gnnrec.recommend`."""
+        seen = self._seen if exclude_seen else None
+        return recommend.recommend(self._scorer, self._log.user_ids, self._log.item_ids, seen, users, k)
+
+    def recommend_new_users(self, history: Interactions, k: int = 20) -> pd.DataFrame:
+        """The k best items of users who were not in training, from their interactions."""
+        return recommend.recommend_new_users(self._scorer, self._log.item_ids, history, k)
+
+    def similar_items(self, items: Sequence[Any] | None = None, k: int = 20) -> pd.DataFrame:
+        """The k items nearest to each of these (all, by default): columns item, similar, rank, score."""
+        return recommend.similar_items(self._scorer, self._log.item_ids, items, k)
+
+    def evaluate(self, test: Interactions, ks: Sequence[int] = (20,)) -> dict[str, float]:
+        """Metrics of the held-out part, training and validation items left out, such as `recall@20`."""
+        return Evaluator(test, self._seen, ks)(self._scorer)
+
+    def _fitted(self, train: Interactions, valid: Interactions | None, scorer: Scorer) -> Self:
+        self._log, self._scorer = train, scorer
+        self._seen = (graph_of(train) if valid is None else graph_of(train, valid)).user_item()
+        return self
+
+
+class LightGCN(Estimator):
+    """LightGCN (He et al. 2020) trained with BPR and Adam.
+
+    Args:
+        dim: width of the embeddings.
+        layers: propagation layers.
+        epochs, batch_size, lr, reg, patience, eval_every: of the training; see `conf/`.
+        seed: of initial embeddings and sampler; equal seeds give bit-identical results.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        layers: int = 3,
+        *,
+        epochs: int = 40,
+        batch_size: int = 2048,
+        lr: float = 1e-3,
+        reg: float = 1e-4,
+        patience: int = 5,
+        eval_every: int = 5,
+        seed: int = 0,
+    ) -> None:
+        self.config = LightGCNConfig(dim=dim, layers=layers)
+        self.loss, self.optimizer = LossConfig(reg=reg), OptimizerConfig(lr=lr)
+        self.trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
+        self.seed = seed
+        for section in (self.config, self.loss, self.optimizer, self.trainer):
+            section.validate()
+
+    def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
+        """Train on `train`; with `valid`, stop early by its recall@20 and keep the best epoch."""
+        graph = graph_of(train)
+        model = models.build(self.config, graph, self.seed)
+        assert isinstance(model, models.LightGCN)
+        evaluator = None if valid is None else Evaluator(valid, graph.user_item(), EvaluationConfig().k)
+        Trainer(model, self.trainer, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
+        self.model = model
+        return self._fitted(train, valid, model.scorer())
+
+
+class GFCF(Estimator):
+    """GF-CF (Shen et al. 2021): a graph filter in closed form.
+
+    Args:
+        factors: singular vectors of the ideal low-pass filter.
+        ideal_weight: its weight.
+        seed: of the decomposition's start.
+    """
+
+    def __init__(self, factors: int = 256, ideal_weight: float = 0.3, *, seed: int = 0) -> None:
+        self.config, self.seed = GFCFConfig(factors=factors, ideal_weight=ideal_weight), seed
+        self.config.validate()
+
+    def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
+        """Decompose the graph of `train`; `valid` is only left out of recommendations."""
+        model = models.build(self.config, graph_of(train), self.seed)
+        assert isinstance(model, models.GFCF)
+        self.model = model.fit()
+        return self._fitted(train, valid, model.scorer())
+
+

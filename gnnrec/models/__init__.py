@@ -1,0 +1,28 @@
+"""Models: nn.Modules that call operators and know nothing of training.
+
+`build` is the explicit list of them; a new model is one file, one config schema and one line there.
+"""
+
+from __future__ import annotations
+
+from gnnrec.config import GFCFConfig, ModelConfig
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.models.gfcf import GFCF
+from gnnrec.models.lightgcn import LightGCN
+from gnnrec.models.scorer import FactorScorer, FilterScorer, Scorer
+
+__all__ = ["GFCF", "FactorScorer", "FilterScorer", "LightGCN", "Scorer", "build"]
+
+
+def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> LightGCN | GFCF:
+    """The model that `config` names, on this graph; parameters are drawn from `seed`."""
+    if isinstance(config, GFCFConfig):
+        return GFCF(graph, factors=config.factors, ideal_weight=config.ideal_weight, seed=seed)
+    return LightGCN(
+        graph,
+        dim=config.dim,
+        layers=config.layers,
+        layer_weights=config.layer_weights,
+        init_std=config.init_std,
+        seed=seed,
+    )

@@ -1,0 +1,69 @@
+"""LightGCN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from gnnrec import ops
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.models.scorer import FactorScorer
+
+
+class LightGCN(nn.Module):
+    """Embeddings propagated over the normalised user-item graph and summed over layers (He et al. 2020).
+
+    Args:
+        graph: the training graph.
+        dim: width of the embeddings.
+        layers: number of propagation layers; 0 is matrix factorisation.
+        layer_weights: layers + 1 numbers, by default the mean over layers.
+        init_std: standard deviation of the initial embeddings, N(0, init_std).
+        seed: of the initial embeddings.
+    """
+
+    def __init__(
+        self,
+        graph: BipartiteGraph,
+        dim: int = 64,
+        layers: int = 3,
+        layer_weights: Sequence[float] | None = None,
+        init_std: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.graph, self.layers = graph, layers
+        self.layer_weights = [1 / (layers + 1)] * (layers + 1) if layer_weights is None else list(layer_weights)
+        generator = torch.Generator().manual_seed(seed)
+        # Ego embeddings (layer 0) of users, then items.
+        self.embedding = nn.Parameter(torch.empty(graph.num_nodes, dim).normal_(0, init_std, generator=generator))
+
+    def forward(self) -> torch.Tensor:
+        """Final embeddings [num_users + num_items, dim] of users, then items."""
+        return ops.lightgcn_propagate(
+            self.graph.norm_adjacency(), self.embedding, num_layers=self.layers, layer_weights=self.layer_weights
+        )
+
+    @torch.no_grad()
+    def scorer(self) -> FactorScorer:
+        """This model as it is now, frozen for inference.
+
+        A user who was not in training has no ego embedding: what is left of the layer sum is A applied to what the items hold
+        one layer earlier, sum over l >= 1 of layer_weights[l] * A^(l-1) E, which is propagation by one layer less. Without layers
+        nothing flows, and a new user is the plain normalised sum of the items.
+        """
+        users = self.graph.num_users
+        final = self()
+        if self.layers == 0:
+            passed = self.embedding.detach()
+        else:
+            passed = ops.lightgcn_propagate(
+                self.graph.norm_adjacency(),
+                self.embedding,
+                num_layers=self.layers - 1,
+                layer_weights=self.layer_weights[1:],
+            )
+        item_scale = self.graph.norm_user_item().col_scale
+        return FactorScorer(final[:users], final[users:], passed[users:], item_scale)

@@ -1,0 +1,128 @@
+"""Scorers: a trained model frozen for inference, ranking items for users it knows and for users it does not."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from gnnrec import ops
+from gnnrec.graph.sparse import SparseMatrix
+
+Ranking = tuple[torch.Tensor, torch.Tensor]
+
+
+class Scorer(Protocol):
+    """What evaluation and recommendation ask of a model.
+
+    `seen` holds the entries to leave out, one row per row of the answer. An answer is items int32 [rows, k], best first, -1
+    where none is left, and their scores float32 [rows, k].
+    """
+
+    item_vectors: torch.Tensor  # float32 [num_items, dim], for the similarity of items
+
+    def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
+        """The k best items of the users with these numbers, int64 [rows]."""
+        ...
+
+    def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
+        """The k best items of users who are known by their items alone: history [rows, num_items]."""
+        ...
+
+
+class FactorScorer:
+    """Scores that are dot products.
+
+    Args:
+        user_vectors, item_vectors: float32 [num_users, dim] and [num_items, dim].
+        fold_in_vectors: float32 [num_items, dim]: what an item passes to a user connected to it.
+        item_scale: float32 [num_items]: degree^-1/2 of the items.
+    """
+
+    def __init__(
+        self,
+        user_vectors: torch.Tensor,
+        item_vectors: torch.Tensor,
+        fold_in_vectors: torch.Tensor,
+        item_scale: torch.Tensor | None,
+    ) -> None:
+        self.user_vectors, self.item_vectors = user_vectors, item_vectors
+        self.fold_in_vectors, self.item_scale = fold_in_vectors, item_scale
+
+    def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
+        """As Scorer.topk."""
+        return ops.topk_scores(self.user_vectors[users], self.item_vectors, k=k, seen=seen)
+
+    def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
+        """As Scorer.topk_by_history: a new user's vector is propagated from the user's items, degrees as in training."""
+        vectors = ops.spmm(normalised(history, self.item_scale), self.fold_in_vectors)
+        return ops.topk_scores(vectors, self.item_vectors, k=k, seen=seen)
+
+
+class FilterScorer:
+    """Scores of a linear graph filter: history -> scores of all items, in blocks of users.
+
+    score = h R^T R + weight * (h D^-1/2 V) V^T D^1/2 with h a row of interactions, R the normalised users x items matrix and V
+    its leading right singular vectors (Shen et al. 2021, section 5).
+
+    Args:
+        interactions: users x items matrix of ones.
+        normalised: R.
+        vectors: V, float32 [num_items, factors].
+        item_scale, item_root: degree^-1/2 and degree^1/2 of the items, float32 [num_items].
+        ideal_weight: weight of the ideal low-pass filter.
+    """
+
+    BLOCK = 64  # users: wide enough for the dense product, and two sparse products of this width stay in the caches
+
+    def __init__(
+        self,
+        interactions: SparseMatrix,
+        normalised: SparseMatrix,
+        vectors: torch.Tensor,
+        item_scale: torch.Tensor,
+        item_root: torch.Tensor,
+        ideal_weight: float,
+    ) -> None:
+        self.interactions, self.normalised = interactions, normalised
+        self.back_vectors = ideal_weight * vectors * item_root[:, None]
+        self.front_vectors = vectors * item_scale[:, None]
+        self.item_vectors = vectors
+
+    def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
+        """As Scorer.topk."""
+        return self.topk_by_history(select_rows(self.interactions, users), k, seen)
+
+    def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
+        """As Scorer.topk_by_history."""
+        items, scores = [], []
+        for start in range(0, history.shape[0], self.BLOCK):
+            rows = torch.arange(start, min(start + self.BLOCK, history.shape[0]))
+            block = select_rows(history, rows)
+            masked = None if seen is None else select_rows(seen, rows)
+            best, value = ops.topk_dense(self._scores(block), k=k, seen=masked)
+            items.append(best)
+            scores.append(value)
+        return torch.cat(items), torch.cat(scores)
+
+    def _scores(self, history: SparseMatrix) -> torch.Tensor:
+        signal = torch.zeros(history.shape[1], history.shape[0])
+        rows = torch.repeat_interleave(torch.arange(history.shape[0]), history.indptr.diff())
+        signal[history.indices.long(), rows] = 1.0
+        linear = ops.spmm(self.normalised.T, ops.spmm(self.normalised, signal))
+        return torch.addmm(linear.T, ops.spmm(history, self.front_vectors), self.back_vectors.T)
+
+
+def normalised(history: SparseMatrix, item_scale: torch.Tensor | None) -> SparseMatrix:
+    """The history with rows scaled by length^-1/2 and columns by `item_scale`."""
+    lengths = history.indptr.diff().clamp(min=1)
+    return SparseMatrix(history.indptr, history.indices, history.shape, lengths.float().rsqrt(), item_scale)
+
+
+def select_rows(matrix: SparseMatrix, rows: torch.Tensor) -> SparseMatrix:
+    """The matrix of these rows, int64 [n], in this order; without the scales."""
+    lengths = matrix.indptr.diff()[rows]
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    # Entry t of the result comes from where its row starts in the matrix plus its place within the row.
+    source = torch.arange(int(indptr[-1])) + torch.repeat_interleave(matrix.indptr[rows] - indptr[:-1], lengths)
+    return SparseMatrix(indptr, matrix.indices[source], (len(rows), matrix.shape[1]))

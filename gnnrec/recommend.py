@@ -1,0 +1,228 @@
+"""Recommendations, similar items and embeddings of a trained model, with the user's own ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from gnnrec import ops
+from gnnrec.data.interactions import IdMap, Interactions
+from gnnrec.errors import ConfigError, DataError
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.models.scorer import FactorScorer, Scorer, select_rows
+from gnnrec.storage import atomic_write, storage_errors
+
+BLOCK = 65536  # users ranked at once
+SUFFIXES = (".parquet", ".csv", ".json")
+
+
+def recommend(
+    scorer: Scorer,
+    user_ids: IdMap,
+    item_ids: IdMap,
+    seen: SparseMatrix | None,
+    users: Sequence[Any] | npt.NDArray[Any] | None = None,
+    k: int = 20,
+) -> pd.DataFrame:
+    """The k best items of each user.
+
+    Args:
+        scorer: the model.
+        user_ids, item_ids: the maps to the user's own ids.
+        seen: users x items matrix of what is left out; None recommends seen items too.
+        users: ids as the user has them; None for all.
+        k: how many, at most the number of items.
+
+    Returns:
+        Columns user, item (own ids), rank (from 1) and score, k rows a user or fewer where fewer items are left.
+
+    Raises:
+        DataError: ids that were not in training.
+        ConfigError: k out of range.
+    """
+    _check_k(k, len(item_ids))
+    numbers = np.arange(len(user_ids)) if users is None else known_numbers(user_ids, users, "user")
+    frames = []
+    for block in torch.from_numpy(numbers.astype(np.int64)).split(BLOCK):
+        ranked = scorer.topk(block, k, None if seen is None else select_rows(seen, block))
+        frames.append(_frame(user_ids.decode(block.numpy()), item_ids, *ranked))
+    return pd.concat(frames, ignore_index=True)
+
+
+def recommend_new_users(scorer: Scorer, item_ids: IdMap, history: Interactions, k: int = 20) -> pd.DataFrame:
+    """The k best items of users who were not in training, from the items they have interacted with.
+
+    Args:
+        scorer: the model.
+        item_ids: the items of training.
+        history: the new users' interactions. Items unknown to the model are passed over.
+        k: how many.
+
+    Returns:
+        As `recommend`.
+
+    Raises:
+        DataError: a user none of whose items was in training.
+    """
+    _check_k(k, len(item_ids))
+    items = item_ids.encode(history.item_ids.ids)[history.items]
+    kept = items >= 0
+    graph = BipartiteGraph.from_edges(history.users[kept], items[kept], history.num_users, len(item_ids))
+    lost = np.flatnonzero(graph.user_degrees == 0)
+    if len(lost):
+        raise DataError(
+            f"{len(lost)} users have no item that was in training, such as {history.user_ids.decode(lost[:3]).tolist()}",
+            where=history.name,
+            remedy="Leave these users out",
+        )
+    matrix = graph.user_item()
+    frames = []
+    for block in torch.arange(graph.num_users).split(BLOCK):
+        rows = select_rows(matrix, block)
+        ranked = scorer.topk_by_history(rows, k, rows)
+        frames.append(_frame(history.user_ids.decode(block.numpy()), item_ids, *ranked))
+    return pd.concat(frames, ignore_index=True)
+
+
+def similar_items(
+    scorer: Scorer, item_ids: IdMap, items: Sequence[Any] | npt.NDArray[Any] | None = None, k: int = 20
+) -> pd.DataFrame:
+    """The k items nearest to each item by the cosine of their vectors, itself left out.
+
+    Returns:
+        Columns item, similar (own ids), rank (from 1) and score.
+
+    Raises:
+        DataError: ids that were not in training.
+        ConfigError: k out of range.
+    """
+    _check_k(k, len(item_ids) - 1)
+    numbers = np.arange(len(item_ids)) if items is None else known_numbers(item_ids, items, "item")
+    vectors = F.normalize(scorer.item_vectors)
+    frames = []
+    for block in torch.from_numpy(numbers.astype(np.int64)).split(BLOCK):
+        itself = SparseMatrix(torch.arange(len(block) + 1), block.int(), (len(block), len(item_ids)))
+        ranked = ops.topk_scores(vectors[block], vectors, k=k, seen=itself)
+        frames.append(_frame(item_ids.decode(block.numpy()), item_ids, *ranked))
+    return pd.concat(frames, ignore_index=True).rename(columns={"item": "similar", "user": "item"})
+
+
+def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa.Table]:
+    """Tables `users` and `items` with the columns id and vector (a list of float32), for models that have vectors of both.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    if not isinstance(scorer, FactorScorer):
+        raise ConfigError("this model has no embeddings of users", where="model", remedy="Train model=lightgcn")
+    sides = {"users": (user_ids, scorer.user_vectors), "items": (item_ids, scorer.item_vectors)}
+    return {
+        name: pa.table({"id": ids.ids, "vector": pa.FixedSizeListArray.from_arrays(vectors.numpy().ravel(), vectors.shape[1])})
+        for name, (ids, vectors) in sides.items()
+    }
+
+
+def write_embeddings(tables: dict[str, pa.Table], folder: Path) -> None:
+    """Write `users.parquet` and `items.parquet` into the folder.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        atomic_write(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
+
+
+def known_numbers(ids: IdMap, values: Sequence[Any] | npt.NDArray[Any], what: str) -> npt.NDArray[np.int32]:
+    """Numbers of ids that must all be known.
+
+    Raises:
+        DataError: some are not; with how many, and the first of them.
+    """
+    numbers = ids.encode(values)
+    unknown = [values[at] for at in np.flatnonzero(numbers < 0)]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(values)} {what} ids were not in training, such as {list(map(str, unknown[:3]))}",
+            remedy=f"Leave them out, or give new users by their items (gnnrec recommend new_users history=FILE)"
+            if what == "user"
+            else "Leave them out",
+        )
+    return numbers
+
+
+def read_ids(file: Path, column: str) -> list[Any]:
+    """The ids in a file: one a line (.txt), or the column of that name, else the only one (.csv, .parquet).
+
+    Raises:
+        DataError: the file is missing, empty or has no such column.
+    """
+    try:
+        if file.suffix == ".txt":
+            ids: list[Any] = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        else:
+            table = pq.read_table(file) if file.suffix == ".parquet" else pa_csv.read_csv(file)
+            if column not in table.column_names and table.num_columns > 1:
+                raise DataError(
+                    f"has no column {column!r}, only {table.column_names}", where=str(file), remedy="Rename the column"
+                )
+            ids = table.column(column if column in table.column_names else 0).to_pylist()
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise DataError(
+            f"cannot be read: {error}", where=str(file), remedy="Give a .txt file with one id a line, a .csv or a .parquet"
+        ) from error
+    if not ids:
+        raise DataError("holds no ids", where=str(file), remedy="Give one id a line")
+    return ids
+
+
+def write_table(frame: pd.DataFrame, out: Path) -> None:
+    """Write a table as .parquet, .csv or .json (records), whole or not at all.
+
+    Raises:
+        ConfigError: another suffix.
+        StorageError: it cannot be written.
+    """
+    writers: dict[str, Callable[[Path], object]] = {
+        ".parquet": lambda path: frame.to_parquet(path, index=False),
+        ".csv": lambda path: frame.to_csv(path, index=False),
+        ".json": lambda path: frame.to_json(path, orient="records"),
+    }
+    check_suffix(out)
+    atomic_write(out, writers[out.suffix])
+
+
+def check_suffix(out: Path) -> None:
+    """Raise a ConfigError unless a table can be written under this name."""
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"is {str(out)!r}", where="out", remedy=f"Let it end in {', '.join(SUFFIXES)}")
+
+
+def _check_k(k: int, most: int) -> None:
+    if not 1 <= k <= most:
+        raise ConfigError(f"is {k}", where="k", remedy=f"It must lie within 1 and {most}, the number of items to rank")
+
+
+def _frame(of: npt.NDArray[Any], item_ids: IdMap, items: torch.Tensor, scores: torch.Tensor) -> pd.DataFrame:
+    """One row for each place in the rankings that holds an item."""
+    rows, places = np.nonzero(items.numpy() >= 0)
+    return pd.DataFrame(
+        {
+            "user": of[rows],
+            "item": item_ids.decode(items.numpy()[rows, places]),
+            "rank": places + 1,
+            "score": scores.numpy()[rows, places],
+        }
+    )

@@ -1,0 +1,1 @@
+"""Training: sampler, loop, evaluation, checkpoints, run directory."""

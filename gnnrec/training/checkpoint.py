@@ -1,0 +1,304 @@
+"""Checkpoints that survive a crash, a full disk and a flipped bit.
+
+A checkpoint is a folder `step-00001234/`:
+
+    GROUP.safetensors   the tensors named GROUP.NAME, under NAME: `model.safetensors` is a plain state dict
+    state.json          everything that is no tensor
+    manifest.json       format, step, and bytes and SHA-256 of each file
+
+The checksums are taken from memory on the way out and compared with what the disk gives back before an older
+checkpoint is removed, and again on every load. Nothing here can run code from a file: safetensors and JSON, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gnnrec.errors import CheckpointError, StorageError
+from gnnrec.storage import atomic_folder, remove_folder, remove_leftovers, storage_errors
+
+FORMAT = "gnnrec-checkpoint"
+VERSION = 1
+
+_FOLDER = re.compile(r"step-(\d{8,})(?:-(\d+))?")  # the second number: the step was saved again after a resume
+_KEY = re.compile(r"([A-Za-z]\w*)\.(.+)")
+_SUFFIX = ".safetensors"
+_CHUNK = 1 << 20
+_STATE = "state.json"
+_MANIFEST = "manifest.json"
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Manifest(NamedTuple):
+    """What a checkpoint consists of: its step, and (bytes, SHA-256) of each file by name."""
+
+    step: int
+    files: dict[str, tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Args:
+        path: the folder it was read from.
+        step: the number of steps trained.
+        tensors: by `GROUP.NAME`, as they were saved, bit for bit.
+        state: what was saved beside them, as JSON has it (tuples have become lists).
+    """
+
+    path: Path
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    folder: str | os.PathLike[str],
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    *,
+    keep: int = 1,
+) -> Path:
+    """Write a checkpoint, read it back from the disk, and only then remove older ones.
+
+    `folder` then holds this checkpoint and up to `keep` from before it. One of a later step belongs to a training that
+    was given up for this one (it was damaged, and a resume fell back behind it), and is removed too. Holds no copy of
+    a contiguous CPU tensor, and a copy of one tensor at a time of any other.
+
+    Args:
+        folder: where the checkpoints lie; created where missing. One process at a time may save into it.
+        step: number of steps trained so far, at least 0.
+        tensors: dense tensors by `GROUP.NAME`, of any shape and device.
+        state: what JSON can hold; NaN and infinities too.
+        keep: how many earlier checkpoints to keep.
+
+    Returns:
+        The new folder: `folder/step-00001234`, or `folder/step-00001234-1` where that step had been saved before.
+
+    Raises:
+        StorageError: no space, no permission, an I/O error, or the disk gave back something else than was written.
+            Earlier checkpoints are then as they were.
+        ValueError: a tensor that has no group, or whose layout or dtype cannot be saved.
+    """
+    folder = Path(folder)
+    groups = _grouped(tensors)
+    encoded = json.dumps(dict(state)).encode()
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    earlier = _checkpoints(folder)
+    attempts = [attempt for number, attempt, _ in earlier if number == step]
+    path = folder / (f"step-{step:08d}" + (f"-{max(attempts) + 1}" if attempts else ""))
+
+    with atomic_folder(path) as temporary:
+        files = {name + _SUFFIX: _write(temporary / (name + _SUFFIX), _safetensors(group)) for name, group in groups}
+        files[_STATE] = _write(temporary / _STATE, [encoded])
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+        _write(temporary / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
+    try:
+        _verify(path, from_disk=True)
+    except CheckpointError as error:
+        remove_folder(path)
+        remedy = "Look into the system's log (dmesg), and write to another disk"
+        raise StorageError(f"not what was written: {error.found}", where=error.where, remedy=remedy) from error
+
+    before = [path for number, _, path in earlier if number <= step]
+    after = [path for number, _, path in earlier if number > step]
+    for old in before[: max(len(before) - keep, 0)] + after:
+        remove_folder(old)
+    return path
+
+
+def latest(folder: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint in `folder`, not verified; None where there is none."""
+    found = _checkpoints(Path(folder))
+    return found[-1][2] if found else None
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
+    """Verify a checkpoint and read it.
+
+    Args:
+        path: the checkpoint's folder.
+        device: where to put the tensors.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed, or the format is not ours; with what was found.
+    """
+    path = Path(path)
+    manifest = _verify(path)
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        for name in manifest.files:
+            if name.endswith(_SUFFIX):
+                with safe_open(path / name, framework="pt") as file:
+                    for key in file.keys():  # noqa: SIM118 - it is no mapping
+                        # A copy: the library's CPU tensors are views of the mapped file and would change with it.
+                        tensors[f"{name.removesuffix(_SUFFIX)}.{key}"] = file.get_tensor(key).to(device, copy=True)
+        state = json.loads((path / _STATE).read_bytes())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, f"verifies but cannot be read: {error}") from error
+    return Checkpoint(path, manifest.step, tensors, state)
+
+
+def load_latest(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Checkpoint, list[str]]:
+    """Read the newest checkpoint that verifies.
+
+    Args:
+        folder: where the checkpoints lie.
+        device: where to put the tensors.
+
+    Returns:
+        The checkpoint, and one warning for each newer one that is damaged.
+
+    Raises:
+        CheckpointError: there is none, or none that verifies; with what is wrong with each.
+    """
+    warnings: list[str] = []
+    for _, _, path in reversed(_checkpoints(Path(folder))):
+        try:
+            checkpoint = load(path, device)
+        except CheckpointError as error:
+            warnings.append(f"{error.where}: {error.found}")
+        else:
+            return checkpoint, [f"{warning}. Falling back to {checkpoint.path.name}" for warning in warnings]
+    if not warnings:
+        raise CheckpointError("holds no checkpoint", where=str(folder), remedy="Train first, or correct the path")
+    raise CheckpointError(
+        "no checkpoint verifies: " + "; ".join(warnings),
+        where=str(folder),
+        remedy="Restore one of them from a copy, or train anew in another folder",
+    )
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
+    """(step, attempt, path) of the checkpoints in `folder`, oldest first."""
+    try:
+        found = [(match, path) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name))]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        remedy = "Give this user permission to read it"
+        raise CheckpointError(f"cannot be listed: {error.strerror}", where=str(folder), remedy=remedy) from error
+    return sorted((int(match[1]), int(match[2] or 0), path) for match, path in found)
+
+
+def _grouped(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[str, torch.Tensor]]]:
+    groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ValueError(f"tensor name {key!r} is not GROUP.NAME, such as 'model.weight'")
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+            raise ValueError(
+                f"tensor {key!r} is {tensor.layout}, {tensor.dtype}: a checkpoint holds dense tensors only"
+            )
+        groups[match[1]][match[2]] = tensor.detach()
+    return sorted(groups.items())
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a file; gives its bytes and the SHA-256 of what left memory, not of what arrived."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        for part in parts:
+            for start in range(0, len(part), _CHUNK):  # hashed and written while the chunk is in the cache
+                chunk = part[start : start + _CHUNK]
+                digest.update(chunk)
+                size += file.write(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file: header length, JSON header, the tensors' bytes.
+
+    The library's own writer hides the error number of a full disk and needs all tensors on the CPU at once. Files are
+    read with the library. Format: https://github.com/huggingface/safetensors#format
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps every tensor aligned
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    yield len(encoded).to_bytes(8, "little") + encoded
+    for _, tensor in ordered:
+        yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _verify(path: Path, *, from_disk: bool = False) -> Manifest:
+    """Compare every file with the manifest. `from_disk`: not with the system's cache of what was just written."""
+    manifest = _manifest(path)
+    for name, (size, sha256) in manifest.files.items():
+        try:
+            with open(path / name, "rb") as file:
+                if from_disk and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                found_size = os.fstat(file.fileno()).st_size
+                found_sha256 = hashlib.file_digest(file, "sha256").hexdigest() if found_size == size else ""
+        except OSError as error:
+            raise _damaged(path / name, f"cannot be read: {error.strerror}") from error
+        if found_size != size:
+            raise _damaged(path / name, f"has {found_size:,} bytes where the manifest has {size:,}")
+        if found_sha256 != sha256:
+            raise _damaged(path / name, f"has the SHA-256 {found_sha256} where the manifest has {sha256}")
+    return manifest
+
+
+def _manifest(path: Path) -> Manifest:
+    file = path / _MANIFEST
+    try:
+        content = json.loads(file.read_bytes())
+        kind, version = content["format"], content["version"]
+        if (kind, version) != (FORMAT, VERSION):
+            raise CheckpointError(
+                f"is {kind} version {version}, and this gnnrec reads {FORMAT} version {VERSION}",
+                where=str(file),
+                remedy="Use the version of gnnrec that wrote it",
+            )
+        files = {
+            Path(name).name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
+        }
+        manifest = Manifest(int(content["step"]), files)
+    except OSError as error:
+        raise _damaged(file, f"cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(file, f"is not the manifest of a checkpoint: {error!r}") from error
+    named = _FOLDER.fullmatch(path.name)
+    if named and int(named[1]) != manifest.step:
+        raise _damaged(file, f"is of step {manifest.step}, in the folder {path.name}")
+    if _STATE not in files:
+        raise _damaged(file, f"does not list {_STATE}")
+    return manifest
+
+
+def _damaged(file: Path, found: str) -> CheckpointError:
+    remedy = "Restore the folder from a copy, or remove it so that the checkpoint before it is used"
+    return CheckpointError(found, where=str(file), remedy=remedy)

@@ -1,0 +1,54 @@
+"""Full-ranking evaluation: every item is ranked for every user with held-out items, what the user has seen left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gnnrec.data.interactions import Interactions
+from gnnrec.errors import ConfigError, DataError
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.models.scorer import Scorer, select_rows
+from gnnrec.training.metrics import MetricAccumulator
+
+BLOCK = 65536  # users ranked at once
+
+
+class Evaluator:
+    """Ranks and scores one held-out part, as often as asked.
+
+    Args:
+        held_out: the interactions to be predicted.
+        seen: users x items matrix of what is left out of the ranking.
+        ks: cut-offs K of the metrics.
+
+    Raises:
+        DataError: nothing is held out.
+        ConfigError: a K beyond the number of items.
+    """
+
+    def __init__(self, held_out: Interactions, seen: SparseMatrix, ks: Sequence[int]) -> None:
+        if not len(held_out):
+            raise DataError("holds no interaction", where=held_out.name, remedy="Evaluate on another part")
+        if max(ks) > held_out.num_items:
+            raise ConfigError(
+                f"is {list(ks)}, but there are only {held_out.num_items} items",
+                where="evaluation.k",
+                remedy="Ask for no more than that",
+            )
+        self.ks, self.seen, self.num_items = list(ks), seen, held_out.num_items
+        graph = BipartiteGraph.from_edges(held_out.users, held_out.items, held_out.num_users, held_out.num_items)
+        self._held_out = graph.user_item()
+        self.users = torch.from_numpy(np.flatnonzero(graph.user_degrees))
+
+    def __call__(self, scorer: Scorer) -> dict[str, float]:
+        """Metrics by name, such as `recall@20`; defined in `training.metrics`."""
+        metrics = MetricAccumulator(self.ks, self.num_items)
+        for users in self.users.split(BLOCK):
+            ranked, _ = scorer.topk(users, max(self.ks), select_rows(self.seen, users))
+            relevant = select_rows(self._held_out, users)
+            metrics.update(ranked.numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
+        return metrics.result()

@@ -1,0 +1,294 @@
+"""A run: the directory it leaves, and the way from a config to a trained and evaluated model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from gnnrec import config as config_module
+from gnnrec import models
+from gnnrec.config import TrainConfig
+from gnnrec.data import dataset
+from gnnrec.data.interactions import IdMap, Interactions
+from gnnrec.errors import CheckpointError, ConfigError
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops import set_num_threads
+from gnnrec.storage import atomic_write
+from gnnrec.training import checkpoint, runlog
+from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.trainer import Position, Trainer, split_groups
+
+PARTS = ("train", "valid", "test")
+RESUMABLE = ("resume", "threads", "trainer.epochs", "trainer.patience", "trainer.checkpoint_every", "evaluation.k")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with the data it was trained on, as `evaluate` and `recommend` need them."""
+
+    config: TrainConfig
+    data: dataset.Dataset
+    graph: BipartiteGraph
+    model: models.LightGCN | models.GFCF
+
+    def seen(self, *, with_valid: bool) -> SparseMatrix:
+        """The users x items matrix of the training part, with the validation part where asked."""
+        if self.data.valid is None or not with_valid:
+            return self.graph.user_item()
+        return graph_of(self.data.train, self.data.valid).user_item()
+
+
+def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
+    """Train, evaluate and leave everything in `run_dir`.
+
+    Returns:
+        The run and its summary, which `summary.json` holds too.
+
+    Raises:
+        GnnrecError: whatever a user can mend; Interrupted by a signal, with a checkpoint written.
+    """
+    if config.threads is not None:
+        set_threads(config.threads)
+    checkpoints = run_dir / "checkpoints"
+    _check_run_dir(config, run_dir)
+    if config.resume:
+        data = load_data(config, run_dir)
+    else:
+        data = dataset.load(config.data)
+        _check_cutoffs(config, data)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_data(data, run_dir)
+        atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
+    graph = graph_of(data.train)
+    model = models.build(config.model, graph, config.seed)
+    run = Run(config, data, graph, model)
+    with runlog.RunLog(run_dir) as log:
+        log.event("start", data=data.counts(), machine=runlog.machine(), versions=runlog.versions())
+        position = _fit(run, checkpoints, log)
+        started = time.perf_counter()
+        metrics = evaluate(run, ks=config.evaluation.k)
+        position.eval_seconds += time.perf_counter() - started
+        if position.best:
+            metrics = {"valid": position.best} | {name: part for name, part in metrics.items() if name != "valid"}
+        summary = _summary(run, position, metrics)
+        log.event("end", metrics=metrics)
+        log.write_summary(summary)
+    return run, summary
+
+
+def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> Position:
+    """Train the run's model, or compute it where it is in closed form."""
+    config = run.config
+    if isinstance(run.model, models.GFCF):
+        started = time.perf_counter()
+        run.model.fit()
+        position = Position(finished=True, train_seconds=time.perf_counter() - started)
+        tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
+        checkpoint.save(checkpoints, 0, tensors, asdict(position))
+        return position
+    assert config.trainer is not None
+    assert config.loss is not None
+    assert config.optimizer is not None
+    valid = None
+    if run.data.valid is not None:
+        valid = Evaluator(run.data.valid, run.graph.user_item(), config.evaluation.k)
+    trainer = Trainer(
+        run.model,
+        config.trainer,
+        config.loss,
+        config.optimizer,
+        seed=config.seed,
+        valid=valid,
+        checkpoints=checkpoints,
+        log=log,
+        resume=config.resume,
+    )
+    return trainer.fit()
+
+
+def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:
+    """Metrics of the validation part (training items left out) and the test part (training and validation items left out)."""
+    scorer = run.model.scorer()
+    metrics = {}
+    if run.data.valid is not None:
+        metrics["valid"] = Evaluator(run.data.valid, run.seen(with_valid=False), ks)(scorer)
+    metrics["test"] = Evaluator(run.data.test, run.seen(with_valid=True), ks)(scorer)
+    return metrics
+
+
+def open_run(run_dir: Path) -> Run:
+    """The model that a training left in `run_dir`: the best by validation where there was one, else the last.
+
+    Raises:
+        CheckpointError: no run lies there, or it is damaged.
+    """
+    config = _read_config(run_dir)
+    data = load_data(config, run_dir)
+    graph = graph_of(data.train)
+    model = models.build(config.model, graph, config.seed)
+    saved, warnings = checkpoint.load_latest(run_dir / "checkpoints")
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    groups = split_groups(saved.tensors)
+    model.load_state_dict(groups.get("best", groups["model"]))
+    return Run(config, data, graph, model)
+
+
+def graph_of(*parts: Interactions) -> BipartiteGraph:
+    """The graph of the interactions of these parts."""
+    users = np.concatenate([part.users for part in parts])
+    items = np.concatenate([part.items for part in parts])
+    return BipartiteGraph.from_edges(users, items, parts[0].num_users, parts[0].num_items)
+
+
+def set_threads(threads: int) -> None:
+    """Set the number of threads, or raise a ConfigError that says how many there are."""
+    try:
+        set_num_threads(threads)
+    except ValueError as error:
+        raise ConfigError(str(error), where="threads", remedy="Leave it out to use all") from error
+
+
+def save_data(data: dataset.Dataset, run_dir: Path) -> None:
+    """Keep the parts (numbers, one Parquet file a part) and the id maps in `run_dir/data`."""
+    folder = run_dir / "data"
+    folder.mkdir(exist_ok=True)
+    data.train.user_ids.to_parquet(folder / "users.parquet")
+    data.train.item_ids.to_parquet(folder / "items.parquet")
+    for name in PARTS:
+        part: Interactions | None = getattr(data, name)
+        if part is not None:
+            table = pa.table({"user": part.users, "item": part.items})
+            atomic_write(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
+    if data.truth is not None:
+        atomic_write(folder / "truth.npz", data.truth.save)
+
+
+def load_data(config: TrainConfig, run_dir: Path) -> dataset.Dataset:
+    """The parts that `save_data` kept.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    folder = run_dir / "data"
+    user_ids = IdMap.from_parquet(folder / "users.parquet")
+    item_ids = IdMap.from_parquet(folder / "items.parquet")
+    parts: dict[str, Interactions | None] = {}
+    for name in PARTS:
+        file = folder / f"{name}.parquet"
+        if name == "valid" and not file.exists():
+            parts[name] = None
+            continue
+        try:
+            table = pq.read_table(file)
+            users, items = (table.column(column).to_numpy() for column in ("user", "item"))
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise CheckpointError(
+                f"cannot be read: {error}", where=str(file), remedy="Train anew, or restore the run directory"
+            ) from error
+        parts[name] = Interactions(users, items, user_ids, item_ids, name=f"{config.data.name} {name}")
+    truth_file = folder / "truth.npz"
+    truth = dataset.synthetic.PlantedModel.load(truth_file) if truth_file.exists() else None
+    return dataset.Dataset(config.data.name, truth=truth, **parts)  # type: ignore[arg-type]
+
+
+def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": run.data.name} | run.data.counts()
+    if run.data.truth is not None:
+        history = run.data.train if run.data.valid is None else _joined(run.data.train, run.data.valid)
+        data["attainable"] = {
+            f"recall@{k}": run.data.truth.best_recall(history, run.data.test, k) for k in run.config.evaluation.k
+        }
+    return {
+        "metrics": metrics,
+        "best_epoch": position.best_epoch or position.epoch,
+        "epochs": position.epoch,
+        "steps": position.step,
+        "train_seconds": position.train_seconds,
+        "compile_seconds": position.compile_seconds,
+        "eval_seconds": position.eval_seconds,
+        "peak_rss_bytes": runlog.peak_rss_bytes(),
+        "seed": run.config.seed,
+        "model": asdict(run.config.model),
+        "data": data,
+        "machine": runlog.machine(),
+        "versions": runlog.versions(),
+    }
+
+
+def _joined(a: Interactions, b: Interactions) -> Interactions:
+    return replace(
+        a, users=np.concatenate([a.users, b.users]), items=np.concatenate([a.items, b.items]), ratings=None, timestamps=None
+    )
+
+
+def _check_cutoffs(config: TrainConfig, data: dataset.Dataset) -> None:
+    """Find out before training what evaluation would complain of afterwards."""
+    if max(config.evaluation.k) > data.train.num_items:
+        raise ConfigError(
+            f"is {config.evaluation.k}, but there are only {data.train.num_items} items",
+            where="evaluation.k",
+            remedy="Ask for no more than that",
+        )
+    if config.trainer is not None and data.valid is not None:
+        known = {int(name.rpartition("@")[2]) for name in (config.trainer.monitor,) if "@" in name}
+        if not known <= set(config.evaluation.k):
+            raise ConfigError(
+                f"is {config.trainer.monitor!r}, but metrics are computed at K = {config.evaluation.k}",
+                where="trainer.monitor",
+                remedy="Monitor one of these, or add its K to evaluation.k",
+            )
+
+
+def _read_config(run_dir: Path) -> TrainConfig:
+    file = run_dir / "config.yaml"
+    if not file.exists():
+        raise CheckpointError(
+            "is no run directory: it has no config.yaml",
+            where=str(run_dir),
+            remedy="Give the directory that a training left, such as run=outputs/train/2026-01-31_12-00-00",
+        )
+    return TrainConfig.from_dict(config_module.from_yaml(file))
+
+
+def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
+    """Refuse to overwrite a run, to resume none, and to resume one with another configuration."""
+    exists = (run_dir / "config.yaml").exists()
+    if not config.resume:
+        if exists:
+            raise ConfigError(
+                "holds a run already",
+                where=str(run_dir),
+                remedy="Add resume=true to go on with it, or choose another hydra.run.dir",
+            )
+        return
+    if not exists:
+        raise ConfigError(
+            "resume=true, but there is no run to go on with",
+            where=str(run_dir),
+            remedy="Set hydra.run.dir to the directory of the run",
+        )
+    before, now = (_flat(asdict(part)) for part in (_read_config(run_dir), config))
+    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name) and name not in RESUMABLE]
+    if changed:
+        listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in changed)
+        raise ConfigError(
+            f"this run has another configuration: {listed}",
+            where=str(run_dir),
+            remedy="Give the same options as the run had, or start another one in another hydra.run.dir",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

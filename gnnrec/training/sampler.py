@@ -1,0 +1,112 @@
+"""Training triples (user, item of the user, item not of the user), drawn by counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from gnnrec.errors import DataError
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.ops._numba import inline, kernel
+from gnnrec.ops._philox import below, philox
+
+
+class TripleSampler:
+    """Draws batches of triples; batch number `step` is a function of (seed, step) alone, so any of them can be replayed.
+
+    Args:
+        graph: the training graph. Users without items, or with all of them, are never drawn.
+        batch_size: triples in a batch; the last one of an epoch holds the rest.
+        sampling: "users": a uniform user, then a uniform item of the user, as many as there are edges in an epoch (the code of He
+            et al. 2020); "interactions": every edge once an epoch, shuffled.
+        seed: of the draws.
+
+    Raises:
+        DataError: no user has both an item and a missing item.
+    """
+
+    def __init__(self, graph: BipartiteGraph, batch_size: int, sampling: str = "users", seed: int = 0) -> None:
+        degrees = graph.user_degrees
+        active = np.flatnonzero((degrees > 0) & (degrees < graph.num_items))
+        if not len(active):
+            raise DataError(
+                f"no user to learn from: of {graph.num_users} users none has some but not all of the "
+                f"{graph.num_items} items",
+                where="training data",
+                remedy="Check the filters (data.min_rating, data.k_core) and the columns that were read",
+            )
+        self.graph, self.batch_size, self.seed = graph, batch_size, seed
+        self._active, self._shuffle = active.astype(np.int32), sampling == "interactions"
+        self.epoch_size = int(degrees[active].sum())
+        self.steps_per_epoch = -(-self.epoch_size // batch_size)
+        self._order: tuple[int, Any] = (-1, None)
+
+    def batch(self, step: int) -> torch.Tensor:
+        """The triples of this step as node numbers, int64 [3, batch]: users, positive items, negative items."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        first = within * self.batch_size
+        count = min(self.batch_size, self.epoch_size - first)
+        triples = np.empty((3, count), np.int64)
+        if self._shuffle:
+            edges = self._edges(epoch)[first : first + count]
+            triples[0] = np.searchsorted(self.graph.user_indptr, edges, side="right") - 1
+            triples[1] = self.graph.user_items[edges]
+        _draw(
+            np.uint64(self.seed),
+            np.uint64(epoch * self.epoch_size + first),
+            self._shuffle,
+            self._active,
+            self.graph.user_indptr,
+            self.graph.user_items,
+            self.graph.num_items,
+            triples,
+        )
+        triples[1:] += self.graph.num_users
+        return torch.from_numpy(triples)
+
+    def _edges(self, epoch: int) -> Any:
+        """The edges of the active users in this epoch's order; kept for the epoch."""
+        if self._order[0] != epoch:
+            degrees = self.graph.user_degrees
+            usable = np.flatnonzero(np.repeat(degrees < self.graph.num_items, degrees))
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._order = (epoch, generator.permutation(usable))
+        return self._order[1]
+
+
+@inline
+def _has(items: Any, start: Any, stop: Any, item: Any) -> Any:
+    """Whether the sorted items[start:stop] hold the item."""
+    while start < stop:
+        middle = (start + stop) // 2
+        if items[middle] < item:
+            start = middle + 1
+        elif items[middle] > item:
+            stop = middle
+        else:
+            return True
+    return False
+
+
+@kernel
+def _draw(
+    seed: Any, first: Any, given: Any, active: Any, indptr: Any, items: Any, num_items: Any, triples: Any
+) -> None:
+    for t in numba.prange(triples.shape[1]):
+        counter = first + np.uint64(t)
+        words = philox(seed, np.uint64(0), counter)
+        if not given:
+            user = active[below(words[0], len(active))]
+            start = indptr[user]
+            triples[0, t] = user
+            triples[1, t] = items[start + below(words[1], indptr[user + 1] - start)]
+        user = triples[0, t]
+        negative = below(words[2], num_items)
+        attempt = np.uint64(0)
+        while _has(items, indptr[user], indptr[user + 1], negative):
+            attempt += np.uint64(1)  # the next stream of the same counter
+            negative = below(philox(seed, attempt, counter)[0], num_items)
+        triples[2, t] = negative

@@ -1,0 +1,251 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
+from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
+from gnnrec.losses import bpr_loss
+from gnnrec.models import LightGCN
+from gnnrec.training import checkpoint, optim
+from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.runlog import Progress, RunLog
+from gnnrec.training.sampler import TripleSampler
+
+
+class DivergedError(GnnrecError):
+    """The loss is no number any more."""
+
+
+class Interrupted(GnnrecError):
+    """SIGINT or SIGTERM ended the training; a checkpoint is written where there is a place for it."""
+
+    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+        self.signum = signum
+        kept = f"the state is kept in {checkpoint}" if checkpoint else "nothing is kept"
+        super().__init__(f"interrupted by {signal.Signals(signum).name}; {kept}")
+
+
+@dataclass
+class Position:
+    """Where training is, and what it has seen; everything of a checkpoint that is no tensor."""
+
+    step: int = 0
+    epoch: int = 0
+    loss_sum: float = 0.0  # of this epoch's steps so far
+    best: dict[str, float] = field(default_factory=dict)  # validation metrics of the best epoch
+    best_epoch: int = 0
+    worse: int = 0  # evaluations since the best one
+    finished: bool = False
+    train_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a model on triples with BPR, evaluates now and then, keeps the best, writes checkpoints.
+
+    Args:
+        model: the model; its parameters are trained in place.
+        config: the loop's settings.
+        loss: the loss's settings.
+        optimizer: the optimiser's settings.
+        seed: of the sampler.
+        valid: ranks the validation part; None trains all epochs and keeps the last.
+        checkpoints: the folder for checkpoints; None writes none.
+        log: where events go.
+        resume: go on from the newest checkpoint in `checkpoints`.
+    """
+
+    def __init__(
+        self,
+        model: LightGCN,
+        config: TrainerConfig,
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int = 0,
+        valid: Evaluator | None = None,
+        checkpoints: Path | None = None,
+        log: RunLog | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.model, self.config, self.loss = model, config, loss
+        self.optimizer = optim.build(optimizer, model)
+        self.sampler = TripleSampler(model.graph, config.batch_size, config.sampling, seed)
+        self.valid, self.checkpoints, self.log = valid, checkpoints, log
+        self.position = Position()
+        self.best_parameters: dict[str, torch.Tensor] | None = None
+        if resume and checkpoints is not None:
+            self._restore(checkpoints)
+
+    def fit(self) -> Position:
+        """Train to the last epoch, or until validation stops getting better; then the model holds the best parameters.
+
+        Raises:
+            Interrupted: by SIGINT or SIGTERM, after the step in progress and a checkpoint.
+            DivergedError: the loss became NaN or infinite; earlier checkpoints are intact.
+            StorageError: a checkpoint could not be written.
+        """
+        position, epochs = self.position, self.config.epochs
+        if not position.finished:
+            self._warm_up()
+        total = epochs * self.sampler.steps_per_epoch
+        with _caught_signals() as caught, Progress(total, initial=position.step) as progress:
+            while position.epoch < epochs and not position.finished:
+                self._train_epoch(caught, progress)
+                if not caught:
+                    self._end_epoch(progress)
+                if caught:
+                    path = self._save()
+                    self._event("interrupted", signal=caught[0], step=position.step)
+                    raise Interrupted(caught[0], path)
+        if self.best_parameters is not None:
+            self.model.load_state_dict(self.best_parameters)
+        return position
+
+    def _train_epoch(self, caught: list[int], progress: Progress) -> None:
+        """The rest of this epoch's steps, or up to a signal."""
+        position, started = self.position, time.perf_counter()
+        for _ in range(position.step, (position.epoch + 1) * self.sampler.steps_per_epoch):
+            loss = self._step(position.step)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} at step {position.step} (epoch {position.epoch + 1}) with "
+                    f"optimizer.lr={self.optimizer.param_groups[0]['lr']}",
+                    remedy="Lower optimizer.lr, or model.init_std; the last checkpoint is intact",
+                )
+            position.loss_sum += loss
+            position.step += 1
+            progress.advance(1, loss=loss)
+            if caught:
+                break
+        position.train_seconds += time.perf_counter() - started
+
+    def _step(self, step: int) -> float:
+        triples = self.sampler.batch(step)
+        loss = bpr_loss(self.model(), self.model.embedding, triples, self.loss.reg)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item()
+
+    def _end_epoch(self, progress: Progress) -> None:
+        """Log, evaluate where it is time, decide whether to stop, write a checkpoint where it is time."""
+        position, config = self.position, self.config
+        position.epoch += 1
+        loss = position.loss_sum / self.sampler.steps_per_epoch
+        position.loss_sum = 0.0
+        metrics: dict[str, float] = {}
+        last = position.epoch == config.epochs
+        if self.valid is not None and (last or position.epoch % config.eval_every == 0):
+            metrics = self._evaluate(self.valid)
+        position.finished = last or position.worse >= config.patience
+        self._event("epoch", epoch=position.epoch, step=position.step, loss=loss, valid=metrics)
+        scores = "".join(f"  valid {name} {value:.4f}" for name, value in metrics.items() if name == config.monitor)
+        progress.line(f"epoch {position.epoch}/{config.epochs}  loss {loss:.4f}{scores}")
+        if position.finished and not last:
+            progress.line(f"no better {config.monitor} for {position.worse} evaluations: stopped")
+        if position.finished or position.epoch % config.checkpoint_every == 0:
+            self._save()
+
+    def _evaluate(self, valid: Evaluator) -> dict[str, float]:
+        """Validate, and keep the parameters if they are the best so far."""
+        position, monitor, started = self.position, self.config.monitor, time.perf_counter()
+        metrics = valid(self.model.scorer())
+        position.eval_seconds += time.perf_counter() - started
+        if monitor not in metrics:
+            raise ConfigError(f"is {monitor!r}", where="trainer.monitor", remedy=f"Known are: {', '.join(metrics)}")
+        if not position.best or metrics[monitor] > position.best[monitor]:
+            position.best, position.best_epoch, position.worse = metrics, position.epoch, 0
+            self.best_parameters = {name: value.clone() for name, value in self.model.state_dict().items()}
+        else:
+            position.worse += 1
+        return metrics
+
+    def _warm_up(self) -> None:
+        """Compile the kernels on one step whose gradient is thrown away, so that its time can be told apart."""
+        started = time.perf_counter()
+        bpr_loss(self.model(), self.model.embedding, self.sampler.batch(0), self.loss.reg).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+        self.position.compile_seconds += seconds
+        self.position.train_seconds += seconds
+
+    def _event(self, event: str, **fields: Any) -> None:
+        if self.log is not None:
+            self.log.event(event, **fields)
+
+    def _save(self) -> Path | None:
+        if self.checkpoints is None:
+            return None
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, value in (self.best_parameters or {}).items():
+            tensors[f"best.{name}"] = value
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        return checkpoint.save(self.checkpoints, self.position.step, tensors, asdict(self.position))
+
+    def _restore(self, folder: Path) -> None:
+        saved, warnings = checkpoint.load_latest(folder)
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+        groups = split_groups(saved.tensors)
+        try:
+            self.model.load_state_dict(groups["model"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                "holds another model", where=str(saved.path), remedy="Resume with the configuration of that run"
+            ) from error
+        optimizer = self.optimizer.state_dict()
+        for name, value in groups.get("optimizer", {}).items():
+            index, _, key = name.partition(".")
+            optimizer["state"].setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(optimizer)
+        self.best_parameters = groups.get("best")
+        self.position = Position(**saved.state)
+        # More epochs than the finished run had: go on, unless validation had stopped it.
+        if self.position.worse < self.config.patience:
+            self.position.finished = False
+
+
+def split_groups(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """A checkpoint's tensors by group ("model", "best", "optimizer") and name."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        group, _, key = name.partition(".")
+        groups.setdefault(group, {})[key] = value
+    return groups
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of ending the process; the second SIGINT ends it at once."""
+    caught: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        if caught and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(signum)
+
+    try:
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are not ours to take
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
