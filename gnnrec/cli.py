@@ -1,7 +1,7 @@
 """The command line: `gnnrec APP [VERB] [overrides]`.
 
-An app is a config in `conf/` and one function here. Hydra composes the config; the messages for a user's mistakes, the exit codes
-(0 done, 2 the user can mend it, 130 and 143 interrupted, 1 a defect of ours) and the tables are made here.
+An app is a config in `conf/` and one function here. Hydra composes the config; the messages for a user's mistakes, the
+exit codes (0 done, 2 the user can mend it, 130 and 143 interrupted, 1 a defect of ours) and the tables are made here.
 """
 
 from __future__ import annotations
@@ -90,16 +90,19 @@ def data(values: dict[str, Any], run_dir: Path, verb: str) -> None:
 
     root = values["root"]
     if verb == "list":
-        _table("", [catalog.row(entry.name, root) for entry in catalog.catalog()])
+        _table("", [_catalog_row(catalog.describe(entry.name, root)) for entry in catalog.catalog()])
         return
     if values["name"] is None:
         known = ", ".join(entry.name for entry in catalog.catalog())
         raise ConfigError("is not set", where="name", remedy=f"Add name=NAME, one of: {known}")
     if verb == "fetch":
-        print(catalog.fetch(values["name"], root, progress=print))
-    else:
-        for key, value in catalog.describe(values["name"], root).items():
-            print(f"{key:>14}  {value}")
+        print(f"{values['name']} is in {catalog.fetch(values['name'], root, progress=_Percent())}")
+        return
+    described = catalog.describe(values["name"], root)
+    files = described.pop("files")
+    for key, value in described.items():
+        print(f"{key:>12}  {value}")
+    _table("", files)
 
 
 class App(NamedTuple):
@@ -124,9 +127,9 @@ def main() -> None:
         print(_help())
         raise SystemExit(0)
     if args[0] == "--version":
-        from gnnrec import __version__
+        from importlib.metadata import version
 
-        print(f"gnnrec {__version__}")
+        print(f"gnnrec {version('gnnrec')}")
         raise SystemExit(0)
     raise SystemExit(_run(args[0], args[1:]))
 
@@ -261,8 +264,8 @@ def _help() -> str:
         lines.append(f"  {group + '=' + '|'.join(names)}")
     lines += [
         "",
-        "`gnnrec APP --help` shows every key with its value, `-m` sweeps over comma-separated values, `--cfg job` prints the",
-        "composed configuration. Example: gnnrec train data=gowalla model.layers=2 trainer.epochs=20",
+        "`gnnrec APP --help` shows every key with its value, `-m` sweeps over comma-separated values, `--cfg job`",
+        "prints the composed configuration. Example: gnnrec train data=gowalla model.layers=2 trainer.epochs=20",
     ]
     return "\n".join(lines)
 
@@ -289,7 +292,7 @@ def _give(frame: pd.DataFrame, out: str | None) -> None:
         print(f"{len(frame)} rows in {out}")
         return
     shown = frame.head(50)
-    _table("", [{str(key): value for key, value in row.items()} for row in shown.to_dict("records")])
+    _table("", _records(shown))
     if len(shown) < len(frame):
         print(f"... {len(frame) - len(shown)} rows more; out=FILE (.parquet, .csv, .json) keeps them all")
 
@@ -313,7 +316,30 @@ def _show_recommendations(run: Any) -> None:
     user = log.user_ids.decode(log.users[:1])
     k = min(10, log.num_items)
     frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, run.seen(with_valid=True), user, k)
-    _table(f"recommendations for user {user[0]}", [dict(row) for row in frame[["rank", "item", "score"]].to_dict("records")])
+    _table(f"recommendations for user {user[0]}", _records(frame[["rank", "item", "score"]]))
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _catalog_row(described: dict[str, Any]) -> dict[str, Any]:
+    states = {file["state"] for file in described["files"]}
+    row = {key: described[key] for key in ("name", "users", "items", "interactions")}
+    return row | {"here": states.pop() if len(states) == 1 else "incomplete", "source": described["source"]}
+
+
+class _Percent:
+    """Prints the progress of a download, a line every ten percent."""
+
+    def __init__(self) -> None:
+        self.shown = -1
+
+    def __call__(self, done: int, total: int | None) -> None:
+        tenths = 10 * done // total if total else 0
+        if tenths > self.shown:
+            self.shown = tenths
+            print(f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""), flush=True)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -322,10 +348,17 @@ def _table(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(title=title or None, title_justify="left")
+    if title:
+        print(title)
+    table = Table()
     for column in columns:
         numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in map(lambda c: row.get(c, ""), columns)))
+        table.add_row(
+            *(
+                f"{value:.4f}" if isinstance(value, float) else str(value)
+                for value in map(lambda c: row.get(c, ""), columns)
+            )
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,7 +1,7 @@
 """What a run can be told: one dataclass a section, filled from the composed Hydra config and checked.
 
-The YAML files in `conf/` hold the values, the dataclasses the types and the rules. A message names the field, its value and the
-remedy.
+The YAML files in `conf/` hold the values, the dataclasses the types and the rules. A message names the field, its value
+and the remedy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SyntheticConfig:
     num_users: int = 3000
     num_items: int = 2000
     num_interactions: int = 120000
-    communities: int = 20
+    communities: int = 10
     popularity_exponent: float = 0.8
     noise: float = 0.1
 
@@ -80,7 +80,9 @@ class DataConfig:
         _at_least("data.k_core", self.k_core, 0)
         if self.source == "files" and (self.log is None) == (self.train is None):
             raise ConfigError(
-                "neither data.log nor data.train is set" if self.log is None else "both data.log and data.train are set",
+                "neither data.log nor data.train is set"
+                if self.log is None
+                else "both data.log and data.train are set",
                 where="data",
                 remedy="Give data.log=FILE for one log that is to be split, or data.train=FILE data.test=FILE",
             )

@@ -1,7 +1,7 @@
 """Errors that a user can mend.
 
-Each carries three parts: what was found, where, and what to do about it. The command line prints them as one message and
-ends with exit code 2; anything else that escapes is a defect of ours and keeps its traceback.
+Each carries three parts: what was found, where, and what to do about it. The command line prints them as one message
+and ends with exit code 2; anything else that escapes is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations

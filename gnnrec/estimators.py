@@ -32,10 +32,8 @@ class Estimator:
 
     model: models.LightGCN | models.GFCF
 
-    def recommend(
-        self, users: Sequence[Any] | None = None, k: int = 20, *, exclude_seen: bool = True
-    ) -> pd.DataFrame:
-        """The k best items of these users (all, by default): columns user, item, rank, score. See `gnnrec.recommend`."""
+    def recommend(self, users: Sequence[Any] | None = None, k: int = 20, *, exclude_seen: bool = True) -> pd.DataFrame:
+        """The k best items of these users (all, by default): columns user, item, rank, score."""
         seen = self._seen if exclude_seen else None
         return recommend.recommend(self._scorer, self._log.user_ids, self._log.item_ids, seen, users, k)
 
@@ -117,5 +115,3 @@ class GFCF(Estimator):
         assert isinstance(model, models.GFCF)
         self.model = model.fit()
         return self._fitted(train, valid, model.scorer())
-
-

@@ -8,13 +8,11 @@ import torch.nn.functional as F
 LANES = 1024
 
 
-def bpr_loss(
-    final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float = 0.0
-) -> torch.Tensor:
+def bpr_loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float = 0.0) -> torch.Tensor:
     """Bayesian personalised ranking with L2 on the ego embeddings of the batch.
 
-    mean over the batch of softplus(s(u, n) - s(u, p)) + reg / 2 * (|e_u|^2 + |e_p|^2 + |e_n|^2), with s the dot product of final
-    embeddings and e the ego embeddings.
+    mean over the batch of softplus(s(u, n) - s(u, p)) + reg / 2 * (|e_u|^2 + |e_p|^2 + |e_n|^2), with s the dot product
+    of final embeddings and e the ego embeddings.
 
     Args:
         final: propagated embeddings [nodes, dim].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def recommend_new_users(scorer: Scorer, item_ids: IdMap, history: Interactions, 
     lost = np.flatnonzero(graph.user_degrees == 0)
     if len(lost):
         raise DataError(
-            f"{len(lost)} users have no item that was in training, such as {history.user_ids.decode(lost[:3]).tolist()}",
+            f"{len(lost)} users have no item of the training data, such as "
+            f"{history.user_ids.decode(lost[:3]).tolist()}",
             where=history.name,
             remedy="Leave these users out",
         )
@@ -119,7 +121,7 @@ def similar_items(
 
 
 def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa.Table]:
-    """Tables `users` and `items` with the columns id and vector (a list of float32), for models that have vectors of both.
+    """Tables `users` and `items` with the columns id and vector (a list of float32), for models that have both.
 
     Raises:
         ConfigError: the model has none.
@@ -128,7 +130,9 @@ def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa
         raise ConfigError("this model has no embeddings of users", where="model", remedy="Train model=lightgcn")
     sides = {"users": (user_ids, scorer.user_vectors), "items": (item_ids, scorer.item_vectors)}
     return {
-        name: pa.table({"id": ids.ids, "vector": pa.FixedSizeListArray.from_arrays(vectors.numpy().ravel(), vectors.shape[1])})
+        name: pa.table(
+            {"id": ids.ids, "vector": pa.FixedSizeListArray.from_arrays(vectors.numpy().ravel(), vectors.shape[1])}
+        )
         for name, (ids, vectors) in sides.items()
     }
 
@@ -142,7 +146,7 @@ def write_embeddings(tables: dict[str, pa.Table], folder: Path) -> None:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        atomic_write(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
+        atomic_write(folder / f"{name}.parquet", partial(pq.write_table, table))
 
 
 def known_numbers(ids: IdMap, values: Sequence[Any] | npt.NDArray[Any], what: str) -> npt.NDArray[np.int32]:
@@ -152,11 +156,11 @@ def known_numbers(ids: IdMap, values: Sequence[Any] | npt.NDArray[Any], what: st
         DataError: some are not; with how many, and the first of them.
     """
     numbers = ids.encode(values)
-    unknown = [values[at] for at in np.flatnonzero(numbers < 0)]
+    unknown = [values[int(at)] for at in np.flatnonzero(numbers < 0)]
     if unknown:
         raise DataError(
             f"{len(unknown)} of {len(values)} {what} ids were not in training, such as {list(map(str, unknown[:3]))}",
-            remedy=f"Leave them out, or give new users by their items (gnnrec recommend new_users history=FILE)"
+            remedy="Leave them out, or give new users by their items (gnnrec recommend new_users history=FILE)"
             if what == "user"
             else "Leave them out",
         )
@@ -181,7 +185,9 @@ def read_ids(file: Path, column: str) -> list[Any]:
             ids = table.column(column if column in table.column_names else 0).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(
-            f"cannot be read: {error}", where=str(file), remedy="Give a .txt file with one id a line, a .csv or a .parquet"
+            f"cannot be read: {error}",
+            where=str(file),
+            remedy="Give a .txt file with one id a line, a .csv or a .parquet",
         ) from error
     if not ids:
         raise DataError("holds no ids", where=str(file), remedy="Give one id a line")

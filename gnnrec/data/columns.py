@@ -54,6 +54,8 @@ def as_ids(column: Any, label: Any, where: str, first_row: int = 0) -> Any:
     Raises:
         DataError: a null, floats, integers beyond int64, or another type.
     """
+    if not len(column):
+        return pa.nulls(0, pa.int64())
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     _check_no_nulls(column, label, where, first_row)
@@ -76,7 +78,7 @@ def as_ids(column: Any, label: Any, where: str, first_row: int = 0) -> Any:
 
 
 def as_ratings(column: Any, label: Any, where: str, first_row: int = 0) -> npt.NDArray[Any]:
-    """The values of an Arrow array as float32; DataError where one is null, NaN or no number. Arguments as `as_ids`."""
+    """The values of an Arrow array as float32; DataError where one is null or not finite. Arguments as `as_ids`."""
     return _as_numbers(column, pa.float32(), label, where, first_row)
 
 
@@ -93,6 +95,8 @@ def as_times(column: Any, label: Any, where: str, first_row: int = 0) -> npt.NDA
 
 
 def _as_numbers(column: Any, wanted: Any, label: Any, where: str, first_row: int) -> npt.NDArray[Any]:
+    if not len(column):
+        return np.empty(0, wanted.to_pandas_dtype())
     _check_no_nulls(column, label, where, first_row)
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     try:
@@ -103,8 +107,9 @@ def _as_numbers(column: Any, wanted: Any, label: Any, where: str, first_row: int
         sample = f"{column.type} values such as {column[0]} in row {first_row}"
         found = f"column {label!r} holds {sample} where numbers belong"
         raise DataError(found, where=where) from error
-    if values.dtype.kind == "f" and (bad := np.isnan(values)).any():
-        raise DataError(f"column {label!r} is NaN in row {first_row + int(bad.argmax())}", where=where)
+    if not (finite := np.isfinite(values)).all():
+        row = int(finite.argmin())
+        raise DataError(f"column {label!r} is {values[row]} in row {first_row + row} (counted from 0)", where=where)
     return values
 
 
@@ -118,8 +123,7 @@ def _check_no_nulls(column: Any, label: Any, where: str, first_row: int) -> None
 def to_numpy(column: Any) -> npt.NDArray[Any]:
     """A copy of an Arrow column of numbers without nulls. (Its own `to_numpy` imports pandas.)"""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [np.from_dlpack(chunk) for chunk in chunks]
-    return np.concatenate(parts) if parts else np.empty(0, column.type.to_pandas_dtype())
+    return np.concatenate([np.from_dlpack(chunk) for chunk in chunks])
 
 
 def to_arrow(values: npt.NDArray[np.int64]) -> Any:
@@ -131,8 +135,6 @@ def number_ids(column: Any) -> tuple[pa.Array, Int32Array]:
     """The distinct ids of a column, sorted, and for each of its values the position among them, int32."""
     encoded = pc.dictionary_encode(column)
     chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
-    if not chunks:
-        return pa.nulls(0, column.type), np.empty(0, np.int32)
     return _sort(chunks[0].dictionary, np.concatenate([np.from_dlpack(chunk.indices) for chunk in chunks]))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +94,10 @@ def open_layout(path: Path, delimiter: str, header: bool) -> Layout:
         remedy = "Give one character, or one repeated as in '::'"
         raise DataError(f"delimiter {delimiter!r}", where=str(path), remedy=remedy)
     rows = csv.reader(io.StringIO(first_text(path), newline=""), delimiter=delimiter[0])
-    first = next((row for row in rows if row), [])[:: len(delimiter)]
+    try:
+        first = next((row for row in rows if row), [])[:: len(delimiter)]
+    except csv.Error as error:
+        raise DataError(f"no columns: {error}", where=str(path), remedy="Is it delimited text?") from error
     names = first if header else [str(position) for position in range(len(first))]
     return Layout(path, delimiter, names, rows.line_num if header else 0)
 
@@ -169,8 +171,8 @@ def _batches(layout: Layout, types: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     raise _Refused(f"column {layout.names[layout.positions[name]]!r} has empty values")
                 if name not in ("user", "item"):
                     batch[name] = np.from_dlpack(values)
-                    if np.isnan(batch[name]).any():
-                        raise _Refused(f"column {layout.names[layout.positions[name]]!r} has NaN")
+                    if not np.isfinite(batch[name]).all():
+                        raise _Refused(f"column {layout.names[layout.positions[name]]!r} is not finite")
             yield batch
 
 
@@ -238,13 +240,14 @@ def _complaint(layout: Layout, types: dict[str, Any], row: list[str]) -> str | N
         if name in ("user", "item"):
             if dtype == pa.int64() and not value.strip().lstrip("-").isdecimal():
                 return f"column {label!r} holds {value!r} where ids are integers or text"
-        elif not _is_number(value):
+        elif not _is_number(value, dtype):
             return f"column {label!r} holds {value!r} where a number is expected"
     return None
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, dtype: Any) -> bool:
     try:
-        return not math.isnan(float(text)) and "_" not in text
-    except ValueError:
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(dtype.to_pandas_dtype()(text))) and "_" not in text
+    except (ValueError, OverflowError):
         return False

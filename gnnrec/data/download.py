@@ -28,7 +28,7 @@ from gnnrec.storage import fsync, storage_errors
 
 Progress = Callable[[int, int | None], None]
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 16
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 
@@ -71,7 +71,7 @@ def download(
             if attempt:
                 time.sleep(backoff_s * 2 ** (attempt - 1))
             try:
-                if size is None or part.size != size:
+                if sha256 is None or part.size != size:
                     _receive(part, size, sha256, progress, timeout)
             except _TryAgain as error:
                 problem = str(error)

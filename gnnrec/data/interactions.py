@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gnnrec.data.columns import CONVERT, Int32Array, check_column, check_count, number_ids
-from gnnrec.errors import DataError, StorageError
+from gnnrec.errors import DataError
+from gnnrec.storage import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,13 +55,14 @@ class IdMap:
         return cls(ids)
 
     def to_parquet(self, path: str | PathLike[str]) -> None:
-        """Writes the ids as the one column `id` (int64 or string), in the order of their numbers."""
+        """Writes the ids as the one column `id` (int64 or string), in the order of their numbers.
+
+        Raises:
+            StorageError: no space, no permission, no such folder; an old file stays as it was.
+        """
         import pyarrow.parquet as pq
 
-        try:
-            pq.write_table(pa.table({"id": self.ids}), path)
-        except OSError as error:
-            raise StorageError(f"the id map could not be written: {error}", where=str(path)) from error
+        atomic_write(path, lambda file: pq.write_table(pa.table({"id": self.ids}), file))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -248,11 +250,11 @@ class Interactions:
             name=name or self.name,
         )
 
-    def deduplicate(self, keep: Literal["first", "last"] = "last") -> Interactions:
+    def deduplicate(self, keep: str = "last") -> Interactions:
         """One interaction for each (user, item), in the log's own order.
 
         Args:
-            keep: the first or the last one by timestamp; by row where timestamps are equal or the log has none.
+            keep: "first" or "last" by timestamp; by row where timestamps are equal or the log has none.
         """
         if keep not in ("first", "last"):
             raise DataError(f"keep={keep!r}", where="deduplicate", remedy="Give 'first' or 'last'")
@@ -313,7 +315,7 @@ def share_ids(logs: Sequence[Interactions]) -> list[Interactions]:
 def _union(maps: Sequence[IdMap]) -> IdMap:
     types = {str(m.ids.type): m.ids.type for m in maps if len(m)}
     common = next(iter(types.values())) if len(types) == 1 else pa.string()
-    distinct = pa.chunked_array([m.ids.cast(common) for m in maps]).unique()
+    distinct = pa.chunked_array([m.ids.cast(common) for m in maps], common).unique()
     check_count(len(distinct))
     return IdMap(distinct.take(pc.array_sort_indices(distinct)))
 

@@ -25,6 +25,14 @@ from gnnrec.data.interactions import IdMap, Interactions, share_ids
 from gnnrec.errors import DataError
 
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".inter": "recbole",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".npz": "npz",
+}
 _ADJACENCY_BLOCK_BYTES = 4 << 20
 
 
@@ -122,55 +130,60 @@ def read_split(
 def _read(
     source: Any, format: str | None, options: _Options, name: str | None, as_text: frozenset[str] = frozenset()
 ) -> Interactions:
-    if isinstance(source, str | PathLike):
-        log = _read_file(Path(source), format, options, as_text)
-    else:
-        if format is not None:
-            raise DataError(
-                f"option format={format!r} has no effect on a {type(source).__name__}", remedy="Leave it out"
-            )
-        log = _read_object(source, options)
+    log = (
+        _read_file(Path(source), format, options, as_text)
+        if isinstance(source, str | PathLike)
+        else _read_object(source, format, options)
+    )
     if not len(log):
         raise DataError("no interactions", where=name or log.name)
     return dataclasses.replace(log, name=name or log.name)
 
 
-def _read_object(source: Any, options: _Options) -> Interactions:
+def _read_object(source: Any, format: str | None, options: _Options) -> Interactions:
     # By module name, so that none of these libraries is imported for users of another.
     modules = {base.__module__.partition(".")[0] for base in type(source).__mro__}
-    kind = f"a {type(source).__name__}"
+    columns = options.columns()
+    read: Callable[..., Interactions]
+    used: tuple[str, ...]
     if "pandas" in modules and hasattr(source, "columns"):
-        options.check_used(("user", "item", "rating", "timestamp"), kind)
-        return Interactions.from_pandas(source, **options.columns())
-    if "scipy" in modules and hasattr(source, "tocoo"):
-        options.check_used((), kind)
-        return Interactions.from_scipy(source)
-    if "dgl" in modules and hasattr(source, "canonical_etypes"):
-        options.check_used(("user", "item", "rating", "timestamp"), kind)
-        return Interactions.from_dgl(source, **options.columns())
-    if "torch_geometric" in modules:
-        options.check_used(("user", "item", "rating", "timestamp"), kind)
-        return Interactions.from_pyg(source, **options.columns())
-    if modules & {"torch", "numpy"}:
-        options.check_used((), kind)
-        return Interactions.from_pyg(source, name="edge_index")
-    known = "a path, a DataFrame, a scipy sparse matrix, a DGL graph or PyG data"
-    raise DataError(f"cannot read interactions from {kind}", remedy=f"Give {known}")
+        read, used = Interactions.from_pandas, tuple(columns)
+    elif "scipy" in modules and hasattr(source, "tocoo"):
+        read, used = Interactions.from_scipy, ()
+    elif "dgl" in modules and hasattr(source, "canonical_etypes"):
+        read, used = Interactions.from_dgl, tuple(columns)
+    elif "torch_geometric" in modules:
+        read, used = Interactions.from_pyg, tuple(columns)
+    elif modules & {"torch", "numpy"}:
+        read, used = Interactions.from_pyg, ()
+    else:
+        known = "a path, a DataFrame, a scipy sparse matrix, a DGL graph, a PyG HeteroData or an edge_index"
+        raise DataError(f"cannot read interactions from {type(source).__name__}", remedy=f"Give {known}")
+    kind = f"a source of type {type(source).__name__}"
+    if format is not None:
+        raise DataError(f"option format={format!r} has no effect on {kind}", remedy="Leave it out")
+    options.check_used(used, kind)
+    return read(source, **{field: label for field, label in columns.items() if field in used})
 
 
 def _read_file(path: Path, format: str | None, options: _Options, as_text: frozenset[str]) -> Interactions:
-    _check_file(path)
-    format = format or _guess_format(path, options)
-    if format not in _FORMATS:
-        near = difflib.get_close_matches(format, _FORMATS, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"Formats are {', '.join(_FORMATS)}"
-        raise DataError(f"unknown format {format!r}", where=str(path), remedy=remedy)
-    reader, used = _FORMATS[format]
-    options.check_used(used, f"format {format!r}")
     try:
+        _check_file(path)
+        format = format or _guess_format(path, options)
+        if format not in _FORMATS:
+            near = difflib.get_close_matches(format, _FORMATS, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"Formats are {', '.join(_FORMATS)}"
+            raise DataError(f"unknown format {format!r}", where=str(path), remedy=remedy)
+        reader, used = _FORMATS[format]
+        options.check_used(used, f"format {format!r}")
         return reader(path, options, as_text)
     except OSError as error:
-        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+        raise DataError(f"cannot be read: {_reason(error)}", where=str(path)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of a file, without the end of the sentence."""
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _check_file(path: Path) -> None:
@@ -192,16 +205,8 @@ def _guess_format(path: Path, options: _Options) -> str:
         return "movielens"
     if stem == "ratings.csv" and options == _Options() and delimited.first_text(path).startswith("userId,movieId,"):
         return "movielens"
-    by_suffix = {
-        ".csv": "csv",
-        ".tsv": "csv",
-        ".inter": "recbole",
-        ".parquet": "parquet",
-        ".pq": "parquet",
-        ".npz": "npz",
-    }
-    if (suffix := Path(stem).suffix) in by_suffix:
-        return by_suffix[suffix]
+    if (suffix := Path(stem).suffix) in _SUFFIXES:
+        return _SUFFIXES[suffix]
     if suffix == ".txt" and not set(delimited.first_text(path).partition("\n")[0]) - set("0123456789 \r"):
         return "adjacency"  # other text files are tables more often
     remedy = f"Give format=, one of {', '.join(_FORMATS)}"
@@ -258,9 +263,7 @@ def _read_movielens(path: Path, options: _Options, as_text: frozenset[str]) -> I
     layout = delimited.open_layout(path, delimiter, has_header)
     fields = ("user", "item", "rating", "timestamp")
     if len(layout.names) != len(fields):
-        found = (
-            f"{len(layout.names)} columns in {first.strip()[:80]!r} where MovieLens has user, item, rating, timestamp"
-        )
+        found = f"{len(layout.names)} columns in {first.strip()[:80]!r} where MovieLens has {', '.join(fields)}"
         raise DataError(found, where=str(path), remedy="Read it as csv, with the columns named")
     return _read_layout(layout, {field: position for position, field in enumerate(fields)}, as_text)
 
@@ -278,11 +281,12 @@ def _parquet_batches(path: Path, labels: dict[str, Any]) -> Iterator[dict[str, A
                 check_column(label, file.schema_arrow.names, str(path))
             row = 0
             for batch in file.iter_batches(columns=list(labels.values())):
-                columns = {field: batch.column(label) for field, label in labels.items()}
-                yield {f: CONVERT[f](values, labels[f], str(path), row) for f, values in columns.items()}
+                if len(batch):
+                    columns = {field: batch.column(label) for field, label in labels.items()}
+                    yield {f: CONVERT[f](values, labels[f], str(path), row) for f, values in columns.items()}
                 row += len(batch)
     except pa.ArrowInvalid as error:
-        raise DataError(f"cannot be read as Parquet: {error}", where=str(path)) from error
+        raise DataError(f"cannot be read as Parquet: {_reason(error)}", where=str(path)) from error
 
 
 def _read_npz(path: Path, options: _Options, as_text: frozenset[str]) -> Interactions:
@@ -294,7 +298,7 @@ def _read_npz(path: Path, options: _Options, as_text: frozenset[str]) -> Interac
         matrix = scipy.sparse.load_npz(path)  # which does not load pickled objects
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         remedy = "Write it with scipy.sparse.save_npz; pickled objects are not loaded"
-        raise DataError(f"no sparse matrix: {error}", where=str(path), remedy=remedy) from error
+        raise DataError(f"no sparse matrix: {_reason(error)}", where=str(path), remedy=remedy) from error
     return Interactions.from_scipy(matrix, str(path))
 
 

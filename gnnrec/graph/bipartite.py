@@ -36,16 +36,14 @@ class BipartiteGraph:
         self.num_edges = len(user_items)
 
     @classmethod
-    def from_edges(
-        cls, users: npt.ArrayLike, items: npt.ArrayLike, num_users: int, num_items: int
-    ) -> BipartiteGraph:
+    def from_edges(cls, users: npt.ArrayLike, items: npt.ArrayLike, num_users: int, num_items: int) -> BipartiteGraph:
         """Build the graph from integer arrays [n] in any order; a pair given several times is one edge.
 
         O(edges) time; peak memory beyond the input is about twice the result.
 
         Raises:
-            ValueError: arrays that differ in length, are no integers, or hold numbers outside the counts; more nodes than
-                int32 counts (users and items together).
+            ValueError: arrays that differ in length, are no integers, or hold numbers outside the counts; more nodes
+                than int32 counts (users and items together).
         """
         if min(num_users, num_items) < 0 or num_users + num_items > MAX_INT32:
             raise ValueError(
@@ -55,7 +53,8 @@ class BipartiteGraph:
         item_array = _build.numbers("items", items, num_items)
         if len(user_array) != len(item_array):
             raise ValueError(f"users has {len(user_array)} entries where items has {len(item_array)}")
-        # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item rows.
+        # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item
+        # rows.
         item_indptr, item_users = _build.group_by(item_array, user_array, num_items)
         user_indptr, user_items = _build.transpose(item_indptr, item_users, num_users)
         del item_users
@@ -81,7 +80,7 @@ class BipartiteGraph:
         return np.diff(self.item_indptr)
 
     def norm_adjacency(self) -> SparseMatrix:
-        """D^-1/2 A D^-1/2 over users and items, (users + items) square, with the norms kept as scales (LightGCN, eq. 7)."""
+        """D^-1/2 A D^-1/2 over users and items, (users + items) square, norms kept as scales (LightGCN, eq. 7)."""
         return self._norm_adjacency
 
     def norm_user_item(self) -> SparseMatrix:

@@ -17,8 +17,8 @@ MAX_INT32 = 2**31 - 1
 class SparseMatrix:
     """A matrix diag(row_scale) P diag(col_scale) where P holds ones (repeated entries add up).
 
-    Immutable; the transpose is made once and kept on the object. Build it with `from_csr` or `from_coo`, which check their
-    input, or take it from a `BipartiteGraph`.
+    Immutable; the transpose is made once and kept on the object. Build it with `from_csr` or `from_coo`, which check
+    their input, or take it from a `BipartiteGraph`.
 
     Attributes:
         indptr: int64 [rows + 1]; indices: int32 [nnz]; shape: (rows, cols).
@@ -55,8 +55,8 @@ class SparseMatrix:
         """A matrix from row pointers and column numbers (any integer dtype; columns need not be sorted).
 
         Raises:
-            ValueError: pointers that do not start at 0, fall or do not end at nnz, columns outside the shape, scales of another
-                length, dimensions beyond int32.
+            ValueError: pointers that do not start at 0, fall or do not end at nnz, columns outside the shape, scales of
+                another length, dimensions beyond int32.
         """
         rows, cols = shape
         if max(rows, cols) > MAX_INT32 or min(rows, cols) < 0:

@@ -38,6 +38,4 @@ class GFCF(nn.Module):
         matrix = self.graph.norm_user_item()
         assert matrix.col_scale is not None
         root = torch.from_numpy(self.graph.item_degrees).float().sqrt()
-        return FilterScorer(
-            self.graph.user_item(), matrix, self.vectors, matrix.col_scale, root, self.ideal_weight
-        )
+        return FilterScorer(self.graph.user_item(), matrix, self.vectors, matrix.col_scale, root, self.ideal_weight)

@@ -50,9 +50,9 @@ class LightGCN(nn.Module):
     def scorer(self) -> FactorScorer:
         """This model as it is now, frozen for inference.
 
-        A user who was not in training has no ego embedding: what is left of the layer sum is A applied to what the items hold
-        one layer earlier, sum over l >= 1 of layer_weights[l] * A^(l-1) E, which is propagation by one layer less. Without layers
-        nothing flows, and a new user is the plain normalised sum of the items.
+        A user who was not in training has no ego embedding: what is left of the layer sum is A applied to what the
+        items hold one layer earlier, sum over l >= 1 of layer_weights[l] * A^(l-1) E, which is propagation by one layer
+        less. Without layers nothing flows, and a new user is the plain normalised sum of the items.
         """
         users = self.graph.num_users
         final = self()

@@ -15,8 +15,8 @@ Ranking = tuple[torch.Tensor, torch.Tensor]
 class Scorer(Protocol):
     """What evaluation and recommendation ask of a model.
 
-    `seen` holds the entries to leave out, one row per row of the answer. An answer is items int32 [rows, k], best first, -1
-    where none is left, and their scores float32 [rows, k].
+    `seen` holds the entries to leave out, one row per row of the answer. An answer is items int32 [rows, k], best
+    first, -1 where none is left, and their scores float32 [rows, k].
     """
 
     item_vectors: torch.Tensor  # float32 [num_items, dim], for the similarity of items
@@ -54,7 +54,7 @@ class FactorScorer:
         return ops.topk_scores(self.user_vectors[users], self.item_vectors, k=k, seen=seen)
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
-        """As Scorer.topk_by_history: a new user's vector is propagated from the user's items, degrees as in training."""
+        """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
         vectors = ops.spmm(normalised(history, self.item_scale), self.fold_in_vectors)
         return ops.topk_scores(vectors, self.item_vectors, k=k, seen=seen)
 
@@ -62,8 +62,8 @@ class FactorScorer:
 class FilterScorer:
     """Scores of a linear graph filter: history -> scores of all items, in blocks of users.
 
-    score = h R^T R + weight * (h D^-1/2 V) V^T D^1/2 with h a row of interactions, R the normalised users x items matrix and V
-    its leading right singular vectors (Shen et al. 2021, section 5).
+    score = h R^T R + weight * (h D^-1/2 V) V^T D^1/2 with h a row of interactions, R the normalised users x items
+    matrix and V its leading right singular vectors (Shen et al. 2021, section 5).
 
     Args:
         interactions: users x items matrix of ones.

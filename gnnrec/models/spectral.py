@@ -7,15 +7,14 @@ import torch
 from gnnrec import ops
 from gnnrec.graph.sparse import SparseMatrix
 
-
 STEPS = 40  # blocks of the Krylov space; with blocks of factors / 8 it is 5 times as wide as what is asked of it
 
 
 def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading singular values and right singular vectors, from a block Krylov space of M^T M.
 
-    On Gowalla's normalised graph the span of 256 vectors agrees with ARPACK's to 1e-4 of one dimension. Memory beyond the result:
-    the Krylov basis, about 5 * factors * cols numbers.
+    On Gowalla's normalised graph the span of 256 vectors agrees with ARPACK's to 1e-4 of one dimension. Memory beyond
+    the result: the Krylov basis, about 5 * factors * cols numbers.
 
     Args:
         matrix: M [rows, cols].
@@ -23,7 +22,8 @@ def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple
         seed: of the random start.
 
     Returns:
-        S [factors] in falling order and V [cols, factors], float32. Where the rank is smaller, the rest of S is about 0.
+        S [factors] in falling order and V [cols, factors], float32. Where the rank is smaller, the rest of S is about
+        0.
 
     Raises:
         ValueError: more factors than the matrix has.
@@ -55,4 +55,5 @@ def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple
 
 
 def _orthonormal(x: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.qr(x)[0]
+    q: torch.Tensor = torch.linalg.qr(x)[0]
+    return q

@@ -48,7 +48,7 @@ def check_dense(
 
 
 def pack(matrix: SparseMatrix) -> list[torch.Tensor]:
-    """The matrix as tensors, the form that torch.library takes: pointers, columns, scales (empty where there are none), chunks."""
+    """The matrix as torch.library takes it: pointers, columns, scales (empty where there are none), chunks."""
     none = torch.empty(0)
     row_scale = none if matrix.row_scale is None else matrix.row_scale
     col_scale = none if matrix.col_scale is None else matrix.col_scale

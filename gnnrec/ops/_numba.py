@@ -13,6 +13,8 @@ import torch
 kernel: Any = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 inline: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
+_LAUNCHED = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
 
 def set_num_threads(threads: int) -> None:
     """Number of threads of the project's kernels and of torch's.
@@ -20,8 +22,8 @@ def set_num_threads(threads: int) -> None:
     Raises:
         ValueError: fewer than 1 or more than numba started with (NUMBA_NUM_THREADS, by default the machine's cores).
     """
-    if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-        raise ValueError(f"threads must lie within 1 and {numba.config.NUMBA_NUM_THREADS}, got {threads}")
+    if not 1 <= threads <= _LAUNCHED:
+        raise ValueError(f"threads must lie within 1 and {_LAUNCHED}, got {threads}")
     numba.set_num_threads(threads)
     torch.set_num_threads(threads)
 

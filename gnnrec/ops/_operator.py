@@ -35,8 +35,8 @@ class Operator:
         function: the public function.
         reference: the same in a few lines of plain torch.
         cases: odd widths and odd graphs that tests walk over.
-        bytes_moved: bytes that one forward call of a case reads and writes for an item size in bytes, each operand counted every
-            time it is gathered.
+        bytes_moved: bytes that one forward call of a case reads and writes for an item size in bytes, each operand
+            counted every time it is gathered.
         dtypes: the float types it takes.
         differentiable: whether gradients flow to its dense arguments.
     """

@@ -18,7 +18,7 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 @inline
 def philox(seed: Any, stream: Any, counter: Any) -> Any:
-    """Four 32-bit words (as uint64) of the 128-bit counter (counter, stream) under the 64-bit key `seed`; all uint64."""
+    """Four 32-bit words (as uint64) of the 128-bit counter (counter, stream) under the 64-bit key `seed`."""
     c0, c1, c2, c3 = counter & _LOW, counter >> _HALF, stream & _LOW, stream >> _HALF
     k0, k1 = seed & _LOW, seed >> _HALF
     for _ in range(10):

@@ -1,12 +1,12 @@
 """Rows of a matrix in vector registers, for numba kernels.
 
 Numba has no vector types and no prefetch. A `Row` is `dim` numbers held as LLVM vectors of 64 bytes, so that a sum over
-neighbours keeps its accumulators in registers; every function below is emitted as straight-line LLVM code for one `dim`, and the
-last, partial vector is loaded and stored under a mask, so any `dim` up to MAX_DIM works. Kernels walk wider matrices in column
-blocks. All 2-d arrays need contiguous rows (any stride between rows).
+neighbours keeps its accumulators in registers; every function below is emitted as straight-line LLVM code for one
+`dim`, and the last, partial vector is loaded and stored under a mask, so any `dim` up to MAX_DIM works. Kernels walk
+wider matrices in column blocks. All 2-d arrays need contiguous rows (any stride between rows).
 
-Kernels are closures over `dim` and `VERSION`: numba keys its disk cache by a closure's variables but not by the intrinsics it
-calls, so VERSION, a hash of this file, keeps stale machine code out.
+Kernels are closures over `dim` and `VERSION`: numba keys its disk cache by a closure's variables but not by the
+intrinsics it calls, so VERSION, a hash of this file, keeps stale machine code out.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue, TypingError
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import models, register_model
 
 MAX_DIM = 256  # 16 accumulators of 16 floats: half of the AVX-512 registers
 PREFETCH_DISTANCE = 16  # rows ahead; 8 was 16 % slower on Gowalla's graph with dim 64
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
+intrinsic: Any = _intrinsic  # what it decorates is called from kernels, without the typing context
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -33,7 +35,7 @@ class RowType(types.Type):
 
     def __init__(self, dtype: Any, dim: int) -> None:
         self.dtype, self.dim = dtype, dim
-        self.lanes = 64 // (dtype.bitwidth // 8)
+        self.lanes: int = 64 // (dtype.bitwidth // 8)
         super().__init__(name=f"Row({dtype}, {dim})")
 
     @property
@@ -49,7 +51,7 @@ class RowType(types.Type):
 @register_model(RowType)
 class _RowModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: RowType) -> None:
-        super().__init__(dmm, fe_type, ir.ArrayType(fe_type.vector, fe_type.count))
+        super().__init__(dmm, fe_type, ir.ArrayType(fe_type.vector, fe_type.count))  # type: ignore[no-untyped-call]
 
 
 def _float_type(dtype: Any) -> ir.Type:
@@ -155,8 +157,8 @@ def row_load(typingctx: Any, array: Any, row: Any, dim: Any) -> Any:
 
 @intrinsic
 def row_store(typingctx: Any, array: Any, row: Any, value: Any, stream: Any) -> Any:
-    """array[row, :dim] = value. With stream=True the store goes past the caches where whole vectors allow it; the array's rows
-    must then be aligned to 64 bytes and the writing thread must call `fence` before others read."""
+    """array[row, :dim] = value. With stream=True whole vectors go past the caches: the array's rows must then be
+    aligned to 64 bytes, and the writing thread must call `fence` before others read."""
     if not isinstance(stream, types.BooleanLiteral):
         raise RequireLiteralValue("stream must be a compile-time constant")
 

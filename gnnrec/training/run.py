@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from gnnrec import config as config_module
 from gnnrec import models
 from gnnrec.config import TrainConfig
 from gnnrec.data import dataset
 from gnnrec.data.interactions import IdMap, Interactions
+from gnnrec.data.synthetic import PlantedModel
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
@@ -115,7 +116,7 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> Position:
 
 
 def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:
-    """Metrics of the validation part (training items left out) and the test part (training and validation items left out)."""
+    """Metrics of the validation part (training items left out) and the test part (validation items left out too)."""
     scorer = run.model.scorer()
     metrics = {}
     if run.data.valid is not None:
@@ -167,7 +168,7 @@ def save_data(data: dataset.Dataset, run_dir: Path) -> None:
         part: Interactions | None = getattr(data, name)
         if part is not None:
             table = pa.table({"user": part.users, "item": part.items})
-            atomic_write(folder / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
+            atomic_write(folder / f"{name}.parquet", partial(pq.write_table, table))
     if data.truth is not None:
         atomic_write(folder / "truth.npz", data.truth.save)
 
@@ -196,7 +197,7 @@ def load_data(config: TrainConfig, run_dir: Path) -> dataset.Dataset:
             ) from error
         parts[name] = Interactions(users, items, user_ids, item_ids, name=f"{config.data.name} {name}")
     truth_file = folder / "truth.npz"
-    truth = dataset.synthetic.PlantedModel.load(truth_file) if truth_file.exists() else None
+    truth = PlantedModel.load(truth_file) if truth_file.exists() else None
     return dataset.Dataset(config.data.name, truth=truth, **parts)  # type: ignore[arg-type]
 
 
@@ -226,7 +227,11 @@ def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]])
 
 def _joined(a: Interactions, b: Interactions) -> Interactions:
     return replace(
-        a, users=np.concatenate([a.users, b.users]), items=np.concatenate([a.items, b.items]), ratings=None, timestamps=None
+        a,
+        users=np.concatenate([a.users, b.users]),
+        items=np.concatenate([a.items, b.items]),
+        ratings=None,
+        timestamps=None,
     )
 
 

@@ -15,13 +15,13 @@ from gnnrec.ops._philox import below, philox
 
 
 class TripleSampler:
-    """Draws batches of triples; batch number `step` is a function of (seed, step) alone, so any of them can be replayed.
+    """Draws batches of triples; batch number `step` is a function of (seed, step) alone, so any can be replayed.
 
     Args:
         graph: the training graph. Users without items, or with all of them, are never drawn.
         batch_size: triples in a batch; the last one of an epoch holds the rest.
-        sampling: "users": a uniform user, then a uniform item of the user, as many as there are edges in an epoch (the code of He
-            et al. 2020); "interactions": every edge once an epoch, shuffled.
+        sampling: "users": a uniform user, then a uniform item of the user, as many as there are edges in an epoch (the
+            code of He et al. 2020); "interactions": every edge once an epoch, shuffled.
         seed: of the draws.
 
     Raises:

@@ -137,7 +137,7 @@ class Trainer:
         triples = self.sampler.batch(step)
         loss = bpr_loss(self.model(), self.model.embedding, triples, self.loss.reg)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return loss.item()
 
@@ -177,7 +177,7 @@ class Trainer:
     def _warm_up(self) -> None:
         """Compile the kernels on one step whose gradient is thrown away, so that its time can be told apart."""
         started = time.perf_counter()
-        bpr_loss(self.model(), self.model.embedding, self.sampler.batch(0), self.loss.reg).backward()  # type: ignore[no-untyped-call]
+        bpr_loss(self.model(), self.model.embedding, self.sampler.batch(0), self.loss.reg).backward()
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
         self.position.compile_seconds += seconds

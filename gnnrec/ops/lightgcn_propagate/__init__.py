@@ -20,8 +20,8 @@ def lightgcn_propagate(
 ) -> torch.Tensor:
     """sum over l = 0 .. num_layers of layer_weights[l] * A^l x, without a feature transformation or non-linearity.
 
-    The sum over layers happens where a layer's row is still in registers; nothing is kept for the backward pass, which is this
-    function again, since A is symmetric. The result is bit-equal for any number of threads.
+    The sum over layers happens where a layer's row is still in registers; nothing is kept for the backward pass, which
+    is this function again, since A is symmetric. The result is bit-equal for any number of threads.
 
     Args:
         matrix: symmetric SparseMatrix A [nodes, nodes], as `graph.norm_adjacency()` gives it.
@@ -46,7 +46,8 @@ def lightgcn_propagate(
         raise ValueError(
             f"lightgcn_propagate: layer_weights must hold num_layers + 1 = {num_layers + 1} numbers, got {len(weights)}"
         )
-    return _propagate(_arguments.pack(matrix), x, weights)
+    result: torch.Tensor = _propagate(_arguments.pack(matrix), x, weights)
+    return result
 
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())

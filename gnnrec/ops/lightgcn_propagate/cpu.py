@@ -1,4 +1,4 @@
-"""numba kernel of lightgcn_propagate: one layer, its share of the layer sum added before the row leaves the registers."""
+"""numba kernel of lightgcn_propagate: one layer, its share of the layer sum added while the row is in registers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def propagate(
     work: list[Any],
     out: Any,
 ) -> None:
-    """out = sum_l weights[l] A^l x for at least one layer; `work` holds one buffer like x for two layers, two for more."""
+    """out = sum_l weights[l] A^l x for at least one layer; `work`: one buffer like x for two layers, two for more."""
     layers = len(weights) - 1
     for start in range(0, x.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)

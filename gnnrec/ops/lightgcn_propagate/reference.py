@@ -30,7 +30,9 @@ def cases() -> list[Case]:
     users = torch.randint(25, (90,), generator=generator)
     items = torch.randint(17, (90,), generator=generator) ** 2 // 17
     matrix = BipartiteGraph.from_edges(users.numpy(), items.numpy(), 30, 21).norm_adjacency()
-    depths = [{"num_layers": layers} for layers in (0, 1, 2, 4)] + [{"num_layers": 2, "layer_weights": (0.0, 0.7, -1.5)}]
+    depths = [{"num_layers": layers} for layers in (0, 1, 2, 4)] + [
+        {"num_layers": 2, "layer_weights": (0.0, 0.7, -1.5)}
+    ]
     options = [({"num_layers": 3}, dim) for dim in DIMS] + [(depth, 64) for depth in depths]
     return [
         Case("-".join([f"{dim}", *map(str, chosen.values())]), {"x": (51, dim)}, {"matrix": matrix, **chosen})
@@ -40,7 +42,8 @@ def cases() -> list[Case]:
 
 def bytes_moved(case: Case, itemsize: int) -> int:
     """A layer is an spmm that also adds into the result; the first reads x for that, the last writes no layer."""
-    matrix, (nodes, dim), layers = case.options["matrix"], case.tensors["x"], case.options["num_layers"]
+    matrix: SparseMatrix = case.options["matrix"]
+    (nodes, dim), layers = case.tensors["x"], int(case.options["num_layers"])
     if layers == 0:
         return 2 * nodes * dim * itemsize
     gather = 8 * (nodes + 1) + 8 * matrix.nnz + 4 * nodes + matrix.nnz * dim * itemsize

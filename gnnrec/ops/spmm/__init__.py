@@ -17,8 +17,8 @@ __all__ = ["OP", "spmm"]
 def spmm(matrix: SparseMatrix, x: torch.Tensor) -> torch.Tensor:
     """Sum over neighbours: y[i] = row_scale[i] * sum_j col_scale[j] * x[j] over the entries (i, j) of the matrix.
 
-    Differentiable with respect to `x` to any order: the backward pass is spmm with the transpose. The result is bit-equal for
-    any number of threads.
+    Differentiable with respect to `x` to any order: the backward pass is spmm with the transpose. The result is
+    bit-equal for any number of threads.
 
     Args:
         matrix: SparseMatrix [rows, cols].
@@ -36,7 +36,8 @@ def spmm(matrix: SparseMatrix, x: torch.Tensor) -> torch.Tensor:
     _arguments.check_dense("spmm", "x", x, rows=matrix.shape[1])
     # Only a backward pass needs the transpose, and the first use builds it.
     transposed = _arguments.pack(matrix.T) if x.requires_grad and torch.is_grad_enabled() else []
-    return _spmm(_arguments.pack(matrix), transposed, x)
+    result: torch.Tensor = _spmm(_arguments.pack(matrix), transposed, x)
+    return result
 
 
 @torch.library.custom_op("gnnrec::spmm", mutates_args=())

@@ -25,6 +25,7 @@ def cases() -> list[Case]:
 
 def bytes_moved(case: Case, itemsize: int) -> int:
     """Pointers, columns and scales once, a row of x and a column scale for every entry, the output once."""
-    matrix, dim = case.options["matrix"], case.tensors["x"][1]
+    matrix: SparseMatrix = case.options["matrix"]
+    dim = case.tensors["x"][1]
     scales = 4 * (matrix.row_scale is not None) * matrix.shape[0] + 4 * (matrix.col_scale is not None) * matrix.nnz
     return 8 * (matrix.shape[0] + 1) + 4 * matrix.nnz + scales + (matrix.nnz + matrix.shape[0]) * dim * itemsize

@@ -20,8 +20,8 @@ def topk_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k items with the highest dot products, for every user; scoring, masking and selection are one pass.
 
-    A score is a left fold over partial sums of 16 columns, so it does not depend on how users and items are grouped. Equal
-    scores are ordered by item number. Memory beyond the inputs: one copy of `items` and the result.
+    A score is a left fold over partial sums of 16 columns, so it does not depend on how users and items are grouped.
+    Equal scores are ordered by item number. Memory beyond the inputs: one copy of `items` and the result.
 
     Args:
         users: float32 [num_users, dim].
@@ -30,8 +30,8 @@ def topk_scores(
         seen: SparseMatrix [num_users, num_items] whose entries are left out, its columns sorted within a row.
 
     Returns:
-        items int32 [num_users, k], best first, and their scores float32 [num_users, k]. Where fewer than k items are left,
-        the rest is -1 and -inf. Scores that are NaN are never chosen.
+        items int32 [num_users, k], best first, and their scores float32 [num_users, k]. Where fewer than k items are
+        left, the rest is -1 and -inf. Scores that are NaN are never chosen.
 
     Raises:
         ValueError: another dtype, device or shape, k out of range.

@@ -1,8 +1,9 @@
 """numba kernels of topk_scores and topk_dense.
 
-A tile of 32 items is scored for 6 users at a time: 12 accumulators of 16 floats for the running partial sum and 12 for the score
-stay in registers. Scores are compared with each user's k-th best so far there too, so nearly all of them never reach memory.
-Items come in ascending order, so among equal scores the one that is in already has the lower number and stays.
+A tile of 32 items is scored for 6 users at a time: 12 accumulators of 16 floats for the running partial sum and 12 for
+the score stay in registers. Scores are compared with each user's k-th best so far there too, so nearly all of them
+never reach memory. Items come in ascending order, so among equal scores the one that is in already has the lower number
+and stays.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from gnnrec.ops._numba import inline, kernel
+from gnnrec.ops._vector import intrinsic
 
 PANEL = 16  # columns of a partial sum
 TILE = 32  # items
@@ -25,7 +26,7 @@ STRIP = 64  # entries of a dense row looked at at once
 
 
 def topk_scores(users: Any, items: Any, k: int, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
-    """Fill out_items int32 and out_scores float32 [users, k]; seen[indptr[u]:indptr[u + 1]] are user u's sorted seen items."""
+    """Fill out_items int32 and out_scores float32 [users, k]; seen[indptr[u]:indptr[u + 1]] is left out, sorted."""
     _topk_scores(users, _pack_items(items), len(items), k, indptr, seen, out_items, out_scores)
 
 
@@ -177,8 +178,8 @@ def _score_tile(
 ) -> Any:
     """Score one tile of items for one group of users.
 
-    A score is a left fold over partial sums of PANEL columns. Writes scores [GROUP, TILE] and, for each user, the mask of items
-    above the user's threshold; returns the masks joined by or.
+    A score is a left fold over partial sums of PANEL columns. Writes scores [GROUP, TILE] and, for each user, the mask
+    of items above the user's threshold; returns the masks joined by or.
     """
     f32, i32, i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
     lanes = 16
@@ -208,9 +209,7 @@ def _score_tile(
         fma_type = ir.FunctionType(vector, [vector] * 3)
         fma = builder.module.globals.get("llvm.fma.v16f32") or ir.Function(builder.module, fma_type, "llvm.fma.v16f32")
         padded = builder.extract_value(views["tiles"].shape, 1)
-        user_base = builder.gep(
-            views["users"].data, [builder.mul(args[1], builder.mul(padded, constant(GROUP)))]
-        )
+        user_base = builder.gep(views["users"].data, [builder.mul(args[1], builder.mul(padded, constant(GROUP)))])
         tile_base = builder.gep(views["tiles"].data, [builder.mul(args[3], builder.mul(padded, constant(TILE)))])
 
         entry, loop = builder.basic_block, builder.append_basic_block("panel")
@@ -247,9 +246,7 @@ def _score_tile(
         joined: Any = ir.Constant(i32, 0)
         first_user = builder.mul(args[1], constant(GROUP))
         for u in range(GROUP):
-            threshold = builder.load(
-                builder.gep(views["thresholds"].data, [builder.add(first_user, constant(u))])
-            )
+            threshold = builder.load(builder.gep(views["thresholds"].data, [builder.add(first_user, constant(u))]))
             mask: Any = ir.Constant(i32, 0)
             for part in range(per_tile):
                 store = builder.store(

@@ -24,9 +24,7 @@ def topk_scores(
     return topk_dense(scores(users, items), k=k, seen=seen)
 
 
-def topk_dense(
-    values: torch.Tensor, *, k: int, seen: SparseMatrix | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def topk_dense(values: torch.Tensor, *, k: int, seen: SparseMatrix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask, sort stably (so that ties go by item number) and cut."""
     values = values.clone()
     if seen is not None:
@@ -41,6 +39,7 @@ def cases() -> list[Case]:
     """Odd widths, more and fewer users and items than a block and a tile, users who have seen everything."""
     generator = torch.Generator().manual_seed(0)
     result = []
+    tensors: dict[str, tuple[int, ...]]
     for dim in DIMS:
         for num_users, num_items, k in ((1, 1, 1), (7, 33, 5), (100, 131, 20), (50, 31, 31)):
             users = torch.randint(num_users, (4 * num_users,), generator=generator)

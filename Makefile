@@ -1,0 +1,45 @@
+# make train   create .venv, install, train the default configuration
+# make test    create .venv, install with everything the tests need, run them
+# TORCH=...    another build of torch; VENV=... another place; PYTHON=... another interpreter; ARGS=... overrides for train
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ARGS ?=
+
+# A stamp a state of the environment: what is installed, by which requirements.
+base := $(VENV)/.installed-$(subst =,-,$(subst /,-,$(TORCH)))
+dev := $(base)-dev
+
+.PHONY: train test lint types format clean
+
+train: $(base)
+	$(VENV)/bin/gnnrec train $(ARGS)
+
+test: $(dev)
+	$(VENV)/bin/pytest -rs
+
+lint: $(dev)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(dev)
+	$(VENV)/bin/mypy
+
+format: $(dev)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch first and alone: which build of it is installed is a choice, and what comes after is satisfied by it.
+$(base): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gnnrec needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet '$(TORCH)'
+	$(VENV)/bin/pip install --quiet --editable .
+	@touch $@
+
+$(dev): $(base)
+	$(VENV)/bin/pip install --quiet --editable '.[dev,cuda,dgl]'
+	@touch $@

@@ -1,0 +1,56 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+# The first example of many tests compiles a kernel.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
+
+# Before numba is imported: on a machine with one core, tests still compare one thread with two.
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the real data sets."""
+    root = os.environ.get("GNNREC_DATA")
+    if not root:
+        pytest.skip("GNNREC_DATA is not set; it names the folder where the real data sets lie")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def thread_counts() -> list[int]:
+    """Numbers of threads between which results must not differ, 1 first."""
+    import numba
+
+    return sorted({1, 2, numba.config.NUMBA_NUM_THREADS})
+
+
+@pytest.fixture(scope="session")
+def peak_memory() -> Callable[[Callable[[], Any]], tuple[Any, int]]:
+    """Calls a function; returns its result and by how many bytes the process's resident memory rose at the most.
+
+    Arrays of 32 MiB and more come from the system and count in full; small ones may reuse memory that was free already.
+    """
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not let a process reset the peak of its resident memory")
+
+    def resident(kind: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split(f"{kind}:")[1].split()[0]) * 1024
+
+    def measure(function: Callable[[], Any]) -> tuple[Any, int]:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        return function(), resident("VmHWM") - before
+
+    return measure

@@ -1,0 +1,353 @@
+"""The run log, the facts about the machine, and progress."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_cases import in_child
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnnrec.errors import CheckpointError, StorageError
+from gnnrec.training import runlog
+from gnnrec.training.runlog import Progress, RunLog, machine, peak_rss_bytes, read_events, versions
+
+
+def strict(text: str) -> Any:
+    """JSON by the standard: no NaN, no Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# --- events and summary -----------------------------------------------------------------------------------------------
+
+
+def test_events_are_lines_of_json(tmp_path: Path) -> None:
+    before = time.time()
+    with RunLog(tmp_path / "new" / "run") as log:
+        log.event("epoch", epoch=1, loss=0.25, name="Größe\nline\r\u2028")
+        # Read while the log is open: nothing waits in a buffer.
+        (event,) = read_events(log.path)
+        log.event("end")
+    assert before <= event.pop("time") <= time.time()
+    assert event == {"event": "epoch", "epoch": 1, "loss": 0.25, "name": "Größe\nline\r\u2028"}
+    lines = (tmp_path / "new" / "run" / "events.jsonl").read_text().split("\n")
+    assert [strict(line)["event"] for line in lines[:-1]] == ["epoch", "end"]
+    assert lines[-1] == ""
+
+
+def test_values_that_json_does_not_know(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.event(
+            "x",
+            nan=math.nan,
+            infinities=[math.inf, -np.inf],
+            numpy=np.float32(0.5),
+            numpy_nan=np.float32("nan"),
+            numpy_int=np.int64(2**62),
+            numpy_bool=np.True_,
+            array=np.array([1.0, np.nan]),
+            tensor=torch.tensor([[1, 2]]),
+            bf16=torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True),
+            path=Path("a/b"),
+            nested={1: (math.nan, {"y": math.inf})},
+        )
+    assert {key: value for key, value in strict(log.path.read_text()).items() if key not in ("event", "time")} == {
+        "nan": None,
+        "infinities": ["Infinity", "-Infinity"],
+        "numpy": 0.5,
+        "numpy_nan": None,
+        "numpy_int": 2**62,
+        "numpy_bool": True,
+        "array": [1.0, None],
+        "tensor": [[1, 2]],
+        "bf16": 1.5,
+        "path": "a/b",
+        "nested": {"1": [None, {"y": "Infinity"}]},
+    }
+
+
+def test_a_value_that_cannot_be_written_writes_nothing(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log, pytest.raises(TypeError):
+        log.event("x", value=object())
+    assert read_events(log.path) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 10_000))
+def test_a_torn_last_line_is_skipped_and_cut_on_reopening(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    with RunLog(folder) as log:
+        for number in range(5):
+            log.event("step", number=number, text="x" * number)
+    data = log.path.read_bytes()
+    torn = data[: cut % (len(data) + 1)]
+    log.path.write_bytes(torn)
+    whole = torn.count(b"\n")
+    assert [event["number"] for event in read_events(log.path)] == list(range(whole))
+    with RunLog(folder) as log:
+        log.event("again")
+    assert [event["event"] for event in read_events(log.path)] == ["step"] * whole + ["again"]
+
+
+def test_zeros_after_a_power_cut_are_cut(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.event("a")
+    with open(log.path, "ab") as file:
+        file.write(bytes(100))
+    assert [event["event"] for event in read_events(log.path)] == ["a"]
+    with RunLog(tmp_path) as log:
+        log.event("b")
+    assert [strict(line)["event"] for line in log.path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_killed_while_logging(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            log = RunLog(tmp_path)
+            for number in range(10**9):
+                log.event("step", number=number, text="x" * 10_000)
+        finally:
+            os._exit(1)
+    path = tmp_path / "events.jsonl"
+    while not path.exists() or path.stat().st_size < 1_000_000:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    numbers = [event["number"] for event in read_events(path)]
+    assert len(numbers) > 90
+    assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", "\x00", '"event"'])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(f'{{"event": "a"}}\n{line}\n{{"event": "b"}}\n')
+    with pytest.raises(CheckpointError, match="is not an event") as caught:
+        read_events(path)
+    assert caught.value.where == f"{path}, line 2"
+
+
+def test_events_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        read_events(tmp_path / "events.jsonl")
+
+
+def test_summary(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.write_summary({"metrics": {"test": {"recall@20": 0.5}}, "loss": math.nan})
+        log.write_summary({"metrics": {"test": {"recall@20": np.float64(0.25)}}, "loss": math.nan})
+    assert strict((tmp_path / "summary.json").read_text()) == {"metrics": {"test": {"recall@20": 0.25}}, "loss": None}
+    assert sorted(os.listdir(tmp_path)) == ["events.jsonl", "summary.json"]
+
+
+def test_disks_that_refuse(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="ENOTDIR"):
+        RunLog(tmp_path / "file" / "run")
+
+    def work() -> str:
+        log = RunLog(tmp_path)
+        log.event("small")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(StorageError) as caught:
+            log.event("large", text="x" * 2000)
+        log.close()  # has nothing left to write, and so does not fail
+        return str(caught.value)
+
+    status, text = in_child(work)
+    assert status == 0
+    assert text.startswith(f"{tmp_path / 'events.jsonl'}: cannot be written: File too large (EFBIG)")
+    assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["small"]
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_machine() -> None:
+    facts = machine()
+    assert facts["cpu"]
+    assert 1 <= facts["cores"] <= (os.cpu_count() or 1)
+    assert facts["torch_threads"] == torch.get_num_threads()
+    assert facts["threads"] >= 1
+    assert facts["ram_bytes"] > 2**28
+    assert facts["os"] == platform.platform()
+    assert strict(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "5000\n"}, 5000),
+        ("0::/a/b\n", {"a/b/memory.max": "3000\n", "a/memory.max": "5000\n"}, 3000),
+        ("0::/\n", {"memory.max": "7000\n"}, 7000),
+        ("0::/../outside\n", {"memory.max": "7000\n"}, 7000),
+        ("0::/a\n", {"a/memory.max": "max\n"}, None),
+        ("0::/a\n", {}, None),
+        ("4:cpu,memory:/d\n2:cpu:/\n", {"memory/d/memory.limit_in_bytes": "900\n", "memory.max": "1\n"}, 900),
+        ("4:memory:/gone\n", {"memory/memory.limit_in_bytes": "800\n"}, 800),
+    ],
+)
+def test_limit_of_the_control_group(tmp_path: Path, membership: str, files: dict[str, str], limit: int | None) -> None:
+    (tmp_path / "cgroup").write_text(membership)
+    for name, text in files.items():
+        file = tmp_path / "root" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert runlog._memory_limit(tmp_path / "cgroup", tmp_path / "root") == limit
+
+
+def test_no_control_groups(tmp_path: Path) -> None:
+    assert runlog._memory_limit(tmp_path / "none", tmp_path) is None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "checkout" / "gnnrec" / "training"
+    package.mkdir(parents=True)
+    (package / "runlog.py").write_text("")
+    monkeypatch.setattr(runlog, "__file__", str(package / "runlog.py"))
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == torch.__version__
+    assert found["numpy"] == np.__version__
+    assert found["gnnrec"] == importlib.metadata.version("gnnrec")
+    assert set(found) == {"python", "gnnrec", "torch", "numpy", "numba", "hydra-core"}
+
+    git(tmp_path, "init", "-q")  # a repository around the checkout is not the checkout
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    assert "commit" not in versions()
+
+    checkout = tmp_path / "checkout"
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "x")
+    git(checkout, "tag", "v1")
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert versions()["commit"] == commit
+    (package / "runlog.py").write_text("changed")
+    assert versions()["commit"] == f"{commit}-dirty"
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert "commit" not in versions()
+
+
+def test_peak_rss() -> None:
+    before = peak_rss_bytes()
+    assert before > 2**25  # Python with numpy and torch
+    block = np.ones((before + 2**26) // 8)
+    assert peak_rss_bytes() >= max(before, block.nbytes)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_only_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(10) as progress:
+        progress.advance(5, loss=0.5)
+        progress.line("epoch 1 [bold] :smile:")
+        progress.advance(5, loss=0.25)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("epoch 1 [bold] :smile:\n", "")
+    assert progress.done == 10
+
+
+def test_rich_is_imported_for_a_terminal_only() -> None:
+    code = """
+import sys
+from gnnrec.training.runlog import Progress
+with Progress(2) as progress:
+    progress.advance(1, loss=.5)
+    progress.line("done")
+print("rich" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "done\nFalse\n"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+def test_a_bar_with_loss_rate_and_time_left_on_a_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlog, "_REFRESH_SECONDS", 0.0)
+    with Progress(100, initial=40, stream=terminal) as progress:
+        for _ in range(5):
+            progress.advance(10, loss=torch.tensor(0.125))
+            time.sleep(0.002)
+        progress.line("epoch 1 [bold] :smile:")
+    text = terminal.getvalue()
+    assert "40/100" in text
+    assert "90/100" in text
+    assert "loss 0.1250" in text
+    assert "steps/s" in text
+    assert "0:00:00" in text
+    assert "epoch 1 [bold] :smile:\n" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is shown again
+
+
+def test_a_dumb_terminal_gets_lines_only(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress(10, stream=terminal) as progress:
+        progress.advance(10, loss=0.5)
+        progress.line("epoch 1")
+    assert terminal.getvalue() == "epoch 1\n"
+
+
+def test_the_bar_ends_on_an_error(terminal: Terminal) -> None:
+    with pytest.raises(KeyboardInterrupt), Progress(10, stream=terminal):
+        raise KeyboardInterrupt
+    assert "\x1b[?25h" in terminal.getvalue()
+
+
+def test_advancing_is_cheap_and_a_tensor_is_read_only_to_be_drawn(terminal: Terminal) -> None:
+    class Loss:
+        reads = 0
+
+        def __float__(self) -> float:
+            Loss.reads += 1
+            return 0.5
+
+    loss = Loss()
+    with Progress(50_000, stream=terminal) as progress:
+        start = time.monotonic()
+        for _ in range(50_000):
+            progress.advance(1, loss=loss)
+        seconds = time.monotonic() - start
+    assert Loss.reads <= seconds / 0.1 + 2
+    assert seconds / 50_000 < 50e-6  # about 0.3 us on an idle core
