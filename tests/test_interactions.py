@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ def rows_of(log: Interactions) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("with_times", [True, False])
 @settings(deadline=None, max_examples=50)
 @given(rows=ROWS)
-def test_deduplicate(keep: str, with_times: bool, rows: list[tuple[int, int, int, int]]) -> None:
+def test_deduplicate(keep: Literal["first", "last"], with_times: bool, rows: list[tuple[int, int, int, int]]) -> None:
     log = log_of(rows, with_times)
     frame = log.to_pandas()
     if with_times:
@@ -48,7 +48,7 @@ def test_deduplicate(keep: str, with_times: bool, rows: list[tuple[int, int, int
 
 
 def test_deduplicate_needs_a_known_rule() -> None:
-    with pytest.raises(DataError, match="keep='best'.*'first' or 'last'"):
+    with pytest.raises(DataError, match=r"keep='best'.*'first' or 'last'"):
         log_of([(1, 1, 1, 1)]).deduplicate("best")
 
 
@@ -101,7 +101,9 @@ def test_pandas_round_trip(rows: list[tuple[int, int, int, int]]) -> None:
     log = log_of(rows)
     assert rows_of(log) == rows
     assert log.user_ids.ids.to_pylist() == sorted({row[0] for row in rows})
-    assert (log.users.dtype, log.ratings.dtype, log.timestamps.dtype) == (np.int32, np.float32, np.int64)  # type: ignore[union-attr]
+    assert log.ratings is not None
+    assert log.timestamps is not None
+    assert [str(values.dtype) for values in (log.users, log.ratings, log.timestamps)] == ["int32", "float32", "int64"]
 
 
 @pytest.mark.parametrize(
@@ -256,13 +258,11 @@ def test_dgl() -> None:
     graph.edges["buys"].data["time"] = torch.tensor([7, 8, 9])
     log = Interactions.from_dgl(graph, rating="stars", timestamp="time")
     assert rows_of(log) == [(0, 2, 1.0, 7), (3, 0, 2.0, 8), (3, 0, 3.0, 9)]
-    assert (log.num_users, log.num_items, log.users.dtype) == (4, 3, np.int32)
+    assert (log.num_users, log.num_items, str(log.users.dtype)) == (4, 3, "int32")
     assert rows_of(Interactions.from_dgl(graph, "bought")) == [(2, 0)]
     assert rows_of(Interactions.from_dgl(graph, BOUGHT)) == [(2, 0)]
     assert rows_of(Interactions.from_dgl(graph, user="item", item="user")) == [(2, 0)]
-    with pytest.raises(
-        DataError, match="no edge type 'sells'; found .*buys.*bought|no edge type 'sells'; found .*bought"
-    ):
+    with pytest.raises(DataError, match=r"no edge type 'sells'; found .*'bought', 'user'\), \('user', 'buys'"):
         Interactions.from_dgl(graph, "sells")
     with pytest.raises(DataError, match="no edge type from 'buyer' to 'item' nodes"):
         Interactions.from_dgl(graph, user="buyer")

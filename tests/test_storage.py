@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoint_cases import Crash, names
@@ -44,6 +45,27 @@ def test_atomic_write(tmp_path: Path) -> None:
     assert given[0].parent == tmp_path
     assert given[0].suffix == ".csv"
     assert names(tmp_path) == ["top.csv"]
+
+
+@pytest.mark.parametrize("data", [b"x", lambda temporary: temporary.write_bytes(b"x")])
+def test_atomic_write_syncs_the_file_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Any
+) -> None:
+    events: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor: int) -> None:
+        events.append(f"sync {os.readlink(f'/proc/self/fd/{descriptor}')}")
+        sync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        events.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    atomic_write(tmp_path / "file", data)
+    assert events == [f"sync {tmp_path}/.tmp-file-{os.getpid()}", "replace", f"sync {tmp_path}"]
 
 
 def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:

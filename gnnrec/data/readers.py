@@ -50,7 +50,11 @@ class _Options:
     def columns(self) -> dict[str, Any]:
         """The columns asked for, by field of the log."""
         asked = {"user": self.user, "item": self.item, "rating": self.rating, "timestamp": self.timestamp}
-        return {field: label for field, label in asked.items() if label is not None}
+        given = {field: label for field, label in asked.items() if label is not None}
+        if len({str(label) for label in given.values()}) < len(given):
+            shown = ", ".join(f"{field}={label!r}" for field, label in given.items())
+            raise DataError(f"one column is named twice: {shown}", remedy="Name a column for each")
+        return given
 
     def check_used(self, used: Sequence[str], kind: str) -> None:
         """Raises DataError where an option is given that has no effect on what is read."""
@@ -249,7 +253,7 @@ def _read_recbole(path: Path, options: _Options, as_text: frozenset[str]) -> Int
     labels = options.columns()
     for field, own in (("user", "user_id"), ("item", "item_id"), ("rating", "rating"), ("timestamp", "timestamp")):
         is_default = getattr(options, field) == getattr(_Options, field)
-        if is_default and own in names and labels.get(field) not in names:
+        if is_default and own in names and own not in labels.values() and labels.get(field) not in names:
             labels[field] = own
     for label in labels.values():
         check_column(label, names, str(path))
@@ -338,7 +342,7 @@ def _parse_adjacency(text: bytes, path: Path, line: int) -> tuple[npt.NDArray[np
     if not good.all() or len(too_long):
         at = min([*np.flatnonzero(~good)[:1], *too_long[:1]])
         token = text[max(text.rfind(b" ", 0, at), text.rfind(b"\n", 0, at)) + 1 :].split(None, 1)[0]
-        found = f"{token[:40].decode(errors='backslashreplace')!r} is no id: ids are integers below 10^18"
+        found = f"{token[:40]!r} is no id: ids are integers below 10^18".removeprefix("b")
         where = f"{path}, line {line + text.count(bytes([10]), 0, at)}"
         raise DataError(found, where=where, remedy="Adjacency text is `user item item ...` in each line")
     tokens = np.fromstring(text, np.int64, sep=" ")

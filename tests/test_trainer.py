@@ -1,0 +1,216 @@
+"""The training loop: the same result by any way to get there."""
+
+import json
+import os
+import signal
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gnnrec import models, ops
+from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
+from gnnrec.data import synthetic
+from gnnrec.data.splits import split
+from gnnrec.errors import ConfigError
+from gnnrec.ops._numba import num_threads
+from gnnrec.training import trainer as trainer_module
+from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.run import graph_of
+from gnnrec.training.runlog import RunLog, read_events
+from gnnrec.training.trainer import DivergedError, Interrupted, Trainer
+
+
+@pytest.fixture(scope="module")
+def parts():
+    log = synthetic.generate(200, 160, 2400, communities=4, seed=0).log
+    return split(log, by="random", ratios=(0.8, 0.1, 0.1), seed=0)
+
+
+def make(parts, *, epochs=4, with_valid=True, seed=1, lr=5e-3, batch_size=256, log=None, checkpoints=None, resume=False):
+    train, valid, _ = parts
+    graph = graph_of(train)
+    return Trainer(
+        models.LightGCN(graph, dim=20, layers=2, seed=seed),
+        TrainerConfig(epochs=epochs, batch_size=batch_size, eval_every=1, patience=2),
+        LossConfig(),
+        OptimizerConfig(lr=lr),
+        seed=seed,
+        valid=Evaluator(valid, graph.user_item(), [20]) if with_valid else None,
+        checkpoints=checkpoints,
+        log=log,
+        resume=resume,
+    )
+
+
+def interrupt_at(monkeypatch, step, signum=signal.SIGINT):
+    """Send this process a signal while it computes step `step`."""
+    real = Trainer._step
+
+    def interrupted(self, number):
+        if number == step:
+            os.kill(os.getpid(), signum)
+        return real(self, number)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+
+
+def state(trainer):
+    """All that later steps depend on, without the clock."""
+    counters = {name: value for name, value in asdict(trainer.position).items() if not name.endswith("seconds")}
+    return counters, trainer.model.embedding.detach().clone()
+
+
+def test_it_learns(parts):
+    trainer = make(parts, epochs=30, with_valid=False)
+    evaluator = Evaluator(parts[2], graph_of(parts[0]).user_item(), [20])
+    before = evaluator(trainer.model.scorer())["recall@20"]
+    trainer.fit()
+    after = evaluator(trainer.model.scorer())["recall@20"]
+    assert after > before + 0.2
+
+
+@pytest.mark.parametrize("batch_size", [256, 3000])
+def test_equal_for_any_number_of_threads(parts, batch_size):
+    results = []
+    for threads in (1, 2):
+        with num_threads(threads):
+            trainer = make(parts, batch_size=batch_size)
+            trainer.fit()
+            results.append(state(trainer))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_large_batches_are_equal_for_any_number_of_threads():
+    """Enough triples and rows that every reduction of torch would be split among threads."""
+    log = synthetic.generate(4000, 3000, 120_000, communities=4, seed=0).log
+    results = []
+    for threads in (1, 2):
+        with num_threads(threads):
+            trainer = make((log, None, None), epochs=1, with_valid=False, batch_size=80_000)
+            trainer.fit()
+            results.append(state(trainer))
+    assert results[0][0]["step"] == 2
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_seeds_matter(parts):
+    one, same, other = (make(parts, seed=seed) for seed in (1, 1, 2))
+    for trainer in (one, same, other):
+        trainer.fit()
+    assert torch.equal(one.model.embedding, same.model.embedding)
+    assert not torch.equal(one.model.embedding, other.model.embedding)
+
+
+@pytest.mark.parametrize("step", [0, 3, 6, 7, 20])
+def test_interrupted_and_resumed_is_bit_identical(parts, tmp_path, monkeypatch, step):
+    whole = make(parts)
+    whole.fit()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(Interrupted) as interrupted:
+            make(parts, checkpoints=tmp_path).fit()
+    assert interrupted.value.signum == signal.SIGINT
+    resumed = make(parts, checkpoints=tmp_path, resume=True)
+    assert resumed.position.step == step + 1  # the step in progress was finished
+    resumed.fit()
+    assert state(resumed)[0] == state(whole)[0]
+    assert torch.equal(resumed.model.embedding, whole.model.embedding)
+
+
+def test_sigterm_too_and_a_second_interrupt_ends_at_once(parts, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM; the state is kept in"):
+            make(parts, checkpoints=tmp_path).fit()
+    before = signal.getsignal(signal.SIGINT)
+
+    def impatient(self, step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0.0
+
+    monkeypatch.setattr(Trainer, "_step", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        make(parts).fit()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_early_stopping_keeps_the_best(parts, tmp_path):
+    with RunLog(tmp_path) as log:
+        trainer = make(parts, epochs=200, lr=0.1, log=log)
+        position = trainer.fit()
+    epochs = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "epoch"]
+    scores = [event["valid"]["recall@20"] for event in epochs]
+    assert len(scores) == position.epoch < 200
+    assert position.best_epoch == int(np.argmax(scores)) + 1 == position.epoch - 2
+    again = Evaluator(parts[1], graph_of(parts[0]).user_item(), [20])(trainer.model.scorer())
+    assert again == position.best
+    assert again["recall@20"] == max(scores)
+
+
+def test_resuming_a_finished_run_changes_nothing(parts, tmp_path):
+    first = make(parts, checkpoints=tmp_path)
+    first.fit()
+    again = make(parts, checkpoints=tmp_path, resume=True)
+    again.fit()
+    assert again.position.step == first.position.step
+    assert torch.equal(again.model.embedding, first.model.embedding)
+
+
+def test_divergence_is_an_error_with_numbers(parts, tmp_path, monkeypatch):
+    real = trainer_module.bpr_loss
+
+    def exploding(final, ego, triples, reg):
+        loss = real(final, ego, triples, reg)
+        return loss * torch.nan if steps.pop() else loss
+
+    steps = [True, *[False] * 17]  # the warm-up is the first call
+    monkeypatch.setattr(trainer_module, "bpr_loss", exploding)
+    trainer = make(parts, epochs=9, checkpoints=tmp_path)
+    trainer.config.checkpoint_every = 1
+    with pytest.raises(DivergedError, match=r"the loss is nan at step 16 .*optimizer.lr=0.005\. Lower optimizer.lr"):
+        trainer.fit()
+    assert make(parts, checkpoints=tmp_path, resume=True).position.step in (8, 16)
+
+
+def test_a_metric_that_is_not_computed(parts):
+    trainer = make(parts)
+    trainer.config.monitor = "recal@20"
+    with pytest.raises(ConfigError, match=r"trainer.monitor: is 'recal@20'. Known are: .*recall@20"):
+        trainer.fit()
+
+
+def test_golden_losses(parts, tmp_path):
+    """A refactoring must give the same losses; change these numbers only together with the model or the sampler."""
+    with RunLog(tmp_path) as log:
+        make(parts, epochs=3, log=log).fit()
+    losses = [event["loss"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "epoch"]
+    assert losses == pytest.approx(GOLDEN, rel=1e-6)
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+
+
+def test_the_steps_of_a_hand_written_loop(parts):
+    """The same as Adam and BPR written out with torch on a dense adjacency."""
+    trainer = make(parts, epochs=1, with_valid=False)
+    matrix = trainer.model.graph.norm_adjacency()
+    adjacency = ops.spmm(matrix, torch.eye(matrix.shape[0])).double()
+    embedding = trainer.model.embedding.detach().double().requires_grad_()
+    optimizer = torch.optim.Adam([embedding], lr=5e-3)
+    for step in range(trainer.sampler.steps_per_epoch):
+        users, positives, negatives = trainer.sampler.batch(step)
+        layers = [embedding, adjacency @ embedding, adjacency @ (adjacency @ embedding)]
+        final = torch.stack(layers).mean(dim=0)
+        difference = (final[users] * (final[negatives] - final[positives])).sum(dim=1)
+        ego = embedding[torch.cat([users, positives, negatives])]
+        loss = torch.nn.functional.softplus(difference).mean() + 1e-4 / 2 * ego.square().sum() / len(users)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    trainer.fit()
+    assert (trainer.model.embedding.detach().double() - embedding.detach()).abs().max() < 1e-5
