@@ -157,7 +157,8 @@ def test_timestamps_of_a_frame(times: pd.Series[Any], expected: float) -> None:
         ({"user": [1, 2], "item": np.array([1, 2**63], np.uint64)}, "'item' does not fit int64"),
         ({"user": [1, 2], "item": [1, 2], "rating": [1, None]}, "'rating' is null in row 1 "),
         ({"user": [1, 2], "item": [1, 2], "rating": [1, np.inf]}, "'rating' is inf in row 1 "),
-        ({"user": [1, 2], "item": [1, 2], "rating": ["1", "2"]}, "'rating' holds .*string values such as 1 in row 0"),
+        ({"user": [1, 2], "item": [1, 2], "rating": ["1", "2"]}, "'rating' holds text such as 1 in row 0"),
+        ({"user": [1, 2], "item": [1, 2], "rating": [[1], [2]]}, "'rating' does not fit float: "),
     ],
 )
 def test_frames_that_cannot_be_used(columns: dict[str, Any], message: str) -> None:

@@ -268,6 +268,7 @@ BAD_FILES: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("log.csv", "", {}, "{path}: the file is empty"),
     ("log.csv", "\n\n", {}, "{path}: no column 'user'; found none"),
     ("log.csv", H, {}, "{path}: no interactions"),
+    ("log.csv", H.strip(), {}, "{path}: no interactions"),
     ("log.csv", H + "1,2,3,4\n\n1,2,3\n", {}, "{path}, line 4: 3 columns where 4 are expected"),
     ("log.csv", H + "1,2,3,4\n1,2,3,4,5\n", {}, "{path}, line 3: 5 columns where 4 are expected"),
     ("log.csv", H + LONG + "1,2,3\n", {}, "{path}, line 200002: 3 columns where 4 are expected"),
@@ -378,7 +379,7 @@ def test_missing_files(tmp_path: Path) -> None:
         ),
         (
             {"user": [1, 2, 3], "item": [1, 2, 3], "rating": ["a", "b", "c"]},
-            "{path}: column 'rating' holds string values",
+            "{path}: column 'rating' holds text such as a in row 0",
         ),
         (
             {"user": [1, 2, 3], "item": [1, 2, 3], "rating": [1.0, 2.0, float("nan")]},

@@ -29,7 +29,9 @@ def parts():
     return split(log, by="random", ratios=(0.8, 0.1, 0.1), seed=0)
 
 
-def make(parts, *, epochs=4, with_valid=True, seed=1, lr=5e-3, batch_size=256, log=None, checkpoints=None, resume=False):
+def make(
+    parts, *, epochs=4, with_valid=True, seed=1, lr=5e-3, batch_size=256, log=None, checkpoints=None, resume=False
+):
     train, valid, _ = parts
     graph = graph_of(train)
     return Trainer(

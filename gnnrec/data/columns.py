@@ -61,7 +61,7 @@ def as_ids(column: Any, label: Any, where: str, first_row: int = 0) -> Any:
     _check_no_nulls(column, label, where, first_row)
     if pa.types.is_integer(column.type):
         wanted = pa.int64()
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    elif _is_text(column.type):
         wanted = pa.string()
     else:
         raise DataError(
@@ -72,9 +72,8 @@ def as_ids(column: Any, label: Any, where: str, first_row: int = 0) -> Any:
     try:
         return column.cast(wanted)
     except pa.ArrowInvalid as error:
-        raise DataError(
-            f"column {label!r} does not fit {wanted}: {error}", where=where, remedy="Make it strings"
-        ) from error
+        found = f"column {label!r} does not fit {wanted}: {error}"
+        raise DataError(found, where=where, remedy="Make it strings") from error
 
 
 def as_ratings(column: Any, label: Any, where: str, first_row: int = 0) -> npt.NDArray[Any]:
@@ -89,28 +88,29 @@ def as_times(column: Any, label: Any, where: str, first_row: int = 0) -> npt.NDA
     """
     if pa.types.is_date32(column.type):
         column = column.cast(pa.int32())
-    return _as_numbers(
-        column, pa.float64() if pa.types.is_floating(column.type) else pa.int64(), label, where, first_row
-    )
+    wanted = pa.float64() if pa.types.is_floating(column.type) else pa.int64()
+    return _as_numbers(column, wanted, label, where, first_row)
 
 
 def _as_numbers(column: Any, wanted: Any, label: Any, where: str, first_row: int) -> npt.NDArray[Any]:
     if not len(column):
         return np.empty(0, wanted.to_pandas_dtype())
     _check_no_nulls(column, label, where, first_row)
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if _is_text(column.type):
+        found = f"column {label!r} holds text such as {column[0]} in row {first_row} where numbers belong"
+        raise DataError(found, where=where, remedy="Convert the column")
     try:
-        if is_text:  # numbers in text are not guessed at
-            raise pa.ArrowInvalid("text")
         values = to_numpy(column.cast(wanted))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        sample = f"{column.type} values such as {column[0]} in row {first_row}"
-        found = f"column {label!r} holds {sample} where numbers belong"
-        raise DataError(found, where=where) from error
+        raise DataError(f"column {label!r} does not fit {wanted}: {error}", where=where) from error
     if not (finite := np.isfinite(values)).all():
         row = int(finite.argmin())
         raise DataError(f"column {label!r} is {values[row]} in row {first_row + row} (counted from 0)", where=where)
     return values
+
+
+def _is_text(dtype: Any) -> bool:
+    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
 
 
 def _check_no_nulls(column: Any, label: Any, where: str, first_row: int) -> None:

@@ -52,6 +52,10 @@ class Layout:
     header_lines: int
     positions: dict[str, int] = field(default_factory=dict)
 
+    def label(self, name: str) -> str:
+        """What the file calls the column of a field."""
+        return self.names[self.positions[name]]
+
     def column(self, name: str) -> int:
         """Position of a field's column as Arrow and the csv module count: `::` has an empty column inside."""
         return self.positions[name] * len(self.delimiter)
@@ -168,11 +172,11 @@ def _batches(layout: Layout, types: dict[str, Any]) -> Iterator[dict[str, Any]]:
             batch = {name: block.column(str(layout.column(name))) for name in types}
             for name, values in batch.items():
                 if values.null_count:
-                    raise _Refused(f"column {layout.names[layout.positions[name]]!r} has empty values")
+                    raise _Refused(f"column {layout.label(name)!r} has empty values")
                 if name not in ("user", "item"):
                     batch[name] = np.from_dlpack(values)
                     if not np.isfinite(batch[name]).all():
-                        raise _Refused(f"column {layout.names[layout.positions[name]]!r} is not finite")
+                        raise _Refused(f"column {layout.label(name)!r} is not finite")
             yield batch
 
 
@@ -188,9 +192,8 @@ def _converts(layout: Layout, name: str, types: dict[str, Any]) -> bool:
 
 def _check_text_ids(columns: dict[str, Any]) -> None:
     """Refuses the empty id, and floats, which one program writes as 1.0 and the next as 1."""
-    for name in {"user", "item"} & columns.keys():
-        ids = columns[name][0]
-        if ids.type != pa.string() or not len(ids):
+    for name in ("user", "item"):
+        if name not in columns or (ids := columns[name][0]).type != pa.string():
             continue
         if ids[0].as_py() == "":  # they are sorted
             raise _Refused(f"an empty {name} id")
@@ -206,7 +209,7 @@ def _diagnosis(layout: Layout, types: dict[str, Any], error: Exception) -> DataE
         if complaint := _complaint(layout, types, row):
             return DataError(complaint, where=f"{layout.path}, line {line}", remedy="Correct or remove the line")
     if not line:
-        return DataError("no rows", where=str(layout.path))
+        return DataError("no interactions", where=str(layout.path))
     remedy = f"Is it text with columns separated by {layout.delimiter!r}?"
     return DataError(f"cannot be read: {error}", where=str(layout.path), remedy=remedy)
 
@@ -232,7 +235,7 @@ def _complaint(layout: Layout, types: dict[str, Any], row: list[str]) -> str | N
     if len(row) != layout.num_columns:
         return f"{len(row[:: len(layout.delimiter)])} columns where {len(layout.names)} are expected"
     for name, dtype in types.items():
-        value, label = row[layout.column(name)], layout.names[layout.positions[name]]
+        value, label = row[layout.column(name)], layout.label(name)
         if value in (_NULLS if dtype != pa.string() else ("",)):
             return f"column {label!r} is empty ({value!r})"
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):

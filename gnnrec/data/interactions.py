@@ -69,7 +69,10 @@ class IdMap:
 
     def encode(self, values: Any) -> Int32Array:
         """Numbers of the given ids, int32; -1 where an id is unknown."""
-        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        try:
+            array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        except (pa.ArrowTypeError, pa.ArrowInvalid):  # strings and integers mixed
+            array = pa.array([str(value) for value in values])
         try:
             found = pc.index_in(array.cast(self.ids.type), value_set=self.ids)
         except pa.ArrowInvalid:  # "alice" asked of integer ids: the ids that do not convert are unknown ones

@@ -33,25 +33,36 @@ def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple
     rows, cols = matrix.shape
     if not 1 <= factors <= min(rows, cols):
         raise ValueError(f"factors must lie within 1 and {min(rows, cols)}, got {factors}")
-    block = -(-factors // 8)
-    steps = min(STEPS, cols // block)
-    basis = torch.empty(steps * block, cols)  # a row is a basis vector
-    projected = torch.zeros(steps * block, steps * block)  # M^T M within the basis
+    block = max(8, -(-factors // 8))
+    if STEPS * block >= cols:  # the whole space
+        basis = torch.eye(cols)
+        products = [ops.spmm(matrix.T, ops.spmm(matrix, columns.T.contiguous())) for columns in basis.split(block)]
+        projected = torch.cat(products, dim=1)
+    else:
+        basis, projected = _krylov(matrix, block, min(STEPS, rows // block + 2), seed)
+    values, rotation = torch.linalg.eigh(projected)
+    order = values.argsort(descending=True)[:factors]
+    return values[order].clamp(min=0).sqrt(), basis.T @ rotation[:, order]
+
+
+def _krylov(matrix: SparseMatrix, block: int, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An orthonormal basis (its rows) of the block Krylov space, and M^T M within it."""
+    cols = matrix.shape[1]
+    basis, projected = torch.empty(steps * block, cols), torch.zeros(steps * block, steps * block)
     fresh = _orthonormal(torch.randn(cols, block, generator=torch.Generator().manual_seed(seed)))
-    for step in range(steps):
-        start, stop = step * block, (step + 1) * block
+    for start in range(0, len(basis), block):
+        stop = start + block
         basis[start:stop] = fresh.T
         known = basis[:stop]
         image = ops.spmm(matrix.T, ops.spmm(matrix, fresh))
-        projected[:stop, start:stop] = known @ image
-        if stop < len(basis):
-            fresh = _orthonormal(image - known.T @ projected[:stop, start:stop])
-            # Once more: the first pass leaves rounding errors, and random directions where the space is exhausted.
-            fresh = _orthonormal(fresh - known.T @ (known @ fresh))
-    upper = projected.triu()
-    values, rotation = torch.linalg.eigh(upper + upper.triu(1).T)
-    order = values.argsort(descending=True)[:factors]
-    return values[order].clamp(min=0).sqrt(), basis.T @ rotation[:, order]
+        within = known @ image
+        projected[:stop, start:stop], projected[start:stop, :stop] = within, within.T
+        fresh = _orthonormal(image - known.T @ within)
+        overlap = torch.ones(())
+        while overlap.abs().max() > 1e-3:  # once, against rounding; more often where the space is exhausted
+            overlap = known @ fresh
+            fresh = _orthonormal(fresh - known.T @ overlap)
+    return basis, projected
 
 
 def _orthonormal(x: torch.Tensor) -> torch.Tensor:
