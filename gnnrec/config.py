@@ -6,15 +6,17 @@ and the remedy.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from gnnrec.errors import ConfigError
 
 SPLITS = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal")
 SOURCES = ("catalog", "files", "synthetic")
 DUPLICATES = ("first", "last", "keep")
+METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr", "map", "coverage")
 
 
 @dataclass
@@ -158,6 +160,8 @@ class OptimizerConfig:
         _one_of("optimizer.name", self.name, ("adam",))
         _positive("optimizer.lr", self.lr)
         _positive("optimizer.eps", self.eps)
+        if len(self.betas) != 2:
+            raise ConfigError(f"is {list(self.betas)}", where="optimizer.betas", remedy="Give two numbers")
         for beta in self.betas:
             _within("optimizer.betas", beta, 0, 0.9999999)
 
@@ -182,6 +186,10 @@ class TrainerConfig:
         _at_least("trainer.eval_every", self.eval_every, 1)
         _at_least("trainer.patience", self.patience, 1)
         _at_least("trainer.checkpoint_every", self.checkpoint_every, 1)
+        metric, at, k = self.monitor.partition("@")
+        if metric not in METRICS or not (at and k.isdecimal()):
+            known = [f"{name}@{k or 20}" for name in METRICS]
+            raise ConfigError(f"is {self.monitor!r}", where="trainer.monitor", remedy=did_you_mean(self.monitor, known))
 
 
 @dataclass
@@ -192,10 +200,7 @@ class EvaluationConfig:
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
-        if not self.k:
-            raise ConfigError("is empty", where="evaluation.k", remedy="Give at least one cut-off, such as [20]")
-        for k in self.k:
-            _at_least("evaluation.k", k, 1)
+        _cutoffs("evaluation.k", self.k)
 
 
 MODELS: dict[str, type[LightGCNConfig] | type[GFCFConfig]] = {"lightgcn": LightGCNConfig, "gfcf": GFCFConfig}
@@ -203,7 +208,17 @@ ModelConfig = LightGCNConfig | GFCFConfig
 
 
 @dataclass
-class TrainConfig:
+class GeneralConfig:
+    """What belongs to no section."""
+
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+
+@dataclass(kw_only=True)
+class TrainConfig(GeneralConfig):
     """Everything `gnnrec train` is told; `loss`, `optimizer` and `trainer` are None for a model in closed form."""
 
     data: DataConfig
@@ -212,10 +227,6 @@ class TrainConfig:
     optimizer: OptimizerConfig | None
     trainer: TrainerConfig | None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    resume: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -235,10 +246,8 @@ class TrainConfig:
             optimizer=_optional(OptimizerConfig, values.pop("optimizer", None), "optimizer"),
             trainer=_optional(TrainerConfig, values.pop("trainer", None), "trainer"),
             evaluation=fill(EvaluationConfig, values.pop("evaluation", None) or {}, "evaluation"),
-            **{name: values.pop(name) for name in ("seed", "device", "threads", "resume") if name in values},
+            **asdict(fill(GeneralConfig, values)),
         )
-        if values:
-            raise ConfigError(f"unknown keys {sorted(values)}", where="config")
         config.validate()
         return config
 
@@ -249,8 +258,7 @@ class TrainConfig:
                 section.validate()
         _within("seed", self.seed, 0, 2**63 - 1)
         _one_of("device", self.device, ("auto", "cpu"))
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1)
+        _threads(self.threads)
         gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
         for name, section in gradient_sections.items():
             if isinstance(self.model, LightGCNConfig) and section is None:
@@ -259,27 +267,106 @@ class TrainConfig:
                 raise ConfigError(
                     f"model={self.model.name} is computed in closed form and has no use for it",
                     where=name,
-                    remedy=f"Leave out {name}=... on the command line",
+                    remedy=f"Leave out {name}=..., or the experiment that sets it",
                 )
+
+
+@dataclass
+class EvaluateConfig:
+    """What `gnnrec evaluate` is told."""
+
+    run: list[str] = field(default_factory=list)
+    k: list[int] | None = None
+    out: str | None = None
+    threads: int | None = None
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        if not self.run:
+            raise _no_run()
+        if self.k is not None:
+            _cutoffs("k", self.k)
+        _threads(self.threads)
+
+
+@dataclass
+class RecommendConfig:
+    """What `gnnrec recommend` is told."""
+
+    run: str | None = None
+    users: str | None = None
+    items: str | None = None
+    history: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    k: int = 20
+    exclude_seen: bool = True
+    out: str | None = None
+    threads: int | None = None
+
+    def validate(self, verb: str) -> None:
+        """Raise a ConfigError for a value that cannot be used, or has no effect on this verb ("": items for users)."""
+        used = {
+            "": ("users", "k", "exclude_seen"),
+            "new_users": ("history", "columns", "k"),
+            "similar_items": ("items", "k"),
+            "embeddings": (),
+        }[verb]
+        if self.run is None:
+            raise _no_run()
+        for name in ("users", "items", "history", "columns", "k", "exclude_seen"):
+            if name not in used and getattr(self, name) != getattr(RecommendConfig(), name):
+                remedy = f"Leave it out; {', '.join(used) or 'out'} can be given there"
+                raise ConfigError(
+                    f"has no effect on `{' '.join(('recommend', verb)).strip()}`", where=name, remedy=remedy
+                )
+        if verb == "new_users" and self.history is None:
+            raise ConfigError("is not set", where="history", remedy="Give a table with the columns user and item")
+        if verb == "embeddings" and self.out is None:
+            raise ConfigError("is not set", where="out", remedy="Give a folder for users.parquet and items.parquet")
+        _at_least("k", self.k, 1)
+        _threads(self.threads)
+
+
+@dataclass
+class CatalogConfig:
+    """What `gnnrec data` is told."""
+
+    name: str | None = None
+    root: str | None = None
 
 
 T = TypeVar("T")
 
 
-def fill(schema: type[T], values: dict[str, Any], where: str) -> T:
+def fill(schema: type[T], values: dict[str, Any], where: str = "") -> T:
     """An instance of the dataclass `schema` from plain values, converted and checked by type.
+
+    A single value where a list is expected becomes a list of one.
 
     Raises:
         ConfigError: an unknown key or a value of a wrong type, with its name under `where`.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+    hints = get_type_hints(schema)
+    listed = {
+        name: [value] if isinstance(value, str | int | float) and "list" in _kind(hints.get(name)) else value
+        for name, value in values.items()
+    }
     try:
-        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), listed))
     except OmegaConfBaseException as error:
         name = ".".join(part for part in (where, error.full_key) if part)
-        raise ConfigError(str(error).splitlines()[0], where=name, remedy=_suggest(schema, error.key)) from error
+        if isinstance(error, ConfigKeyError | ConfigAttributeError):
+            known = [known.name for known in fields(error.object_type)]  # type: ignore[arg-type]
+            raise ConfigError("unknown key", where=name, remedy=did_you_mean(str(error.key), known)) from error
+        if not error.full_key:
+            raise ConfigError(str(error).splitlines()[0], where=name) from error
+        hint: Any = schema
+        for part in re.findall(r"[a-z]\w*", error.full_key):
+            hint = get_type_hints(hint)[part]
+        raise ConfigError(f"is {error.value!r}", where=name, remedy=f"It must be {_kind(hint)}") from error
     assert isinstance(result, schema)
     return result
 
@@ -322,9 +409,28 @@ def did_you_mean(name: str, known: list[str]) -> str:
     return f"Did you mean {' or '.join(near)}?" if near else f"Known are: {', '.join(sorted(known))}"
 
 
-def _suggest(schema: Any, key: Any) -> str | None:
-    known = list(schema.__dataclass_fields__)
-    return None if key is None or key in known else did_you_mean(str(key), known)
+def _kind(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) in (list, tuple):
+        return f"a list of {_kind(get_args(hint)[0]).removeprefix('a ')}s"
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return " or ".join(_kind(part) for part in get_args(hint)) or kinds.get(hint, "a section with keys of its own")
+
+
+def _no_run() -> ConfigError:
+    return ConfigError("is not set", where="run", remedy="Add run=DIR, the directory that a training left")
+
+
+def _cutoffs(where: str, ks: list[int]) -> None:
+    if not ks:
+        raise ConfigError("is empty", where=where, remedy="Give at least one cut-off, such as [20]")
+    for k in ks:
+        _at_least(where, k, 1)
+
+
+def _threads(threads: int | None) -> None:
+    if threads is not None:
+        _at_least("threads", threads, 1)
 
 
 def _one_of(where: str, value: Any, known: tuple[str, ...]) -> None:

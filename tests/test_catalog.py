@@ -96,7 +96,7 @@ def test_a_server_that_lies_leaves_nothing(server, small, tmp_path):
 
 def test_read(small, tmp_path):
     with pytest.raises(
-        DataError, match=r"train\.txt and test\.txt of the data set 'small' is not there.*data fetch small"
+        DataError, match=r"train\.txt and test\.txt of the data set 'small' is not there.*data fetch name=small"
     ):
         catalog.read("small", tmp_path)
     catalog.fetch("small", tmp_path)

@@ -248,7 +248,7 @@ def heterograph(edges: dict[tuple[str, str, str], tuple[list[int], list[int]]]) 
 
 
 BUYS, BOUGHT = ("user", "buys", "item"), ("item", "bought", "user")
-EDGES = ([0, 3, 3], [2, 0, 0])
+EDGES = ([3, 0, 3], [0, 2, 0])
 
 
 def test_dgl() -> None:
@@ -258,7 +258,7 @@ def test_dgl() -> None:
     graph.edges["buys"].data["stars"] = torch.tensor([[1.0], [2.0], [3.0]])
     graph.edges["buys"].data["time"] = torch.tensor([7, 8, 9])
     log = Interactions.from_dgl(graph, rating="stars", timestamp="time")
-    assert rows_of(log) == [(0, 2, 1.0, 7), (3, 0, 2.0, 8), (3, 0, 3.0, 9)]
+    assert rows_of(log) == [(3, 0, 1.0, 7), (0, 2, 2.0, 8), (3, 0, 3.0, 9)]
     assert (log.num_users, log.num_items, str(log.users.dtype)) == (4, 3, "int32")
     assert rows_of(Interactions.from_dgl(graph, "bought")) == [(2, 0)]
     assert rows_of(Interactions.from_dgl(graph, BOUGHT)) == [(2, 0)]
@@ -286,7 +286,7 @@ def test_pyg() -> None:
     data[BUYS].stars = torch.tensor([1, 2, 3])
     data[BUYS].time = torch.tensor([0.5, 1.5, 2.5], requires_grad=True)
     log = Interactions.from_pyg(data, rating="stars", timestamp="time")
-    assert rows_of(log) == [(0, 2, 1.0, 0.5), (3, 0, 2.0, 1.5), (3, 0, 3.0, 2.5)]
+    assert rows_of(log) == [(3, 0, 1.0, 0.5), (0, 2, 2.0, 1.5), (3, 0, 3.0, 2.5)]
     assert (log.num_users, log.num_items) == (4, 3)
     data[BOUGHT].edge_index = torch.tensor([[2], [0]])
     assert rows_of(Interactions.from_pyg(data, BOUGHT)) == [(2, 0)]
@@ -305,7 +305,7 @@ def test_bare_edge_index() -> None:
     import torch
 
     log = Interactions.from_pyg(torch.tensor(EDGES))
-    assert (rows_of(log), log.num_users, log.num_items) == ([(0, 2), (3, 0), (3, 0)], 4, 3)
+    assert (rows_of(log), log.num_users, log.num_items) == ([(3, 0), (0, 2), (3, 0)], 4, 3)
     with pytest.raises(DataError, match=r"shape \(3, 2\)"):
         Interactions.from_pyg(torch.tensor(EDGES).T)
     with pytest.raises(DataError, match="float"):

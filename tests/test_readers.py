@@ -247,6 +247,12 @@ def test_integers_beyond_int64_are_text(tmp_path: Path) -> None:
     check(read_interactions(write_text(tmp_path / "log.csv", ["user", "item"], rows)), rows)
 
 
+@pytest.mark.usefixtures("blocks")
+def test_lines_within_values(tmp_path: Path) -> None:
+    rows = [(f"a\n{n}\r\n\n", '"\n') for n in range(99)]
+    check(read_interactions(write_text(tmp_path / "log.csv", ["user", "item"], rows)), rows)
+
+
 def test_repeated_rows_stay(tmp_path: Path) -> None:
     check(read_interactions(write_text(tmp_path / "log.csv", ["user", "item"], [(1, 2)] * 3)), [(1, 2)] * 3)
 
@@ -273,6 +279,7 @@ BAD_FILES: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("log.csv", H + "1,2,3,4\n1,2,3,4,5\n", {}, "{path}, line 3: 5 columns where 4 are expected"),
     ("log.csv", H + LONG + "1,2,3\n", {}, "{path}, line 200002: 3 columns where 4 are expected"),
     ("log.csv", H + '"1",2,"a\n\nb",4\n1,2,3\n', {}, "{path}, line 5: 3 columns"),
+    ("log.csv", H + '1,2,"a\nb",4\n1,"2\n3",4\n', {}, "{path}, line 4: 3 columns"),
     ("log.csv", H + "1,2,many,4\n", ALL, "{path}, line 2: column 'rating' holds 'many' where a number is expected"),
     ("log.csv", H + LONG + "1,2,x,4\n", ALL, "{path}, line 200002: column 'rating' holds 'x'"),
     ("log.csv", H + "1,2,3,4\n1,2,1e99,4\n", ALL, "{path}, line 3: column 'rating' holds '1e99'"),
@@ -367,6 +374,16 @@ def test_missing_files(tmp_path: Path) -> None:
         read_interactions(str(tmp_path / "data" / "ratings.csv"))
     with pytest.raises(DataError, match="a folder where a file is expected"):
         read_interactions(tmp_path)
+
+
+@pytest.mark.parametrize(("value", "message"), [(None, "is null"), (float("nan"), "is nan"), (float("inf"), "is inf")])
+def test_row_of_a_bad_rating_in_any_block(tmp_path: Path, value: float | None, message: str) -> None:
+    ratings: list[float | None] = [1.0] * 200_000
+    ratings[150_000] = value
+    users = pa.array(range(len(ratings)))
+    pq.write_table(pa.table({"user": users, "item": users, "rating": ratings}), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=f"'rating' {message} in row 150000 "):
+        read_interactions(tmp_path / "log.parquet", rating="rating")
 
 
 @pytest.mark.parametrize(

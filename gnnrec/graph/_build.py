@@ -1,4 +1,4 @@
-"""Counting sorts that turn edges into compressed sparse rows, in O(edges + nodes) time and one array of extra memory."""
+"""Counting sorts that turn edges into compressed sparse rows: O(edges + nodes) time and one array of extra memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _jit: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 def numbers(name: str, values: npt.ArrayLike, count: int | None = None) -> npt.NDArray[Any]:
-    """The values as a one-dimensional integer array, all of them within 0 and count - 1; an empty one may have any dtype.
+    """The values as a one-dimensional integer array within 0 and count - 1; an empty one may have any dtype.
 
     Raises:
         ValueError: another dtype or shape, numbers outside the count.

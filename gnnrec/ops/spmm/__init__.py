@@ -18,7 +18,8 @@ def spmm(matrix: SparseMatrix, x: torch.Tensor) -> torch.Tensor:
     """Sum over neighbours: y[i] = row_scale[i] * sum_j col_scale[j] * x[j] over the entries (i, j) of the matrix.
 
     Differentiable with respect to `x` to any order: the backward pass is spmm with the transpose. The result is
-    bit-equal for any number of threads.
+    bit-equal for any number of threads. Inside torch.compile the transpose cannot be built: touch `matrix.T` before; a
+    graph's matrices have theirs.
 
     Args:
         matrix: SparseMatrix [rows, cols].

@@ -14,7 +14,7 @@ def spmm(matrix: SparseMatrix, x: torch.Tensor) -> torch.Tensor:
 
 
 def cases() -> list[Case]:
-    """Every small graph at two widths, one at every odd width: a kernel is compiled for each width, not for each graph."""
+    """Every small graph at two widths, one of them at all: kernels are compiled for a width, not for a graph."""
     return [
         Case(f"{name}-{dim}", {"x": (matrix.shape[1], dim)}, {"matrix": matrix})
         for name, matrix in case_matrices().items()
