@@ -85,7 +85,7 @@ class FilterScorer:
         ideal_weight: float,
     ) -> None:
         self.interactions, self.normalised = interactions, normalised
-        self.back_vectors = ideal_weight * vectors * item_root[:, None]
+        self.back_vectors = (ideal_weight * vectors * item_root[:, None]).T.contiguous()
         self.front_vectors = vectors * item_scale[:, None]
         self.item_vectors = vectors
 
@@ -95,22 +95,21 @@ class FilterScorer:
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history."""
-        items, scores = [], []
+        # The results are allocated first: small blocks that stay, between large ones that go, would fragment the heap.
+        items = torch.empty(history.shape[0], k, dtype=torch.int32)
+        scores = torch.empty(history.shape[0], k)
         for start in range(0, history.shape[0], self.BLOCK):
             rows = torch.arange(start, min(start + self.BLOCK, history.shape[0]))
-            block = select_rows(history, rows)
             masked = None if seen is None else select_rows(seen, rows)
-            best, value = ops.topk_dense(self._scores(block), k=k, seen=masked)
-            items.append(best)
-            scores.append(value)
-        return torch.cat(items), torch.cat(scores)
+            items[rows], scores[rows] = ops.topk_dense(self._scores(select_rows(history, rows)), k=k, seen=masked)
+        return items, scores
 
     def _scores(self, history: SparseMatrix) -> torch.Tensor:
         signal = torch.zeros(history.shape[1], history.shape[0])
         rows = torch.repeat_interleave(torch.arange(history.shape[0]), history.indptr.diff())
         signal[history.indices.long(), rows] = 1.0
         linear = ops.spmm(self.normalised.T, ops.spmm(self.normalised, signal))
-        return torch.addmm(linear.T, ops.spmm(history, self.front_vectors), self.back_vectors.T)
+        return torch.mm(ops.spmm(history, self.front_vectors), self.back_vectors).add_(linear.T)
 
 
 def normalised(history: SparseMatrix, item_scale: torch.Tensor | None) -> SparseMatrix:
