@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gnnrec import ops
+    from gnnrec import models, ops
     from gnnrec.data.interactions import IdMap, Interactions
     from gnnrec.data.readers import read_interactions, read_split
     from gnnrec.data.splits import split
@@ -38,6 +38,7 @@ __all__ = [
     "IdMap",
     "Interactions",
     "LightGCN",
+    "models",
     "ops",
     "read_interactions",
     "read_split",
@@ -46,8 +47,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module("gnnrec.ops")
+    if name in ("models", "ops"):
+        return importlib.import_module(f"gnnrec.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'gnnrec' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,18 +2,25 @@
 
 An app is a config in `conf/` and one function here. Hydra composes the config; the messages for a user's mistakes, the
 exit codes (0 done, 2 the user can mend it, 130 and 143 interrupted, 1 a defect of ours) and the tables are made here.
+What takes long to import (torch, numba, pandas) is imported after the options are checked.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gnnrec.config import CatalogConfig, EvaluateConfig, RecommendConfig, TrainConfig, did_you_mean, fill
 from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.storage import storage_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,10 +30,10 @@ CONF = Path(__file__).resolve().parent / "conf"
 
 def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     """Train a model, evaluate it, show metrics and ten recommendations."""
-    from gnnrec.config import TrainConfig
+    config = TrainConfig.from_dict(values)
+
     from gnnrec.training import run as runs
 
-    config = TrainConfig.from_dict(values)
     run, summary = runs.train(config, run_dir)
     _show_metrics(summary)
     _show_recommendations(run)
@@ -35,93 +42,107 @@ def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:
 
 def evaluate(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     """Evaluate one or several runs again, at any cut-offs."""
+    config = fill(EvaluateConfig, values)
+    config.validate()
+
     import pandas as pd
 
     from gnnrec import recommend as output
     from gnnrec.training import run as runs
 
-    if values["out"] is not None:
-        output.check_suffix(Path(values["out"]))
-    _set_threads(values["threads"])
-    rows = []
-    for path in _runs(values["run"]):
-        run = runs.open_run(path)
-        ks = values["k"] or run.config.evaluation.k
-        for part, metrics in runs.evaluate(run, [ks] if isinstance(ks, int) else list(ks)).items():
-            rows.append({"run": str(path), "part": part} | metrics)
-    _give(pd.DataFrame(rows), values["out"])
+    if config.out is not None:
+        output.check_out(Path(config.out))
+    if config.threads is not None:
+        runs.set_threads(config.threads)
+    parts = {}
+    for path in config.run:
+        run = runs.open_run(Path(path))
+        for part, metrics in runs.evaluate(run, config.k or run.config.evaluation.k).items():
+            parts[path, part] = metrics
+    if config.out is None:
+        _show_parts({" ".join(key): metrics for key, metrics in parts.items()})
+    else:
+        rows = [{"run": path, "part": part} | metrics for (path, part), metrics in parts.items()]
+        _give(pd.DataFrame(rows), config.out)
 
 
 def recommend(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     """Recommend items, find similar ones, export embeddings."""
+    config = fill(RecommendConfig, values)
+    config.validate(verb)
+    assert config.run is not None
+
     from gnnrec import recommend as output
     from gnnrec.data import readers
     from gnnrec.training import run as runs
 
-    out = None if values["out"] is None else Path(values["out"])
-    if out is not None and verb != "embeddings":
-        output.check_suffix(out)
-    _set_threads(values["threads"])
-    run = runs.open_run(_runs(values["run"])[0])
-    scorer, k, log = run.model.scorer(), int(values["k"]), run.data.train
+    if config.out is not None and verb != "embeddings":
+        output.check_out(Path(config.out))
+    if config.threads is not None:
+        runs.set_threads(config.threads)
+    run = runs.open_run(Path(config.run))
+    scorer, k, log = run.model.scorer(), config.k, run.data.train
     if verb == "embeddings":
-        if out is None:
-            raise ConfigError("is not set", where="out", remedy="Give a folder for users.parquet and items.parquet")
-        output.write_embeddings(output.embeddings(scorer, log.user_ids, log.item_ids), out)
-        print(f"{out}/users.parquet and items.parquet")
+        assert config.out is not None
+        output.write_embeddings(output.embeddings(scorer, log.user_ids, log.item_ids), Path(config.out))
+        print(f"{config.out}/users.parquet and items.parquet")
     elif verb == "new_users":
-        if values["history"] is None:
-            raise ConfigError("is not set", where="history", remedy="Give a table with the columns user and item")
-        columns = values["columns"]
-        history = readers.read_interactions(Path(values["history"]), user=columns["user"], item=columns["item"])
-        _give(output.recommend_new_users(scorer, log.item_ids, history, k), values["out"])
+        columns = config.columns
+        history = readers.read_interactions(config.history, user=columns.user, item=columns.item)
+        _give(output.recommend_new_users(scorer, log.item_ids, history, k), config.out)
     elif verb == "similar_items":
-        items = None if values["items"] is None else output.read_ids(Path(values["items"]), "item")
-        _give(output.similar_items(scorer, log.item_ids, items, k), values["out"])
+        items = None if config.items is None else output.read_ids(Path(config.items), "item")
+        _give(output.similar_items(scorer, log.item_ids, items, k), config.out)
     else:
-        users = None if values["users"] is None else output.read_ids(Path(values["users"]), "user")
-        seen = run.seen(with_valid=True) if values["exclude_seen"] else None
-        _give(output.recommend(scorer, log.user_ids, log.item_ids, seen, users, k), values["out"])
+        users = None if config.users is None else output.read_ids(Path(config.users), "user")
+        seen = run.seen(with_valid=True) if config.exclude_seen else None
+        _give(output.recommend(scorer, log.user_ids, log.item_ids, seen, users, k), config.out)
 
 
 def data(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     """List the catalog, describe a data set, fetch one."""
     from gnnrec.data import catalog
 
-    root = values["root"]
+    config = fill(CatalogConfig, values)
     if verb == "list":
-        _table("", [_catalog_row(catalog.describe(entry.name, root)) for entry in catalog.catalog()])
+        _table([_catalog_row(catalog.describe(entry.name, config.root)) for entry in catalog.catalog()])
         return
-    if values["name"] is None:
-        known = ", ".join(entry.name for entry in catalog.catalog())
-        raise ConfigError("is not set", where="name", remedy=f"Add name=NAME, one of: {known}")
+    if config.name is None:
+        known = [entry.name for entry in catalog.catalog()]
+        raise ConfigError("is not set", where="name", remedy=f"Give one of: {', '.join(known)}")
     if verb == "fetch":
-        print(f"{values['name']} is in {catalog.fetch(values['name'], root, progress=_Percent())}")
+        print(f"{config.name} is in {catalog.fetch(config.name, config.root, progress=_Percent())}")
         return
-    described = catalog.describe(values["name"], root)
-    files = described.pop("files")
-    for key, value in described.items():
-        print(f"{key:>12}  {value}")
-    _table("", files)
+    for key, value in (described := catalog.describe(config.name, config.root)).items():
+        if key != "files":
+            print(f"{key:>12}  {value}")
+    _table(described["files"])
 
 
 class App(NamedTuple):
-    """An app: its function, and its verbs (the first is the default, "" means it can be left out)."""
+    """An app: its function, its verbs and which of them ("": none) is the default, the key that a bare word is for."""
 
     function: Callable[[dict[str, Any], Path, str], None]
-    verbs: tuple[str, ...] = ("",)
+    verbs: tuple[str, ...] = ()
+    default: str = ""
+    bare: str = ""
 
 
 APPS = {
     "train": App(train),
     "evaluate": App(evaluate),
-    "recommend": App(recommend, ("", "new_users", "similar_items", "embeddings")),
-    "data": App(data, ("list", "info", "fetch")),
+    "recommend": App(recommend, ("new_users", "similar_items", "embeddings")),
+    "data": App(data, ("list", "info", "fetch"), default="list", bare="name"),
 }
+# Of Hydra's options, those that have a use here. (--experimental-rerun reads a pickle, which could run any code.)
+FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info", "-cd", "--config-dir")
 
 
 def main() -> None:
     """Entry point of the `gnnrec` command."""
+    # Before torch is imported: its idle OpenMP threads would spin on the cores that the kernels' threads need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is then removed
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(_help())
@@ -137,150 +158,215 @@ def main() -> None:
 def _run(name: str, args: list[str]) -> int:
     """Run an app; returns the exit code."""
     try:
-        app = APPS.get(name)
-        if app is None:
-            raise ConfigError(f"there is no app {name!r}", remedy=_near(name, list(APPS)))
-        verb = app.verbs[0]
-        if args and re.fullmatch(r"\w+", args[0]):
-            verb, args = args[0], args[1:]
-            if verb not in app.verbs or not verb:
-                known = [word for word in app.verbs if word]
-                raise ConfigError(
-                    f"{name} knows no {verb!r}",
-                    remedy=_near(verb, known) if known else "Options are given as KEY=VALUE",
-                )
-        _compose_and_call(name, app, verb, args)
+        if name not in APPS:
+            remedy = f"Put an app before it: gnnrec train {name}" if "=" in name else did_you_mean(name, list(APPS))
+            raise ConfigError(f"there is no app {name!r}", remedy=remedy)
+        if {"-h", "--help"} & set(args):
+            print(_app_help(name, args))
+        else:
+            _compose_and_call(name, *_verb_and_options(name, args))
+        sys.stdout.flush()
     except GnnrecError as error:
-        print(f"gnnrec: {error}", file=sys.stderr)
-        signum = getattr(error, "signum", None)
-        return 2 if signum is None else 128 + signum
+        return _complain(error)
     except KeyboardInterrupt:
         print("gnnrec: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `gnnrec ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return 0
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        if error.errno == errno.ENOSPC:
+            return _complain(GnnrecError("no space left", where="standard output", remedy="Free some space"))
+    return 0  # also for `gnnrec ... | head`
 
 
-def _compose_and_call(name: str, app: App, verb: str, args: list[str]) -> None:
+class _Ended(BaseException):
+    """Carries an error past Hydra, which would add a line of its own, and in a sweep begin the next job."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _complain(error: GnnrecError) -> int:
+    """Print the error on one line; returns the exit code."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    print(f"gnnrec: {text}", file=sys.stderr)
+    return 128 + error.signum if hasattr(error, "signum") else 2
+
+
+def _verb_and_options(name: str, args: list[str]) -> tuple[str, list[str]]:
+    """The verb and what is left for Hydra, whose options come first: it takes none between overrides."""
+    app, verb = APPS[name], APPS[name].default
+    if args and re.fullmatch(r"\w+", args[0]):
+        verb, args = args[0], args[1:]
+        if verb not in app.verbs:
+            remedy = did_you_mean(verb, list(app.verbs)) if app.verbs else "Options are given as KEY=VALUE"
+            raise ConfigError(f"{name} knows no {verb!r}", remedy=remedy)
+    if app.bare and args and re.fullmatch(r"[\w-]+", args[0]) and not args[0].startswith("-"):
+        args = [f"{app.bare}={args[0]}", *args[1:]]
+    for arg in args:
+        if arg.startswith("-") and arg.partition("=")[0] not in FLAGS:
+            key = arg.lstrip("-").replace("-", "_")
+            remedy = f"Options are given as {key if '=' in key else key + '=VALUE'}; see gnnrec {name} --help"
+            raise ConfigError(f"there is no option {arg!r}", remedy=remedy)
+    return verb, sorted(args, key=lambda arg: arg not in ("-m", "--multirun"))
+
+
+def _compose_and_call(name: str, verb: str, args: list[str]) -> None:
     """Let Hydra compose the app's config from `args` and call the app's function, once or once a job of a sweep."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from gnnrec.storage import storage_errors
+    running = False
 
     def task(config: DictConfig) -> None:
+        nonlocal running
+        running = True
         run_dir = Path(HydraConfig.get().runtime.output_dir)
-        values = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(values, dict)
+        values: Any = OmegaConf.to_container(config, resolve=True)
         try:
-            app.function({str(key): value for key, value in values.items() if key != "experiment"}, run_dir, verb)
-        except GnnrecError:
-            if run_dir.is_dir() and not any(run_dir.iterdir()):
-                run_dir.rmdir()  # made by Hydra for a run that never began
+            APPS[name].function(values, run_dir, verb)
+        except (GnnrecError, OSError) as error:
+            if HydraConfig.get().mode == RunMode.RUN or hasattr(error, "signum"):
+                raise _Ended(error) from error
+            if isinstance(error, GnnrecError):
+                _complain(error)  # the sweep goes on; Hydra raises the first error at its end
             raise
+        finally:
+            _remove_empty(run_dir)  # made by Hydra for a run that never began
+        running = False
 
-    if any(arg.startswith("--experimental-rerun") for arg in args):
-        raise ConfigError("--experimental-rerun reads a pickle, which could run any code", remedy="Leave it out")
     # With this set, Hydra lets exceptions through instead of printing them and leaving with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"gnnrec {name}", *args]
     try:
-        with storage_errors("hydra.run.dir"):
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    except _Ended as ended:
+        raise ended.error from None
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, name, args) from error
-    except ValueError as error:
-        if isinstance(error, GnnrecError) or not _raised_by_hydra(error):
+    except (OSError, ValueError) as error:
+        if running or isinstance(error, GnnrecError):
             raise
-        raise ConfigError(str(error), remedy="See gnnrec --help") from error
+        if isinstance(error, OSError):
+            with storage_errors(error.filename or "."):  # the run directory
+                raise
+        raise ConfigError(str(error), remedy="Choose by GROUP=NAME, leave out by ~GROUP") from error
 
 
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Whether the error comes from Hydra's own frames: a command line it does not understand."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder, and those above it within the working directory, as far as they are empty."""
+    with contextlib.suppress(OSError):  # not empty
+        while Path.cwd() in folder.parents:
+            folder.rmdir()
+            folder = folder.parent
+        if folder != Path.cwd():
+            folder.rmdir()
 
 
 def _explained(error: Exception, name: str, args: list[str]) -> ConfigError:
     """Hydra's error as one message with the nearest known name."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import MissingConfigException
-    from omegaconf import OmegaConf
+    from hydra.errors import MissingConfigException, OverrideParseException
 
-    text = str(error).strip()
+    text = " ".join(str(error).split()).partition(" See https://")[0]
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override!r} cannot be read ({text})",
+            where="command line",
+            remedy="Options are given as KEY=VALUE, without spaces; lists as KEY=[1,2]",
+        )
     if isinstance(error, MissingConfigException) and error.options:
-        missing = (error.missing_cfg_file or "").rpartition("/")
-        return ConfigError(f"there is no {missing[0]}={missing[2]}", remedy=_near(missing[2], list(error.options)))
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown is None:
-        cause = f" ({error.__cause__})".splitlines()[0] if error.__cause__ else ""
-        return ConfigError(" ".join(text.split()) + cause)
-    key = unknown[1].split("@")[0]
-    groups = [arg for arg in args if re.match(r"\w+=[\w-]+$", arg) and arg.split("=")[0] in os.listdir(CONF)]
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return ConfigError(f"there is no {group}={option}", remedy=did_you_mean(option, list(error.options)))
+    if twice := re.match(r"Multiple values for (\w+)", text):
+        return ConfigError(f"{twice[1]} is chosen twice", remedy=f"Write {twice[1]}=NAME, without the +")
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _unknown(unknown[1].split("@")[0], name, args)
+    cause = f" ({error.__cause__})".splitlines()[0] if error.__cause__ else ""
+    return ConfigError(text + cause, where="command line")
+
+
+def _unknown(key: str, name: str, args: list[str]) -> ConfigError:
+    """What to say of a key that the composed config does not have."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+    from yaml import safe_load
+
+    groups = _groups(name)
+    chosen = [arg for arg in args if arg in {f"{group}={option}" for group in groups for option in _options(group)}]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        values = OmegaConf.to_container(compose(name, overrides=groups))
-    known = _keys(values)
-    near = _near(key, known)
+        values = OmegaConf.to_container(compose(name, overrides=chosen))
+    known, section = _keys(values), key.partition(".")[0]
+    if section in groups and section != key:
+        if section not in known:
+            found = f"has no effect: there is no {section} with {' '.join(chosen) or 'this configuration'}"
+            return ConfigError(found, where=key, remedy="Leave it out")
+        options = {file.stem: safe_load(file.read_text()) for file in sorted((CONF / section).glob("*.yaml"))}
+        owners = [f"{section}={option}" for option, keys in options.items() if key in _keys({section: keys} | keys)]
+        if owners:
+            return ConfigError("unknown key", where=key, remedy=f"It belongs to {' or '.join(owners)}: add that")
+    near = did_you_mean(key, known)
     if "Known are" in near:  # too far from any whole key: by the last part, then list what stands beside it
-        section, _, last = key.rpartition(".")
-        beside = [other for other in known if other.rpartition(".")[0] == section] or known
+        parent, _, last = key.rpartition(".")
+        beside = [other for other in known if other.rpartition(".")[0] == (parent if parent in known else "")]
         by_last = [other for other in known if other.rpartition(".")[2] == last]
         near = f"Did you mean {' or '.join(by_last)}?" if by_last else f"Known are: {', '.join(beside)}"
-    return ConfigError(f"unknown key {key!r}", where="config", remedy=near)
+    return ConfigError("unknown key", where=key, remedy=near)
 
 
 def _keys(values: Any, prefix: str = "") -> list[str]:
     """All dotted keys of nested dicts."""
     found = []
     for key, value in values.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{key}.")
+        found += [f"{prefix}{key}", *_keys(value if isinstance(value, dict) else {}, f"{prefix}{key}.")]
     return found
-
-
-def _near(name: str, known: list[str]) -> str:
-    from gnnrec.config import did_you_mean
-
-    return did_you_mean(name, known)
 
 
 def _help() -> str:
     lines = ["gnnrec APP [VERB] [KEY=VALUE ...]    train GNN recommenders on one machine", "", "Apps:"]
     for name, app in APPS.items():
-        verbs = "|".join(verb for verb in app.verbs if verb)
-        lines.append(f"  {name + (' ' + verbs if verbs else ''):<48}{app.function.__doc__}")
-    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+        lines.append(f"  {name + ' ' + '|'.join(app.verbs):<48}{app.function.__doc__}")
     lines += ["", "Configuration groups of train (GROUP=NAME):"]
-    for group in groups:
-        names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if not file.stem.startswith("_"))
-        lines.append(f"  {group + '=' + '|'.join(names)}")
+    lines += [f"  {group.name}={'|'.join(_options(group.name))}" for group in sorted(CONF.iterdir()) if group.is_dir()]
     lines += [
         "",
-        "`gnnrec APP --help` shows every key with its value, `-m` sweeps over comma-separated values, `--cfg job`",
-        "prints the composed configuration. Example: gnnrec train data=gowalla model.layers=2 trainer.epochs=20",
+        "`gnnrec APP --help` explains every key, `-m` sweeps over comma-separated values, `--cfg job` prints the",
+        "composed configuration. Example: gnnrec train data=gowalla model.layers=2 trainer.epochs=20",
     ]
     return "\n".join(lines)
 
 
-def _runs(value: Any) -> list[Path]:
-    if not value:
-        raise ConfigError("is not set", where="run", remedy="Add run=DIR, the directory that a training left")
-    return [Path(path) for path in ([value] if isinstance(value, str) else value)]
+def _app_help(name: str, args: list[str]) -> str:
+    """The app's keys with values and comments, and those of each group's option in `args`, else of the default."""
+    app = APPS[name]
+    verbs = f" [{'|'.join(app.verbs)}]" if app.verbs else ""
+    lines = [f"gnnrec {name}{verbs} [KEY=VALUE ...]", str(app.function.__doc__)]
+    paragraphs = (CONF / f"{name}.yaml").read_text().strip().split("\n\n")
+    lines += ["\n" + text for text in paragraphs if not text.startswith(("defaults:", "hydra:"))]
+    chosen = dict(arg.split("=", 1) for arg in args if "=" in arg)
+    for group, default in _groups(name).items():
+        option = chosen.get(group, default)
+        lines += ["", f"{group}={option or 'NAME'}    # one of {', '.join(_options(group))}"]
+        if option in _options(group):
+            lines.append(textwrap.indent((CONF / group / f"{option}.yaml").read_text().strip(), "  "))
+    return "\n".join(lines)
 
 
-def _set_threads(threads: int | None) -> None:
-    from gnnrec.training.run import set_threads
+def _groups(name: str) -> dict[str, str | None]:
+    """The configuration groups of an app, with the option that each has by default."""
+    from yaml import safe_load
 
-    if threads is not None:
-        set_threads(threads)
+    defaults = safe_load((CONF / f"{name}.yaml").read_text())["defaults"]
+    groups = {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
+    return {group: option for group, option in groups.items() if not group.startswith("override ")}
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def _give(frame: pd.DataFrame, out: str | None) -> None:
@@ -292,20 +378,24 @@ def _give(frame: pd.DataFrame, out: str | None) -> None:
         print(f"{len(frame)} rows in {out}")
         return
     shown = frame.head(50)
-    _table("", _records(shown))
+    _table(_records(shown))
     if len(shown) < len(frame):
         print(f"... {len(frame) - len(shown)} rows more; out=FILE (.parquet, .csv, .json) keeps them all")
 
 
 def _show_metrics(summary: dict[str, Any]) -> None:
-    rows = [{"part": part} | metrics for part, metrics in summary["metrics"].items()]
-    if "attainable" in summary["data"]:
-        rows.append({"part": "test, best attainable"} | summary["data"]["attainable"])
-    _table(f"metrics after epoch {summary['best_epoch']} of {summary['epochs']}", rows)
+    print(f"metrics after epoch {summary['best_epoch']} of {summary['epochs']}")
+    _show_parts(summary["metrics"] | {"best attainable": summary["data"].get("attainable", {})})
     print(
         f"training {summary['train_seconds']:.1f} s (compilation {summary['compile_seconds']:.1f} s), "
         f"evaluation {summary['eval_seconds']:.1f} s, peak memory {summary['peak_rss_bytes'] / 2**30:.2f} GiB"
     )
+
+
+def _show_parts(parts: dict[str, dict[str, float]]) -> None:
+    """A row for each metric, a column for each part: a screen has more room for rows than for columns."""
+    names = dict.fromkeys(name for metrics in parts.values() for name in metrics)
+    _table([{"metric": name} | {part: found[name] for part, found in parts.items() if name in found} for name in names])
 
 
 def _show_recommendations(run: Any) -> None:
@@ -314,9 +404,10 @@ def _show_recommendations(run: Any) -> None:
 
     log = run.data.train
     user = log.user_ids.decode(log.users[:1])
-    k = min(10, log.num_items)
-    frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, run.seen(with_valid=True), user, k)
-    _table(f"recommendations for user {user[0]}", _records(frame[["rank", "item", "score"]]))
+    seen = run.seen(with_valid=True)
+    frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
+    print(f"recommendations for user {user[0]}")
+    _table(_records(frame[["rank", "item", "score"]]))
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -325,15 +416,15 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _catalog_row(described: dict[str, Any]) -> dict[str, Any]:
     states = {file["state"] for file in described["files"]}
-    row = {key: described[key] for key in ("name", "users", "items", "interactions")}
+    row = {key: described[key] for key in ("name", "users", "items")}
+    row["interactions"] = " + ".join(map(str, described["interactions"]))
     return row | {"here": states.pop() if len(states) == 1 else "incomplete", "source": described["source"]}
 
 
 class _Percent:
     """Prints the progress of a download, a line every ten percent."""
 
-    def __init__(self) -> None:
-        self.shown = -1
+    shown = -1
 
     def __call__(self, done: int, total: int | None) -> None:
         tenths = 10 * done // total if total else 0
@@ -342,23 +433,21 @@ class _Percent:
             print(f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""), flush=True)
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> None:
+def _table(rows: list[dict[str, Any]]) -> None:
     """Print rows with aligned columns."""
     from rich.console import Console
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    if title:
-        print(title)
     table = Table()
     for column in columns:
-        numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        is_text = any(isinstance(row.get(column), str) for row in rows)
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
-        table.add_row(
-            *(
-                f"{value:.4f}" if isinstance(value, float) else str(value)
-                for value in map(lambda c: row.get(c, ""), columns)
-            )
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        values = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    # Ids may look like rich's markup. Where nobody looks at a screen, no column is to be cut.
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
+    with console.capture() as text:  # rich itself would leave with 1 where the output is a closed pipe
+        console.print(table)
+    print(text.get(), end="")

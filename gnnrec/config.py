@@ -7,7 +7,7 @@ and the remedy.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -258,7 +258,7 @@ class TrainConfig(GeneralConfig):
                 section.validate()
         _within("seed", self.seed, 0, 2**63 - 1)
         _one_of("device", self.device, ("auto", "cpu"))
-        _threads(self.threads)
+        _at_least("threads", self.threads, 1)
         gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
         for name, section in gradient_sections.items():
             if isinstance(self.model, LightGCNConfig) and section is None:
@@ -286,7 +286,7 @@ class EvaluateConfig:
             raise _no_run()
         if self.k is not None:
             _cutoffs("k", self.k)
-        _threads(self.threads)
+        _at_least("threads", self.threads, 1)
 
 
 @dataclass
@@ -304,27 +304,25 @@ class RecommendConfig:
     threads: int | None = None
 
     def validate(self, verb: str) -> None:
-        """Raise a ConfigError for a value that cannot be used, or has no effect on this verb ("": items for users)."""
-        used = {
-            "": ("users", "k", "exclude_seen"),
-            "new_users": ("history", "columns", "k"),
-            "similar_items": ("items", "k"),
-            "embeddings": (),
-        }[verb]
+        """Raise a ConfigError for a value that cannot be used, or has no effect with this verb."""
         if self.run is None:
             raise _no_run()
-        for name in ("users", "items", "history", "columns", "k", "exclude_seen"):
-            if name not in used and getattr(self, name) != getattr(RecommendConfig(), name):
-                remedy = f"Leave it out; {', '.join(used) or 'out'} can be given there"
-                raise ConfigError(
-                    f"has no effect on `{' '.join(('recommend', verb)).strip()}`", where=name, remedy=remedy
-                )
+        effective = {
+            "": {"users", "k", "exclude_seen"},
+            "new_users": {"history", "columns", "k"},
+            "similar_items": {"items", "k"},
+            "embeddings": set[str](),
+        }
+        for name in sorted(set().union(*effective.values()) - effective[verb]):
+            if getattr(self, name) != getattr(RecommendConfig(), name):
+                command = f"gnnrec recommend {verb}".strip()
+                raise ConfigError(f"has no effect on `{command}`", where=name, remedy="Leave it out")
         if verb == "new_users" and self.history is None:
             raise ConfigError("is not set", where="history", remedy="Give a table with the columns user and item")
         if verb == "embeddings" and self.out is None:
             raise ConfigError("is not set", where="out", remedy="Give a folder for users.parquet and items.parquet")
         _at_least("k", self.k, 1)
-        _threads(self.threads)
+        _at_least("threads", self.threads, 1)
 
 
 @dataclass
@@ -359,7 +357,7 @@ def fill(schema: type[T], values: dict[str, Any], where: str = "") -> T:
     except OmegaConfBaseException as error:
         name = ".".join(part for part in (where, error.full_key) if part)
         if isinstance(error, ConfigKeyError | ConfigAttributeError):
-            known = [known.name for known in fields(error.object_type)]  # type: ignore[arg-type]
+            known = list(get_type_hints(error.object_type))
             raise ConfigError("unknown key", where=name, remedy=did_you_mean(str(error.key), known)) from error
         if not error.full_key:
             raise ConfigError(str(error).splitlines()[0], where=name) from error
@@ -428,11 +426,6 @@ def _cutoffs(where: str, ks: list[int]) -> None:
         _at_least(where, k, 1)
 
 
-def _threads(threads: int | None) -> None:
-    if threads is not None:
-        _at_least("threads", threads, 1)
-
-
 def _one_of(where: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"is {value!r}", where=where, remedy=did_you_mean(str(value), list(known)))
@@ -443,8 +436,8 @@ def _within(where: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"is {value}", where=where, remedy=f"It must lie within {low} and {high}")
 
 
-def _at_least(where: str, value: float, low: float) -> None:
-    if not value >= low:
+def _at_least(where: str, value: float | None, low: float) -> None:
+    if value is not None and not value >= low:
         raise ConfigError(f"is {value}", where=where, remedy=f"It must be at least {low}")
 
 

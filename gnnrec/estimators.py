@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import pandas as pd
 
 from gnnrec import models, recommend
 from gnnrec.config import (
-    EvaluationConfig,
     GFCFConfig,
     LightGCNConfig,
     LossConfig,
@@ -47,6 +47,7 @@ class Estimator:
 
     def evaluate(self, test: Interactions, ks: Sequence[int] = (20,)) -> dict[str, float]:
         """Metrics of the held-out part, training and validation items left out, such as `recall@20`."""
+        self._log.check_same_ids(test)
         return Evaluator(test, self._seen, ks)(self._scorer)
 
     def _fitted(self, train: Interactions, valid: Interactions | None, scorer: Scorer) -> Self:
@@ -86,12 +87,17 @@ class LightGCN(Estimator):
             section.validate()
 
     def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
-        """Train on `train`; with `valid`, stop early by its recall@20 and keep the best epoch."""
+        """Train on `train`; with `valid`, stop early by its recall@20 (at all items, where they are fewer)."""
         graph = graph_of(train)
         model = models.build(self.config, graph, self.seed)
         assert isinstance(model, models.LightGCN)
-        evaluator = None if valid is None else Evaluator(valid, graph.user_item(), EvaluationConfig().k)
-        Trainer(model, self.trainer, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
+        evaluator = None
+        k = min(20, train.num_items)
+        if valid is not None:
+            train.check_same_ids(valid)
+            evaluator = Evaluator(valid, graph.user_item(), [k])
+        loop = replace(self.trainer, monitor=f"recall@{k}")
+        Trainer(model, loop, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
         self.model = model
         return self._fitted(train, valid, model.scorer())
 
@@ -111,6 +117,8 @@ class GFCF(Estimator):
 
     def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
         """Decompose the graph of `train`; `valid` is only left out of recommendations."""
+        if valid is not None:
+            train.check_same_ids(valid)
         model = models.build(self.config, graph_of(train), self.seed)
         assert isinstance(model, models.GFCF)
         self.model = model.fit()

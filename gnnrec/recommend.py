@@ -160,6 +160,7 @@ def known_numbers(ids: IdMap, values: Sequence[Any] | npt.NDArray[Any], what: st
     if unknown:
         raise DataError(
             f"{len(unknown)} of {len(values)} {what} ids were not in training, such as {list(map(str, unknown[:3]))}",
+            where=f"{what}s",
             remedy="Leave them out, or give new users by their items (gnnrec recommend new_users history=FILE)"
             if what == "user"
             else "Leave them out",
@@ -167,30 +168,33 @@ def known_numbers(ids: IdMap, values: Sequence[Any] | npt.NDArray[Any], what: st
     return numbers
 
 
-def read_ids(file: Path, column: str) -> list[Any]:
-    """The ids in a file: one a line (.txt), or the column of that name, else the only one (.csv, .parquet).
+def read_ids(file: Path, column: str) -> list[str]:
+    """The ids in a file, as text: one a line (.txt), or the column of that name (.csv, .parquet).
 
     Raises:
-        DataError: the file is missing, empty or has no such column.
+        DataError: the file is missing, of another kind, empty or has no such column.
     """
+    as_text = pa_csv.ConvertOptions(column_types={column: pa.string()})  # 007 may be another user than 7
+    readers: dict[str, Callable[[Path], pa.Table]] = {
+        ".txt": lambda path: pa.table({column: [line.strip() for line in path.read_text().splitlines()]}),
+        ".csv": partial(pa_csv.read_csv, convert_options=as_text),
+        ".parquet": pq.read_table,
+    }
+    remedy = f"Give a .txt file with one id a line, or a .csv or .parquet file with the column {column!r}"
+    if not file.exists():
+        raise DataError("cannot be read: no such file", where=str(file), remedy=remedy)
+    if file.suffix not in readers:
+        raise DataError(f"is none of {', '.join(readers)}", where=str(file), remedy=remedy)
     try:
-        if file.suffix == ".txt":
-            ids: list[Any] = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        else:
-            table = pq.read_table(file) if file.suffix == ".parquet" else pa_csv.read_csv(file)
-            if column not in table.column_names and table.num_columns > 1:
-                raise DataError(
-                    f"has no column {column!r}, only {table.column_names}", where=str(file), remedy="Rename the column"
-                )
-            ids = table.column(column if column in table.column_names else 0).to_pylist()
+        table = readers[file.suffix](file)
+        if column not in table.column_names:
+            raise DataError(f"has no column {column!r}, only {table.column_names}", where=str(file), remedy=remedy)
+        ids = [text for text in table.column(column).cast(pa.string()).to_pylist() if text]
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(
-            f"cannot be read: {error}",
-            where=str(file),
-            remedy="Give a .txt file with one id a line, a .csv or a .parquet",
-        ) from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataError(f"cannot be read: {reason}", where=str(file), remedy=remedy) from error
     if not ids:
-        raise DataError("holds no ids", where=str(file), remedy="Give one id a line")
+        raise DataError("holds no ids", where=str(file), remedy=remedy)
     return ids
 
 
@@ -198,7 +202,7 @@ def write_table(frame: pd.DataFrame, out: Path) -> None:
     """Write a table as .parquet, .csv or .json (records), whole or not at all.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: another suffix, or no such folder.
         StorageError: it cannot be written.
     """
     writers: dict[str, Callable[[Path], object]] = {
@@ -206,14 +210,18 @@ def write_table(frame: pd.DataFrame, out: Path) -> None:
         ".csv": lambda path: frame.to_csv(path, index=False),
         ".json": lambda path: frame.to_json(path, orient="records"),
     }
-    check_suffix(out)
+    check_out(out)
     atomic_write(out, writers[out.suffix])
 
 
-def check_suffix(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raise a ConfigError unless a table can be written under this name."""
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"is {str(out)!r}", where="out", remedy=f"Let it end in {', '.join(SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"is {str(out)!r}, but there is no folder {str(out.parent)!r}", where="out", remedy="Create it"
+        )
 
 
 def _check_k(k: int, most: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -48,8 +49,6 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno not in _REMEDIES:
             raise
         found = f"cannot be written: {os.strerror(error.errno)} ({errno.errorcode[error.errno]})"
-        if error.errno == errno.ENOSPC:
-            found += f", {shutil.disk_usage(Path(path).parent).free:,} bytes are free on that disk now"
         raise StorageError(found, where=str(path), remedy=_REMEDIES[error.errno]) from error
 
 
@@ -107,6 +106,25 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             fsync(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, found: str) -> Iterator[None]:
+    """Hold the lock file `path` (created where missing) against other processes; it goes with the process.
+
+    Raises:
+        StorageError: another process holds it; the message says `found`.
+    """
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(found, where=str(path.parent), remedy="Wait for it, or use another folder") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_folder(path: Path) -> None:

@@ -236,7 +236,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk(small_disk: Path) -> None:
     save(small_disk, 1, example(1), {"step": 1})
-    with pytest.raises(StorageError, match=r"No space left on device \(ENOSPC\), [0-9,]+ bytes are free") as caught:
+    with pytest.raises(StorageError, match=r"No space left on device \(ENOSPC\)") as caught:
         save(small_disk, 2, {"model.x": torch.ones(1 << 19)}, {})
     assert caught.value.where == str(small_disk / "step-00000002")
     assert caught.value.remedy == "Free some space, or write to another disk"

@@ -136,7 +136,7 @@ def test_bit_equal_over_blocks_of_many_users(monkeypatch: pytest.MonkeyPatch) ->
         assert blocks.result() == whole.result()
     expected = plain(ranked.tolist(), tests, KS, 60)
     assert whole.result() == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr(metrics, "_BLOCK", 256)  # many blocks inside, as large data has
+    monkeypatch.setattr(metrics, "_CELLS", 2560)  # many blocks inside, as large data has
     assert ranking_metrics(ranked, indptr, indices, KS, 60) == pytest.approx(expected, rel=1e-12)
 
 

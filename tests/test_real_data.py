@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from gnnrec import models
-from gnnrec.config import DataConfig, GFCFConfig, LightGCNConfig, LossConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from gnnrec.config import (
+    DataConfig,
+    GFCFConfig,
+    LightGCNConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from gnnrec.training import run as runs
 
 

@@ -67,7 +67,7 @@ def test_metrics_are_those_of_brute_force(fitted, parts):
 
 def test_metrics_do_not_depend_on_the_block(fitted, parts, monkeypatch):
     whole = fitted.evaluate(parts[2])
-    monkeypatch.setattr(evaluate_module, "BLOCK", 7)
+    monkeypatch.setattr(evaluate_module, "ranking_block", lambda k: 7)
     assert fitted.evaluate(parts[2]) == whole
 
 
@@ -106,6 +106,24 @@ def test_unknown_users_and_bad_k(fitted):
     for k in (0, 121):
         with pytest.raises(ConfigError, match=f"k: is {k}. It must lie within 1 and 120"):
             fitted.recommend(["u003"], k=k)
+
+
+def test_rankings_do_not_depend_on_who_is_asked_together(fitted):
+    together = fitted.recommend(k=9).set_index("user")
+    for user in ("u001", "u064", "u150"):
+        alone = fitted.recommend([user], k=9).set_index("user")
+        assert alone.equals(together.loc[[user]])  # scores bit for bit
+
+
+def test_parts_that_were_read_apart_are_refused(fitted, parts):
+    """Their numbers mean other items; silently wrong metrics would be the result."""
+    apart = gnnrec.read_interactions(parts[2].to_pandas())
+    with pytest.raises(
+        DataError, match=r"ids \(\d+\) are numbered otherwise .*Read the parts together"
+    ):
+        fitted.evaluate(apart)
+    with pytest.raises(DataError, match="read_split"):
+        type(fitted)().fit(parts[0], valid=apart)
 
 
 def test_new_users_by_their_items(fitted, parts):
@@ -171,7 +189,10 @@ def test_ids_from_files(tmp_path):
     (tmp_path / "c.csv").write_text("whatever\n7\n8\n")
     assert recommend.read_ids(tmp_path / "a.txt", "user") == ["u1", "u2"]
     assert recommend.read_ids(tmp_path / "b.csv", "user") == ["u1", "u2"]
-    assert recommend.read_ids(tmp_path / "c.csv", "user") == [7, 8]
+    (tmp_path / "d.csv").write_text("user\n007\n8\n")
+    assert recommend.read_ids(tmp_path / "d.csv", "user") == ["007", "8"]
+    with pytest.raises(DataError, match=r"has no column 'user', only \['whatever'\]"):
+        recommend.read_ids(tmp_path / "c.csv", "user")
     with pytest.raises(DataError, match="has no column 'item'"):
         recommend.read_ids(tmp_path / "b.csv", "item")
     with pytest.raises(DataError, match=r"missing.txt: cannot be read"):

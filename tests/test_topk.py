@@ -177,3 +177,12 @@ def test_the_matrix_of_scores_is_never_there(peak_memory):
     (found, _), peak = peak_memory(lambda: topk_scores(users, items, k=5))
     assert torch.equal(found, torch.arange(5, dtype=torch.int32).expand(20_000, 5))
     assert peak < 20_000 * 20_000 * 4 / 50
+
+
+def test_unsorted_seen_items_are_refused():
+    """The kernel walks them in order."""
+    seen = SparseMatrix.from_csr([0, 3], [5, 1, 3], shape=(1, 8))
+    with pytest.raises(ValueError, match="the columns of seen must be sorted within every row"):
+        topk_scores(torch.ones(1, 4), torch.ones(8, 4), k=8, seen=seen)
+    matrix = SparseMatrix.from_csr([0, 2, 2, 4], [1, 3, 0, 0], shape=(3, 8))
+    assert matrix.has_sorted_rows  # a row may begin below the end of the one before, an item may repeat

@@ -174,7 +174,9 @@ def test_divergence_is_an_error_with_numbers(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "bpr_loss", exploding)
     trainer = make(parts, epochs=9, checkpoints=tmp_path)
     trainer.config.checkpoint_every = 1
-    with pytest.raises(DivergedError, match=r"the loss is nan at step 16 .*optimizer.lr=0.005\. Lower optimizer.lr"):
+    with pytest.raises(
+        DivergedError, match=r"the loss is nan at step 16 .*optimizer.lr=0.005\. Train anew with a lower optimizer.lr"
+    ):
         trainer.fit()
     assert make(parts, checkpoints=tmp_path, resume=True).position.step in (8, 16)
 

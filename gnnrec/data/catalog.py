@@ -219,7 +219,7 @@ def read(name: str, root: str | os.PathLike[str] | None = None) -> list[Interact
         raise DataError(
             f"{' and '.join(missing)} of the data set {name!r} is not there",
             where=str(there),
-            remedy=f"Run `gnnrec data fetch name={name}`, or set GNNREC_DATA (data.root) to the folder that holds {name}/",
+            remedy=f"Run `gnnrec data fetch name={name}`, or set GNNREC_DATA (data.root) to the folder with {name}/",
         )
     parts = read_split([there / file.name for file in known.files], format=known.format, **known.options)
     names = [name] if len(parts) == 1 else [f"{name}/train", f"{name}/test"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gnnrec.config import DataConfig
 from gnnrec.data import catalog, readers, splits, synthetic
 from gnnrec.data.interactions import Interactions
@@ -63,6 +65,8 @@ def load(config: DataConfig) -> Dataset:
     valid = None
     if len(parts) == 1:
         train, test = _split_log(parts[0], config)
+        if config.k_core:
+            truth = None  # it numbers the users and items of the whole log
     elif config.k_core:
         raise ConfigError(
             f"is {config.k_core}, but the files are split already",
@@ -72,12 +76,25 @@ def load(config: DataConfig) -> Dataset:
     else:
         train, *middle, test = parts
         valid = middle[0] if middle else None
+        _check_apart(parts)
     if valid is None and config.valid_ratio:
         train, valid = splits.carve_valid(train, config.valid_ratio, config.seed)
     for part in (train, test):
         if not len(part):
             raise DataError("is empty", where=part.name, remedy="Check the file, the columns and the filters")
     return Dataset(config.name, train, valid, test, truth)
+
+
+def _check_apart(parts: list[Interactions]) -> None:
+    """Raise a DataError where a pair stands twice: what is trained on is left out of rankings and could not be hit."""
+    pairs = np.sort(np.concatenate([part.users.astype(np.int64) * part.num_items + part.items for part in parts]))
+    repeated = int(np.count_nonzero(pairs[1:] == pairs[:-1]))
+    if repeated:
+        raise DataError(
+            f"{repeated} (user, item) pairs stand in more than one part, or twice in one",
+            where=", ".join(part.name for part in parts),
+            remedy="Take them out of the later parts; repeats within a part go with data.duplicates=first",
+        )
 
 
 def _read_files(config: DataConfig) -> list[Interactions]:

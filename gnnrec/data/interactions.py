@@ -75,8 +75,9 @@ class IdMap:
             array = pa.array([str(value) for value in values])
         try:
             found = pc.index_in(array.cast(self.ids.type), value_set=self.ids)
-        except pa.ArrowInvalid:  # "alice" asked of integer ids: the ids that do not convert are unknown ones
-            found = pc.index_in(array.cast(pa.string()), value_set=self.ids.cast(pa.string()))
+        except pa.ArrowInvalid:  # "alice" asked of integer ids: unknown, where "7" beside it is 7
+            numbers = [int(text) if text.lstrip("-").isdecimal() else None for text in array.to_pylist()]
+            found = pc.index_in(pa.array(numbers, pa.int64()), value_set=self.ids)
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int32)
 
     def decode(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -241,6 +242,16 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def check_same_ids(self, other: Interactions) -> None:
+        """Raise a DataError unless the other log numbers users and items as this one does."""
+        for side, own, others in (("user", self.user_ids, other.user_ids), ("item", self.item_ids, other.item_ids)):
+            if own is not others and not own.ids.equals(others.ids):
+                raise DataError(
+                    f"its {side} ids ({len(others)}) are numbered otherwise than those of {self.name} ({len(own)})",
+                    where=other.name,
+                    remedy="Read the parts together with read_split, or split one log with split",
+                )
 
     def take(self, rows: npt.NDArray[Any], name: str | None = None) -> Interactions:
         """The interactions at `rows` (a boolean mask or integer positions), with the same id maps."""

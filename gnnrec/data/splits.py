@@ -146,7 +146,7 @@ def _check(log: Interactions, by: str, ratios: Mapping[str, float], seed: int) -
         raise DataError(f"ratios {shown} sum to {sum(ratios.values()):g}", where="ratios", remedy="Make them sum to 1")
     if seed < 0:
         raise DataError(f"seed is {seed}", where="seed", remedy="Use 0 or more")
-    pairs = log.users * np.int64(log.num_items) + log.items
+    pairs = log.users.astype(np.int64) * log.num_items + log.items
     pairs.sort()
     repeated = int(np.count_nonzero(pairs[1:] == pairs[:-1]))
     if repeated:

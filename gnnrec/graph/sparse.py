@@ -39,6 +39,7 @@ class SparseMatrix:
         self.indptr, self.indices, self.shape = indptr, indices, shape
         self.row_scale, self.col_scale, self.symmetric = row_scale, col_scale, symmetric
         self.chunks = balanced_chunks(indptr)  # not lazily, so that operators can be traced by torch.compile
+        self._sorted: bool | None = None
         if symmetric:
             self.__dict__["T"] = self
 
@@ -116,6 +117,16 @@ class SparseMatrix:
         )
         result.__dict__["T"] = self
         return result
+
+    @property
+    def has_sorted_rows(self) -> bool:
+        """Whether no column is smaller than the one before it in its row."""
+        if self._sorted is None:
+            rises = self.indices.diff() >= 0
+            starts = self.indptr[1:-1]  # where a row begins, its first column may be anything
+            rises[starts[(starts > 0) & (starts < self.nnz)] - 1] = True
+            self._sorted = bool(rises.all())
+        return self._sorted
 
     def __repr__(self) -> str:
         scales = ", ".join(name for name in ("row_scale", "col_scale") if getattr(self, name) is not None)

@@ -54,16 +54,16 @@ class LightGCN(nn.Module):
         items hold one layer earlier, sum over l >= 1 of layer_weights[l] * A^(l-1) E, which is propagation by one layer
         less. Without layers nothing flows, and a new user is the plain normalised sum of the items.
         """
-        users = self.graph.num_users
+        users, ego = self.graph.num_users, self.embedding.detach().clone()
         final = self()
-        if self.layers == 0:
-            passed = self.embedding.detach()
-        else:
-            passed = ops.lightgcn_propagate(
-                self.graph.norm_adjacency(),
-                self.embedding,
-                num_layers=self.layers - 1,
-                layer_weights=self.layer_weights[1:],
-            )
+
+        def fold_in() -> torch.Tensor:
+            if self.layers == 0:
+                return ego[users:]
+            layers, weights = self.layers - 1, self.layer_weights[1:]
+            adjacency = self.graph.norm_adjacency()
+            return ops.lightgcn_propagate(adjacency, ego, num_layers=layers, layer_weights=weights)[users:]
+
         item_scale = self.graph.norm_user_item().col_scale
-        return FactorScorer(final[:users], final[users:], passed[users:], item_scale)
+        assert item_scale is not None
+        return FactorScorer(final[:users], final[users:], fold_in, item_scale)

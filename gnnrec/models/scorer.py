@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -35,7 +36,8 @@ class FactorScorer:
 
     Args:
         user_vectors, item_vectors: float32 [num_users, dim] and [num_items, dim].
-        fold_in_vectors: float32 [num_items, dim]: what an item passes to a user connected to it.
+        fold_in_vectors: gives float32 [num_items, dim]: what an item passes to a user connected to it. Called when it
+            is needed, since evaluation never does.
         item_scale: float32 [num_items]: degree^-1/2 of the items.
     """
 
@@ -43,8 +45,8 @@ class FactorScorer:
         self,
         user_vectors: torch.Tensor,
         item_vectors: torch.Tensor,
-        fold_in_vectors: torch.Tensor,
-        item_scale: torch.Tensor | None,
+        fold_in_vectors: Callable[[], torch.Tensor],
+        item_scale: torch.Tensor,
     ) -> None:
         self.user_vectors, self.item_vectors = user_vectors, item_vectors
         self.fold_in_vectors, self.item_scale = fold_in_vectors, item_scale
@@ -55,7 +57,7 @@ class FactorScorer:
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
-        vectors = ops.spmm(normalised(history, self.item_scale), self.fold_in_vectors)
+        vectors = ops.spmm(normalised(history, self.item_scale), self.fold_in_vectors())
         return ops.topk_scores(vectors, self.item_vectors, k=k, seen=seen)
 
 
@@ -99,7 +101,8 @@ class FilterScorer:
         items = torch.empty(history.shape[0], k, dtype=torch.int32)
         scores = torch.empty(history.shape[0], k)
         for start in range(0, history.shape[0], self.BLOCK):
-            rows = torch.arange(start, min(start + self.BLOCK, history.shape[0]))
+            # Always BLOCK rows, the last one repeated: a library product rounds differently for another shape.
+            rows = torch.arange(start, start + self.BLOCK).clamp(max=history.shape[0] - 1)
             masked = None if seen is None else select_rows(seen, rows)
             items[rows], scores[rows] = ops.topk_dense(self._scores(select_rows(history, rows)), k=k, seen=masked)
         return items, scores
@@ -112,7 +115,12 @@ class FilterScorer:
         return torch.mm(ops.spmm(history, self.front_vectors), self.back_vectors).add_(linear.T)
 
 
-def normalised(history: SparseMatrix, item_scale: torch.Tensor | None) -> SparseMatrix:
+def ranking_block(k: int) -> int:
+    """How many users to rank at once, so that lists of k items stay small."""
+    return min(max(2**22 // k, 64), 65536)
+
+
+def normalised(history: SparseMatrix, item_scale: torch.Tensor) -> SparseMatrix:
     """The history with rows scaled by length^-1/2 and columns by `item_scale`."""
     lengths = history.indptr.diff().clamp(min=1)
     return SparseMatrix(history.indptr, history.indices, history.shape, lengths.float().rsqrt(), item_scale)

@@ -13,12 +13,10 @@ from gnnrec.graph.sparse import SparseMatrix
 FLOATS = (torch.float32, torch.float64)
 
 
-def check_matrix(operator: str, matrix: Any, *, square: bool = False, symmetric: bool = False) -> None:
+def check_matrix(operator: str, matrix: Any, *, symmetric: bool = False) -> None:
     """Raise a ValueError that says what was received unless `matrix` is a SparseMatrix of the wanted kind."""
     if not isinstance(matrix, SparseMatrix):
         raise ValueError(f"{operator}: the matrix must be a gnnrec.ops.SparseMatrix, got {type(matrix).__name__}")
-    if square and matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"{operator}: the matrix must be square, got {matrix.shape[0]} x {matrix.shape[1]}")
     if symmetric and not matrix.symmetric:
         raise ValueError(f"{operator}: the matrix must be symmetric (graph.norm_adjacency() is), got {matrix}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -12,6 +14,11 @@ import torch
 # Kernels never divide by zero in a way that Python's check would catch, and they run without the interpreter's lock.
 kernel: Any = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 inline: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+# numba keys its disk cache by a kernel's own file and closure variables, not by what it calls in other files. Kernels
+# that call such code have this hash of it as a closure variable, which keeps stale machine code out.
+_SHARED = ("_numba.py", "_philox.py", "_vector.py")
+VERSION = hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in _SHARED)).hexdigest()[:16]
 
 _LAUNCHED = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 

@@ -5,14 +5,11 @@ neighbours keeps its accumulators in registers; every function below is emitted 
 `dim`, and the last, partial vector is loaded and stored under a mask, so any `dim` up to MAX_DIM works. Kernels walk
 wider matrices in column blocks. All 2-d arrays need contiguous rows (any stride between rows).
 
-Kernels are closures over `dim` and `VERSION`: numba keys its disk cache by a closure's variables but not by the
-intrinsics it calls, so VERSION, a hash of this file, keeps stale machine code out.
+Kernels are closures over `dim` and `_numba.VERSION`; see there.
 """
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
@@ -24,7 +21,6 @@ from numba.extending import models, register_model
 
 MAX_DIM = 256  # 16 accumulators of 16 floats: half of the AVX-512 registers
 PREFETCH_DISTANCE = 16  # rows ahead; 8 was 16 % slower on Gowalla's graph with dim 64
-VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 intrinsic: Any = _intrinsic  # what it decorates is called from kernels, without the typing context
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -141,6 +137,11 @@ def _prefetch(builder: Any, row: RowType, base: Any) -> None:
     for index in range(row.count):  # a vector is a cache line
         pointer = builder.gep(base, [ir.Constant(_I64, index * row.lanes)])
         builder.call(function, [builder.bitcast(pointer, byte), read, locality, data])
+
+
+def can_stream(array: Any) -> bool:
+    """Whether every row of the 2-d numpy array is aligned as streaming stores need it."""
+    return bool(array.ctypes.data % 64 == 0 and array.strides[0] % 64 == 0)
 
 
 @intrinsic(prefer_literal=True)

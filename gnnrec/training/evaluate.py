@@ -11,10 +11,8 @@ from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import Scorer, select_rows
+from gnnrec.models.scorer import Scorer, ranking_block, select_rows
 from gnnrec.training.metrics import MetricAccumulator
-
-BLOCK = 65536  # users ranked at once
 
 
 class Evaluator:
@@ -47,8 +45,9 @@ class Evaluator:
     def __call__(self, scorer: Scorer) -> dict[str, float]:
         """Metrics by name, such as `recall@20`; defined in `training.metrics`."""
         metrics = MetricAccumulator(self.ks, self.num_items)
-        for users in self.users.split(BLOCK):
-            ranked, _ = scorer.topk(users, max(self.ks), select_rows(self.seen, users))
+        k = max(self.ks)
+        for users in self.users.split(ranking_block(k)):
+            ranked, _ = scorer.topk(users, k, select_rows(self.seen, users))
             relevant = select_rows(self._held_out, users)
             metrics.update(ranked.numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
         return metrics.result()

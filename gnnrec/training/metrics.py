@@ -30,7 +30,7 @@ from gnnrec.errors import DataError
 IntArray = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.float64]
 
-_BLOCK = 1 << 13  # users at a time: its temporaries stay in the cache
+_CELLS = 1 << 18  # entries of lists at a time: their temporaries stay in the cache
 
 
 class MetricAccumulator:
@@ -99,9 +99,10 @@ class MetricAccumulator:
             )
         hits, num_test = np.concatenate(self._hits), np.concatenate(self._num_test)
         # The sums run over fixed blocks of all users, so that the blocks they came in do not show.
+        block = max(_CELLS // self.ks[-1], 1)
         sums = [
             {name: float(values.sum()) for name, values in self._per_user(hits[rows], num_test[rows]).items()}
-            for rows in (slice(start, start + _BLOCK) for start in range(0, users, _BLOCK))
+            for rows in (slice(start, start + block) for start in range(0, users, block))
         ]
         result = {name: math.fsum(block[name] for block in sums) / users for name in sums[0]}
         covered = np.logical_or.accumulate(self._seen[:, :-1]).sum(axis=1)
@@ -147,9 +148,7 @@ def ranking_metrics(
         DataError: no user has a test item.
     """
     accumulator = MetricAccumulator(ks, num_items)
-    for start in range(0, len(topk), _BLOCK):
-        pointers = test_indptr[start : start + _BLOCK + 1]
-        accumulator.update(topk[start : start + _BLOCK], pointers, test_indices[pointers[0] : pointers[-1]])
+    accumulator.update(topk, test_indptr, test_indices)
     return accumulator.result()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import set_num_threads
-from gnnrec.storage import atomic_write
+from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
 from gnnrec.training import checkpoint, runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.trainer import Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
-RESUMABLE = ("resume", "threads", "trainer.epochs", "trainer.patience", "trainer.checkpoint_every", "evaluation.k")
+# What may differ when a run goes on: how long it trains, what is measured, where the data came from.
+RESUMABLE = {"resume", "threads", "trainer.epochs", "trainer.patience", "trainer.checkpoint_every", "evaluation.k"} | {
+    f"data.{key}" for key in ("root", "log", "train", "valid", "test")
+}
 
 
 @dataclass(frozen=True)
@@ -58,27 +61,23 @@ def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
     """
     if config.threads is not None:
         set_threads(config.threads)
-    checkpoints = run_dir / "checkpoints"
     _check_run_dir(config, run_dir)
-    if config.resume:
-        data = load_data(config, run_dir)
-    else:
-        data = dataset.load(config.data)
-        _check_cutoffs(config, data)
+    data = load_data(config, run_dir) if config.resume else dataset.load(config.data)
+    _check_cutoffs(config, data)
+    with storage_errors(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-        save_data(data, run_dir)
+    with locked(run_dir / ".lock", "another process is training in this run directory"), runlog.RunLog(run_dir) as log:
+        _check_run_dir(config, run_dir)  # again: another process may have come first while data were read
+        if not config.resume:
+            save_data(data, run_dir)
         atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
-    graph = graph_of(data.train)
-    model = models.build(config.model, graph, config.seed)
-    run = Run(config, data, graph, model)
-    with runlog.RunLog(run_dir) as log:
+        graph = graph_of(data.train)
+        run = Run(config, data, graph, models.build(config.model, graph, config.seed))
         log.event("start", data=data.counts(), machine=runlog.machine(), versions=runlog.versions())
-        position = _fit(run, checkpoints, log)
+        position = _fit(run, run_dir / "checkpoints", log)
         started = time.perf_counter()
         metrics = evaluate(run, ks=config.evaluation.k)
         position.eval_seconds += time.perf_counter() - started
-        if position.best:
-            metrics = {"valid": position.best} | {name: part for name, part in metrics.items() if name != "valid"}
         summary = _summary(run, position, metrics)
         log.event("end", metrics=metrics)
         log.write_summary(summary)
@@ -139,14 +138,22 @@ def open_run(run_dir: Path) -> Run:
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     groups = split_groups(saved.tensors)
-    model.load_state_dict(groups.get("best", groups["model"]))
+    try:
+        model.load_state_dict(groups.get("best", groups.get("model", {})))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"does not fit the configuration in {run_dir / 'config.yaml'}",
+            where=str(saved.path),
+            remedy="Restore the config.yaml that the training wrote",
+        ) from error
     return Run(config, data, graph, model)
 
 
 def graph_of(*parts: Interactions) -> BipartiteGraph:
     """The graph of the interactions of these parts."""
-    users = np.concatenate([part.users for part in parts])
-    items = np.concatenate([part.items for part in parts])
+    users, items = parts[0].users, parts[0].items
+    if len(parts) > 1:
+        users, items = (np.concatenate([getattr(part, side) for part in parts]) for side in ("users", "items"))
     return BipartiteGraph.from_edges(users, items, parts[0].num_users, parts[0].num_items)
 
 
@@ -160,17 +167,19 @@ def set_threads(threads: int) -> None:
 
 def save_data(data: dataset.Dataset, run_dir: Path) -> None:
     """Keep the parts (numbers, one Parquet file a part) and the id maps in `run_dir/data`."""
-    folder = run_dir / "data"
-    folder.mkdir(exist_ok=True)
-    data.train.user_ids.to_parquet(folder / "users.parquet")
-    data.train.item_ids.to_parquet(folder / "items.parquet")
-    for name in PARTS:
-        part: Interactions | None = getattr(data, name)
-        if part is not None:
-            table = pa.table({"user": part.users, "item": part.items})
-            atomic_write(folder / f"{name}.parquet", partial(pq.write_table, table))
-    if data.truth is not None:
-        atomic_write(folder / "truth.npz", data.truth.save)
+    final = run_dir / "data"
+    if final.exists():  # of a start that ended before it was a run
+        remove_folder(final)
+    kept = {name: part for name in PARTS if (part := getattr(data, name)) is not None}
+    with atomic_folder(final) as folder:
+        data.train.user_ids.to_parquet(folder / "users.parquet")
+        data.train.item_ids.to_parquet(folder / "items.parquet")
+        for name, part in kept.items():
+            pq.write_table(pa.table({"user": part.users, "item": part.items}), folder / f"{name}.parquet")
+        if data.truth is not None:
+            data.truth.save(folder / "truth.npz")
+        content = {"parts": list(kept), "truth": data.truth is not None}
+        (folder / "content.json").write_text(json.dumps(content))
 
 
 def load_data(config: TrainConfig, run_dir: Path) -> dataset.Dataset:
@@ -179,35 +188,33 @@ def load_data(config: TrainConfig, run_dir: Path) -> dataset.Dataset:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    folder = run_dir / "data"
-    user_ids = IdMap.from_parquet(folder / "users.parquet")
-    item_ids = IdMap.from_parquet(folder / "items.parquet")
-    parts: dict[str, Interactions | None] = {}
-    for name in PARTS:
-        file = folder / f"{name}.parquet"
-        if name == "valid" and not file.exists():
-            parts[name] = None
-            continue
-        try:
-            table = pq.read_table(file)
+    folder, name = run_dir / "data", config.data.name
+    try:
+        content = json.loads((folder / "content.json").read_bytes())
+        user_ids = IdMap.from_parquet(folder / "users.parquet")
+        item_ids = IdMap.from_parquet(folder / "items.parquet")
+        parts: dict[str, Interactions | None] = dict.fromkeys(PARTS)
+        for part in content["parts"]:
+            table = pq.read_table(folder / f"{part}.parquet")
             users, items = (table.column(column).to_numpy() for column in ("user", "item"))
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise CheckpointError(
-                f"cannot be read: {error}", where=str(file), remedy="Train anew, or restore the run directory"
-            ) from error
-        parts[name] = Interactions(users, items, user_ids, item_ids, name=f"{config.data.name} {name}")
-    truth_file = folder / "truth.npz"
-    truth = PlantedModel.load(truth_file) if truth_file.exists() else None
-    return dataset.Dataset(config.data.name, truth=truth, **parts)  # type: ignore[arg-type]
+            parts[part] = Interactions(users, items, user_ids, item_ids, name=f"{name} {part}")
+        truth = PlantedModel.load(folder / "truth.npz") if content["truth"] else None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", where=str(folder), remedy="Restore the run directory from a copy, or train anew"
+        ) from error
+    assert parts["train"] is not None
+    assert parts["test"] is not None
+    return dataset.Dataset(name, parts["train"], parts["valid"], parts["test"], truth)
 
 
 def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
     data: dict[str, Any] = {"name": run.data.name} | run.data.counts()
     if run.data.truth is not None:
         history = run.data.train if run.data.valid is None else _joined(run.data.train, run.data.valid)
-        data["attainable"] = {
-            f"recall@{k}": run.data.truth.best_recall(history, run.data.test, k) for k in run.config.evaluation.k
-        }
+        ks, truth = run.config.evaluation.k, run.data.truth
+        data["attainable"] = {f"recall@{k}": truth.best_recall(history, run.data.test, k) for k in ks}
+        data["attainable"] |= {f"ndcg@{k}": truth.best_ndcg(history, run.data.test, k) for k in ks}
     return {
         "metrics": metrics,
         "best_epoch": position.best_epoch or position.epoch,
@@ -295,5 +302,8 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat

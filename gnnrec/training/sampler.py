@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -10,7 +11,7 @@ import torch
 
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.ops._numba import inline, kernel
+from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._philox import below, philox
 
 
@@ -54,7 +55,7 @@ class TripleSampler:
             edges = self._edges(epoch)[first : first + count]
             triples[0] = np.searchsorted(self.graph.user_indptr, edges, side="right") - 1
             triples[1] = self.graph.user_items[edges]
-        _draw(
+        _compile()(
             np.uint64(self.seed),
             np.uint64(epoch * self.epoch_size + first),
             self._shuffle,
@@ -91,22 +92,29 @@ def _has(items: Any, start: Any, stop: Any, item: Any) -> Any:
     return False
 
 
-@kernel
-def _draw(
-    seed: Any, first: Any, given: Any, active: Any, indptr: Any, items: Any, num_items: Any, triples: Any
-) -> None:
-    for t in numba.prange(triples.shape[1]):
-        counter = first + np.uint64(t)
-        words = philox(seed, np.uint64(0), counter)
-        if not given:
-            user = active[below(words[0], len(active))]
-            start = indptr[user]
-            triples[0, t] = user
-            triples[1, t] = items[start + below(words[1], indptr[user + 1] - start)]
-        user = triples[0, t]
-        negative = below(words[2], num_items)
-        attempt = np.uint64(0)
-        while _has(items, indptr[user], indptr[user + 1], negative):
-            attempt += np.uint64(1)  # the next stream of the same counter
-            negative = below(philox(seed, attempt, counter)[0], num_items)
-        triples[2, t] = negative
+@cache
+def _compile() -> Any:
+    version = VERSION
+
+    @kernel
+    def draw(
+        seed: Any, first: Any, given: Any, active: Any, indptr: Any, items: Any, num_items: Any, triples: Any
+    ) -> None:
+        _ = version  # part of the cache key
+        for t in numba.prange(triples.shape[1]):
+            counter = first + np.uint64(t)
+            words = philox(seed, np.uint64(0), counter)
+            if not given:
+                user = active[below(words[0], len(active))]
+                start = indptr[user]
+                triples[0, t] = user
+                triples[1, t] = items[start + below(words[1], indptr[user + 1] - start)]
+            user = triples[0, t]
+            negative = below(words[2], num_items)
+            attempt = np.uint64(0)
+            while _has(items, indptr[user], indptr[user + 1], negative):
+                attempt += np.uint64(1)  # the next stream of the same counter
+                negative = below(philox(seed, attempt, counter)[0], num_items)
+            triples[2, t] = negative
+
+    return draw

@@ -23,9 +23,11 @@ from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
 from gnnrec.training.sampler import TripleSampler
 
+LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
+
 
 class DivergedError(GnnrecError):
-    """The loss is no number any more."""
+    """The loss or the embeddings are no usable numbers any more."""
 
 
 class Interrupted(GnnrecError):
@@ -87,7 +89,9 @@ class Trainer:
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
         self.position = Position()
         self.best_parameters: dict[str, torch.Tensor] | None = None
-        if resume and checkpoints is not None:
+        self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
+        # A run that ended before its first checkpoint starts again.
+        if resume and checkpoints is not None and checkpoint.latest(checkpoints) is not None:
             self._restore(checkpoints)
 
     def fit(self) -> Position:
@@ -99,18 +103,18 @@ class Trainer:
             StorageError: a checkpoint could not be written.
         """
         position, epochs = self.position, self.config.epochs
-        if not position.finished:
-            self._warm_up()
         total = epochs * self.sampler.steps_per_epoch
         with _caught_signals() as caught, Progress(total, initial=position.step) as progress:
-            while position.epoch < epochs and not position.finished:
+            if not position.finished:
+                self._warm_up()
+            while not (caught or position.finished or position.epoch == epochs):
                 self._train_epoch(caught, progress)
                 if not caught:
                     self._end_epoch(progress)
-                if caught:
-                    path = self._save()
-                    self._event("interrupted", signal=caught[0], step=position.step)
-                    raise Interrupted(caught[0], path)
+            if caught:
+                path = self._save()
+                self._event("interrupted", signal=caught[0], step=position.step)
+                raise Interrupted(caught[0], path)
         if self.best_parameters is not None:
             self.model.load_state_dict(self.best_parameters)
         return position
@@ -121,17 +125,21 @@ class Trainer:
         for _ in range(position.step, (position.epoch + 1) * self.sampler.steps_per_epoch):
             loss = self._step(position.step)
             if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {position.step} (epoch {position.epoch + 1}) with "
-                    f"optimizer.lr={self.optimizer.param_groups[0]['lr']}",
-                    remedy="Lower optimizer.lr, or model.init_std; the last checkpoint is intact",
-                )
+                raise self._diverged(f"the loss is {loss}")
             position.loss_sum += loss
             position.step += 1
             progress.advance(1, loss=loss)
             if caught:
                 break
         position.train_seconds += time.perf_counter() - started
+
+    def _diverged(self, found: str) -> DivergedError:
+        position = self.position
+        return DivergedError(
+            f"{found} at step {position.step} (epoch {position.epoch + 1}) with "
+            f"optimizer.lr={self.optimizer.param_groups[0]['lr']}",
+            remedy="Train anew with a lower optimizer.lr or model.init_std. Earlier checkpoints are as they were",
+        )
 
     def _step(self, step: int) -> float:
         triples = self.sampler.batch(step)
@@ -144,6 +152,9 @@ class Trainer:
     def _end_epoch(self, progress: Progress) -> None:
         """Log, evaluate where it is time, decide whether to stop, write a checkpoint where it is time."""
         position, config = self.position, self.config
+        largest = float(self.model.embedding.detach().abs().max())
+        if not largest < LIMIT:
+            raise self._diverged(f"the largest entry of the embeddings is {largest:.3g}")
         position.epoch += 1
         loss = position.loss_sum / self.sampler.steps_per_epoch
         position.loss_sum = 0.0
@@ -190,12 +201,16 @@ class Trainer:
     def _save(self) -> Path | None:
         if self.checkpoints is None:
             return None
+        if self._saved is not None and self._saved[0] == self.position.step:
+            return self._saved[1]
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, value in (self.best_parameters or {}).items():
             tensors[f"best.{name}"] = value
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return checkpoint.save(self.checkpoints, self.position.step, tensors, asdict(self.position))
+        path = checkpoint.save(self.checkpoints, self.position.step, tensors, asdict(self.position))
+        self._saved = self.position.step, path
+        return path
 
     def _restore(self, folder: Path) -> None:
         saved, warnings = checkpoint.load_latest(folder)
@@ -214,9 +229,12 @@ class Trainer:
             optimizer["state"].setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(optimizer)
         self.best_parameters = groups.get("best")
-        self.position = Position(**saved.state)
+        try:
+            self.position = Position(**saved.state)
+        except TypeError as error:
+            raise CheckpointError(f"holds another state: {error}", where=str(saved.path)) from error
         # More epochs than the finished run had: go on, unless validation had stopped it.
-        if self.position.worse < self.config.patience:
+        if self.position.worse < self.config.patience and self.position.epoch < self.config.epochs:
             self.position.finished = False
 
 

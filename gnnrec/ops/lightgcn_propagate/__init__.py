@@ -20,7 +20,7 @@ def lightgcn_propagate(
 ) -> torch.Tensor:
     """sum over l = 0 .. num_layers of layer_weights[l] * A^l x, without a feature transformation or non-linearity.
 
-    The sum over layers happens where a layer's row is still in registers; nothing is kept for the backward pass, which
+    The sum over layers happens while a layer's row is in registers; nothing is kept for the backward pass, which
     is this function again, since A is symmetric. The result is bit-equal for any number of threads.
 
     Args:
@@ -56,7 +56,7 @@ def _propagate(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]
     if len(weights) == 1:
         return torch.mul(x, weights[0], out=out)
     indptr, indices, row_scale, col_scale, chunks = matrix
-    work = [x.new_empty(x.shape) for _ in range(min(len(weights) - 2, 2))]
+    work = x.new_empty(x.shape if len(weights) > 2 else (0, x.shape[1]))
     cpu.propagate(
         _arguments.array(indptr),
         _arguments.array(indices),
@@ -65,7 +65,7 @@ def _propagate(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]
         _arguments.array(chunks),
         _arguments.array(x),
         weights,
-        [buffer.numpy() for buffer in work],
+        work.numpy(),
         out.numpy(),
     )
     return out

@@ -7,8 +7,8 @@ from typing import Any
 
 import numba
 
-from gnnrec.ops._numba import kernel
-from gnnrec.ops._vector import MAX_DIM, VERSION, fence, row_gather_sum, row_scale, row_store
+from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_gather_sum, row_scale, row_store
 
 
 def spmm(indptr: Any, indices: Any, row_scales: Any, col_scales: Any, chunks: Any, x: Any, out: Any) -> None:
@@ -16,8 +16,7 @@ def spmm(indptr: Any, indices: Any, row_scales: Any, col_scales: Any, chunks: An
     for start in range(0, x.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
         target = out[:, panel]
-        streams = target.ctypes.data % 64 == 0 and (target.strides[0] % 64 == 0)
-        compiled = _compile(target.shape[1], streams)
+        compiled = _compile(target.shape[1], can_stream(target))
         compiled(indptr, indices, row_scales, col_scales, chunks, x[:, panel], target)
 
 

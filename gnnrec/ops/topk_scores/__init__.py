@@ -62,6 +62,8 @@ def _results(
         _arguments.check_matrix(operator, seen)
         if seen.shape != (len(x), num_items):
             raise ValueError(f"{operator}: seen must be {len(x)} x {num_items}, got {seen.shape[0]} x {seen.shape[1]}")
+        if not seen.has_sorted_rows:
+            raise ValueError(f"{operator}: the columns of seen must be sorted within every row")
     return np.empty((len(x), k), np.int32), np.empty((len(x), k), np.float32)
 
 

@@ -1,0 +1,340 @@
+"""Every file in conf/ composes and fills its dataclass, and every rule says which field, which value, what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from gnnrec.cli import APPS, CONF
+from gnnrec.config import (
+    METRICS,
+    SPLITS,
+    CatalogConfig,
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    GFCFConfig,
+    LightGCNConfig,
+    LossConfig,
+    OptimizerConfig,
+    RecommendConfig,
+    TrainConfig,
+    TrainerConfig,
+    did_you_mean,
+    fill,
+    from_yaml,
+    to_yaml,
+)
+from gnnrec.data import splits
+from gnnrec.errors import ConfigError
+from gnnrec.training.metrics import ranking_metrics
+
+OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
+NEEDED = {"data=files": {"data": {"log": "log.csv"}}}  # what an option cannot do without
+
+
+def composed(app: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = OmegaConf.to_container(compose(app, overrides=list(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def changed(values: Any, key: str, value: Any) -> Any:
+    """The nested values with another one at the dotted key."""
+    first, _, rest = key.partition(".")
+    return values | {first: changed(values.get(first) or {}, rest, value) if rest else value}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    return composed("train")
+
+
+@pytest.fixture(scope="module")
+def gfcf() -> dict[str, Any]:
+    return composed("train", "model=gfcf")
+
+
+def test_the_walk_finds_the_files():
+    assert {"data=synthetic", "data=files", "model=gfcf", "experiment=published_lightgcn"} <= set(OPTIONS)
+    assert len(OPTIONS) == len(list(CONF.rglob("*.yaml"))) - len(APPS)
+
+
+@pytest.mark.parametrize("option", ["", *OPTIONS])
+def test_every_option_composes_fills_and_comes_back_from_yaml(option, tmp_path):
+    values = composed("train", *filter(None, [option]))
+    for section, keys in NEEDED.get(option, {}).items():
+        values[section] |= keys
+    config = TrainConfig.from_dict(values)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert TrainConfig.from_dict(from_yaml(tmp_path / "config.yaml")) == config
+
+
+def test_every_app_has_a_config_that_fills_its_dataclass():
+    evaluate = fill(EvaluateConfig, composed("evaluate", "run=[a,b]", "k=10"))
+    evaluate.validate()
+    assert (evaluate.run, evaluate.k) == (["a", "b"], [10])
+    recommend = fill(RecommendConfig, composed("recommend", "run=a"))
+    recommend.validate("")
+    assert recommend == RecommendConfig(run="a")
+    assert fill(CatalogConfig, composed("data", "root=x")) == CatalogConfig(root="x")
+    TrainConfig.from_dict(composed("train"))
+    assert {file.stem for file in CONF.glob("*.yaml")} == set(APPS) == {"train", "evaluate", "recommend", "data"}
+
+
+def test_the_files_and_the_dataclasses_have_the_same_defaults(defaults, gfcf):
+    config = TrainConfig.from_dict(defaults)
+    assert config.model == LightGCNConfig()
+    assert config.loss == LossConfig()
+    assert config.trainer == TrainerConfig()
+    assert config.evaluation == EvaluationConfig()
+    assert config.optimizer is not None
+    assert list(config.optimizer.betas) == list(OptimizerConfig().betas)
+    assert (config.optimizer.lr, config.optimizer.eps) == (OptimizerConfig().lr, OptimizerConfig().eps)
+    assert TrainConfig.from_dict(gfcf).model == GFCFConfig()
+    files = fill(DataConfig, composed("train", "data=files", "data.root=null")["data"])
+    assert files == DataConfig()
+    assert config.data == fill(DataConfig, {"root": config.data.root, "source": "synthetic", "name": "synthetic"})
+
+
+def test_a_published_run_has_no_validation_part_and_the_published_numbers():
+    config = TrainConfig.from_dict(composed("train", "data=gowalla", "experiment=published_lightgcn"))
+    assert (config.data.valid_ratio, config.data.name) == (0, "gowalla")
+    assert config.trainer is not None
+    assert (config.trainer.epochs, config.trainer.batch_size, config.trainer.sampling) == (1000, 2048, "users")
+    assert config.loss is not None
+    assert (config.loss.reg, config.model) == (1e-4, LightGCNConfig(dim=64, layers=3, init_std=0.1))
+
+
+def test_a_file_in_a_group_may_set_what_belongs_to_no_group(tmp_path):
+    """As an experiment does; the values of train.yaml itself must not come after it."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nseed: 7\nevaluation: {k: [5]}\ndata: {k_core: 3}\n"
+    )
+    values = composed("train", "experiment=mine", f"hydra.searchpath=[file://{tmp_path}]")
+    assert (values["seed"], values["evaluation"]["k"], values["data"]["k_core"]) == (7, [5], 3)
+
+
+# Field, a value that it cannot have, what the message says of it, and what it advises.
+RULES = [
+    ("data.source", "web", "is 'web'", "Known are: catalog, files, synthetic"),
+    ("data.source", "file", "is 'file'", "Did you mean files?"),
+    ("data.duplicates", "lst", "is 'lst'", "Did you mean last"),
+    ("data.split.by", "tempral", "is 'tempral'", "Did you mean temporal"),
+    ("data.valid_ratio", 0.95, "is 0.95", "It must lie within 0 and 0.9"),
+    ("data.valid_ratio", -0.1, "is -0.1", "It must lie within 0 and 0.9"),
+    ("data.split.test_ratio", 0, "is 0.0", "It must lie within 0.001 and 0.9"),
+    ("data.k_core", -1, "is -1", "It must be at least 0"),
+    ("model.name", "lightgnc", "is 'lightgnc'", "Did you mean lightgcn?"),
+    ("model.dim", 0, "is 0", "It must lie within 1 and 4096"),
+    ("model.layers", 33, "is 33", "It must lie within 0 and 32"),
+    ("model.init_std", 0, "is 0.0", "It must be above 0"),
+    ("model.layer_weights", [1, 2], "has 2 numbers where model.layers=3 needs 4", "Give one number for the embedding"),
+    ("loss.name", "brp", "is 'brp'", "Did you mean bpr?"),
+    ("loss.reg", -1, "is -1.0", "It must be at least 0"),
+    ("optimizer.name", "sgd", "is 'sgd'", "Known are: adam"),
+    ("optimizer.lr", 0, "is 0.0", "It must be above 0"),
+    ("optimizer.lr", float("nan"), "is nan", "It must be above 0"),
+    ("optimizer.eps", -1e-8, "is -1e-08", "It must be above 0"),
+    ("optimizer.betas", [0.9, 1], "is 1.0", "It must lie within 0 and 0.9999999"),
+    ("optimizer.betas", [0.9], r"is [0.9]", "Give two numbers"),
+    ("trainer.epochs", 0, "is 0", "It must be at least 1"),
+    ("trainer.batch_size", 2**31, "is 2147483648", "It must lie within 1 and 2147483647"),
+    ("trainer.sampling", "user", "is 'user'", "Did you mean users?"),
+    ("trainer.eval_every", 0, "is 0", "It must be at least 1"),
+    ("trainer.patience", 0, "is 0", "It must be at least 1"),
+    ("trainer.checkpoint_every", 0, "is 0", "It must be at least 1"),
+    ("trainer.monitor", "recal@10", "is 'recal@10'", "Did you mean recall@10"),
+    ("trainer.monitor", "ndcg", "is 'ndcg'", "Did you mean ndcg@20"),
+    ("trainer.monitor", "ndcg@x", "is 'ndcg@x'", "ndcg@"),
+    ("evaluation.k", [], "is empty", "Give at least one cut-off, such as [20]"),
+    ("evaluation.k", [20, 0], "is 0", "It must be at least 1"),
+    ("seed", -1, "is -1", "It must lie within 0 and 9223372036854775807"),
+    ("device", "cuda", "is 'cuda'", "Known are: auto, cpu"),
+    ("threads", 0, "is 0", "It must be at least 1"),
+    ("loss", None, "is not set", "model=lightgcn needs it"),
+    ("optimizer", None, "is not set", "model=lightgcn needs it"),
+    ("trainer", None, "is not set", "model=lightgcn needs it"),
+]
+# As above, of values of a wrong type and of names that do not exist.
+TYPES = [
+    ("model.dim", "wide", "is 'wide'", "It must be a whole number"),
+    ("model.dim", 1.5, "is 1.5", "It must be a whole number"),
+    ("model.dim", None, "is None", "It must be a whole number"),
+    ("optimizer.lr", "fast", "is 'fast'", "It must be a number"),
+    ("data.min_rating", "high", "is 'high'", "It must be a number or null"),
+    ("data.header", "perhaps", "is 'perhaps'", "It must be true or false"),
+    ("data.log", ["a", "b"], "is ['a', 'b']", "It must be a text or null"),
+    ("data.columns", None, "is None", "It must be a section with keys of its own"),
+    ("seed", "x", "is 'x'", "It must be a whole number"),
+    ("resume", "maybe", "is 'maybe'", "It must be true or false"),
+    ("threads", "all", "is 'all'", "It must be a whole number or null"),
+    ("optimizer.learning_rate", 1, "unknown key", "Known are: betas, eps, lr, name"),
+    ("data.split.bye", 1, "unknown key", "Did you mean by?"),
+    ("sead", 1, "unknown key", "Did you mean seed?"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "found", "remedy"), RULES + TYPES)
+def test_a_value_that_cannot_be(field, value, found, remedy, defaults):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_dict(changed(defaults, field, value))
+    assert caught.value.where == field
+    assert found in caught.value.found
+    assert remedy in (caught.value.remedy or "")
+
+
+def test_no_rule_is_without_a_test():
+    """Each field that a `validate` of a training section names is in the table above, or in a test of its own."""
+    source = (CONF.parent / "config.py").read_text().partition("class EvaluateConfig")[0]
+    named = set(re.findall(r'(?:where=|_(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
+    of_gfcf = {"model.factors", "model.ideal_weight"}
+    assert len(named) > 25
+    assert named - {field for field, *_ in RULES} - of_gfcf == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [("model.factors", 0, "It must lie within 1 and 4096"), ("model.ideal_weight", -1, "It must be at least 0")],
+)
+def test_a_value_that_gfcf_cannot_have(field, value, remedy, gfcf):
+    with pytest.raises(ConfigError, match=rf"{field}: is {value}.* {remedy}"):
+        TrainConfig.from_dict(changed(gfcf, field, value))
+
+
+@pytest.mark.parametrize(("section", "values"), [("optimizer", {"lr": 0.1}), ("loss", {}), ("trainer", {"epochs": 3})])
+def test_what_has_no_effect_on_a_model_in_closed_form_is_refused(section, values, gfcf):
+    with pytest.raises(ConfigError, match=f"{section}: model=gfcf is computed in closed form.* Leave out {section}="):
+        TrainConfig.from_dict(gfcf | {section: values})
+
+
+@pytest.mark.parametrize(
+    ("keys", "found", "remedy"),
+    [
+        ({}, "neither data.log nor data.train is set", "Give data.log=FILE"),
+        ({"log": "a", "train": "b"}, "both data.log and data.train are set", "Give data.log=FILE"),
+        ({"train": "b"}, "data.train is 'b' but data.test is not set", "Add data.test=FILE"),
+    ],
+)
+def test_files_are_one_log_or_a_split(keys, found, remedy, defaults):
+    with pytest.raises(ConfigError, match=f"{found}.*{remedy}"):
+        TrainConfig.from_dict(defaults | {"data": {"source": "files"} | keys})
+    TrainConfig.from_dict(defaults | {"data": {"source": "files", "train": "a", "test": "b"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "run: is not set. Add run=DIR"),
+        ({"run": None}, "run: is None. It must be a list of texts"),
+        ({"run": "a", "k": 0}, "k: is 0. It must be at least 1"),
+        ({"run": "a", "k": []}, "k: is empty. Give at least one cut-off"),
+        ({"run": "a", "k": "x"}, r"k\[0\]: is 'x'. It must be a list of whole numbers or null"),
+        ({"run": "a", "threads": 0}, "threads: is 0. It must be at least 1"),
+    ],
+)
+def test_what_evaluate_cannot_be_told(values, message):
+    with pytest.raises(ConfigError, match=message):
+        fill(EvaluateConfig, values).validate()
+
+
+@pytest.mark.parametrize(
+    ("verb", "values", "message"),
+    [
+        ("", {}, "run: is not set. Add run=DIR"),
+        ("", {"run": ["a", "b"]}, r"run: is \['a', 'b'\]. It must be a text or null"),
+        ("", {"run": "a", "k": 0}, "k: is 0. It must be at least 1"),
+        ("", {"run": "a", "threads": 0}, "threads: is 0. It must be at least 1"),
+        ("", {"run": "a", "items": "f"}, "items: has no effect on `gnnrec recommend`. Leave it out"),
+        ("", {"run": "a", "history": "f"}, "history: has no effect on `gnnrec recommend`"),
+        ("new_users", {"run": "a"}, "history: is not set. Give a table with the columns user and item"),
+        (
+            "new_users",
+            {"run": "a", "history": "f", "users": "g"},
+            "users: has no effect on `gnnrec recommend new_users`",
+        ),
+        ("similar_items", {"run": "a", "exclude_seen": False}, "exclude_seen: has no effect"),
+        ("similar_items", {"run": "a", "columns": {"user": "u"}}, "columns: has no effect"),
+        ("embeddings", {"run": "a", "out": "f", "k": 3}, "k: has no effect on `gnnrec recommend embeddings`"),
+        ("embeddings", {"run": "a"}, "out: is not set. Give a folder"),
+    ],
+)
+def test_what_recommend_cannot_be_told(verb, values, message):
+    with pytest.raises(ConfigError, match=message):
+        fill(RecommendConfig, values).validate(verb)
+
+
+@pytest.mark.parametrize(
+    ("verb", "values"),
+    [
+        ("", {"users": "f", "k": 3, "exclude_seen": False}),
+        ("new_users", {"history": "f", "k": 3, "columns": {"user": "u", "item": "i"}}),
+        ("similar_items", {"items": "f", "k": 3}),
+        ("embeddings", {"out": "folder"}),
+    ],
+)
+def test_what_recommend_can_be_told(verb, values):
+    fill(RecommendConfig, {"run": "a", "out": "x", "threads": 1} | values).validate(verb)
+
+
+def test_a_single_value_is_a_list_of_one(defaults):
+    assert TrainConfig.from_dict(changed(defaults, "evaluation.k", 10)).evaluation.k == [10]
+    assert fill(EvaluateConfig, {"run": "a"}).run == ["a"]
+    assert fill(LightGCNConfig, {"layers": 0, "layer_weights": 0.5}).layer_weights == [0.5]
+
+
+def test_names_of_metrics_and_splits_are_those_that_there_are():
+    known = ranking_metrics(np.array([[0]]), np.array([0, 1]), np.array([0]), [1], 2)
+    assert set(known) == {f"{name}@1" for name in METRICS}
+    assert set(SPLITS) == set(splits.STRATEGIES)
+
+
+# What OmegaConf takes for an interpolation or for a missing value is no text to it.
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(
+    lambda text: "${" not in text and text != "???"
+)
+lookalikes = st.sampled_from(["null", "007", "1e5", "yes", "true", "~", "a: b", "#x", "[a]", "'", '"', "0x1F", " "])
+
+
+@settings(max_examples=30)
+@given(
+    name=lookalikes | texts,
+    lr=st.floats(1e-300, 1e300),
+    weights=st.lists(st.floats(-1e9, 1e9, width=32), min_size=4, max_size=4),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_any_value_comes_back_from_yaml(name, lr, weights, seed, defaults, tmp_path_factory):
+    values = defaults | {"seed": seed, "data": {"source": "files", "log": name, "columns": {"user": name}}}
+    values = changed(changed(values, "optimizer.lr", lr), "model.layer_weights", weights)
+    config = TrainConfig.from_dict(values)
+    assert (config.data.log, config.data.columns.user, config.seed) == (name, name, seed)
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(to_yaml(config))
+    assert TrainConfig.from_dict(from_yaml(file)) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), ("a: [1", "cannot be read"), ("- 1\n", "holds no configuration")]
+)
+def test_a_file_that_is_no_configuration(tmp_path, content, message):
+    file: Path = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_yaml(file)
+    assert caught.value.where == str(file)
+
+
+def test_suggestions():
+    assert did_you_mean("gowala", ["gowalla", "lastfm"]) == "Did you mean gowalla?"
+    assert did_you_mean("xyz", ["b", "a"]) == "Known are: a, b"
