@@ -88,7 +88,12 @@ def recommend(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         print(f"{config.out}/users.parquet and items.parquet")
     elif verb == "new_users":
         columns = config.columns
-        history = readers.read_interactions(config.history, user=columns.user, item=columns.item)
+        history = readers.read_interactions(
+            config.history,
+            user=columns.user,
+            item=columns.item,
+            ids_as_text=True,  # the model knows what they are
+        )
         _give(output.recommend_new_users(scorer, log.item_ids, history, k), config.out)
     elif verb == "similar_items":
         items = None if config.items is None else output.read_ids(Path(config.items), "item")
@@ -237,7 +242,10 @@ def _compose_and_call(name: str, verb: str, args: list[str]) -> None:
                 _complain(error)  # the sweep goes on; Hydra raises the first error at its end
             raise
         finally:
-            _remove_empty(run_dir)  # made by Hydra for a run that never began
+            # Made by Hydra for a run that never began; within the working directory, so were empty folders above it.
+            made = os.path.relpath(run_dir)
+            with contextlib.suppress(OSError):  # not empty: a run
+                (os.rmdir if made.startswith("..") else os.removedirs)(made)
         running = False
 
     # With this set, Hydra lets exceptions through instead of printing them and leaving with 1.
@@ -256,16 +264,6 @@ def _compose_and_call(name: str, verb: str, args: list[str]) -> None:
             with storage_errors(error.filename or "."):  # the run directory
                 raise
         raise ConfigError(str(error), remedy="Choose by GROUP=NAME, leave out by ~GROUP") from error
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder, and those above it within the working directory, as far as they are empty."""
-    with contextlib.suppress(OSError):  # not empty
-        while Path.cwd() in folder.parents:
-            folder.rmdir()
-            folder = folder.parent
-        if folder != Path.cwd():
-            folder.rmdir()
 
 
 def _explained(error: Exception, name: str, args: list[str]) -> ConfigError:

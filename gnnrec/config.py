@@ -88,6 +88,13 @@ class DataConfig:
                 where="data",
                 remedy="Give data.log=FILE for one log that is to be split, or data.train=FILE data.test=FILE",
             )
+        beside = "data.test" if self.test is not None else "data.valid"
+        if self.log is not None and (self.test is not None or self.valid is not None):
+            raise ConfigError(
+                "has no effect beside data.log, which is split",
+                where=beside,
+                remedy=f"Give the training part as data.train=FILE, or leave {beside} out",
+            )
         if self.source == "files" and self.train is not None and self.test is None:
             raise ConfigError(
                 f"data.train is {self.train!r} but data.test is not set",

@@ -155,6 +155,9 @@ def known_numbers(ids: IdMap, values: Sequence[Any] | npt.NDArray[Any], what: st
     Raises:
         DataError: some are not; with how many, and the first of them.
     """
+    if isinstance(values, str):
+        raise DataError(f"is the text {values!r}", where=f"{what}s", remedy=f"Give a list: [{values!r}]")
+    values = list(values)
     numbers = ids.encode(values)
     unknown = [values[int(at)] for at in np.flatnonzero(numbers < 0)]
     if unknown:
@@ -176,7 +179,7 @@ def read_ids(file: Path, column: str) -> list[str]:
     """
     as_text = pa_csv.ConvertOptions(column_types={column: pa.string()})  # 007 may be another user than 7
     readers: dict[str, Callable[[Path], pa.Table]] = {
-        ".txt": lambda path: pa.table({column: [line.strip() for line in path.read_text().splitlines()]}),
+        ".txt": lambda path: pa.table({column: [line.strip() for line in path.read_text("utf-8-sig").splitlines()]}),
         ".csv": partial(pa_csv.read_csv, convert_options=as_text),
         ".parquet": pq.read_table,
     }

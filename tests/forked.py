@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["gnnrec.training.run", "gnnrec.recommend", "hydra.main"])
+_CONTEXT.set_forkserver_preload(["gnnrec.training.run", "gnnrec.recommend", "hydra.main", "torch._dynamo"])
 
 
-def gnnrec(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `gnnrec ARGS` in the folder, whose `no data` is where data sets would be; nothing reads a terminal."""
+def gnnrec(
+    *args: object, cwd: Path, limit: int = resource.RLIM_INFINITY, terminal: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `gnnrec ARGS`.
+
+    Args:
+        cwd: the working directory; its `no data` is where data sets would be.
+        limit: the most bytes that a file may have.
+        terminal: where the output goes instead of into the result; it must hold all of it.
+    """
     words = [str(arg) for arg in args]
-    streams = [cwd.parent / f"{cwd.name}.{name}" for name in ("out", "err")]
-    process = _CONTEXT.Process(target=_call, args=(words, cwd, streams))
+    files = [cwd.parent / f"{cwd.name}.{name}" for name in ("out", "err")]
+    for file in files:
+        file.write_text("")
+    streams = [terminal or str(files[0]), str(files[1])]
+    process = _CONTEXT.Process(target=_call, args=(words, cwd, limit, streams))
     process.start()
     process.join()
     assert process.exitcode is not None
-    return subprocess.CompletedProcess(words, process.exitcode, *(stream.read_text() for stream in streams))
+    return subprocess.CompletedProcess(words, process.exitcode, *(file.read_text() for file in files))
 
 
-def _call(words: list[str], cwd: Path, streams: list[Path]) -> None:
+def _call(words: list[str], cwd: Path, limit: int, streams: list[str]) -> None:
     from gnnrec.cli import main
 
     for descriptor, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_NOCTTY), descriptor)
     os.chdir(cwd)
     os.environ["GNNREC_DATA"] = str(cwd / "no data")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = ["gnnrec", *words]
     main()

@@ -103,6 +103,9 @@ def test_recommendations_come_with_the_users_ids(fitted, parts):
 def test_unknown_users_and_bad_k(fitted):
     with pytest.raises(DataError, match=r"2 of 3 user ids were not in training, such as \['nobody', '7'\]"):
         fitted.recommend(["u003", "nobody", 7])
+    with pytest.raises(DataError, match=r"is the text 'u003'. Give a list: \['u003'\]"):
+        fitted.recommend("u003")
+    assert len(fitted.recommend(pd.Series(["u003"], index=[5]), k=2)) == 2
     for k in (0, 121):
         with pytest.raises(ConfigError, match=f"k: is {k}. It must lie within 1 and 120"):
             fitted.recommend(["u003"], k=k)
@@ -118,9 +121,7 @@ def test_rankings_do_not_depend_on_who_is_asked_together(fitted):
 def test_parts_that_were_read_apart_are_refused(fitted, parts):
     """Their numbers mean other items; silently wrong metrics would be the result."""
     apart = gnnrec.read_interactions(parts[2].to_pandas())
-    with pytest.raises(
-        DataError, match=r"ids \(\d+\) are numbered otherwise .*Read the parts together"
-    ):
+    with pytest.raises(DataError, match=r"ids \(\d+\) are numbered otherwise .*Read the parts together"):
         fitted.evaluate(apart)
     with pytest.raises(DataError, match="read_split"):
         type(fitted)().fit(parts[0], valid=apart)

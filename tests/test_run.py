@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gnnrec
 from gnnrec.config import (
     DataConfig,
     EvaluationConfig,
@@ -174,3 +175,29 @@ def test_parts_that_share_pairs_are_refused(tmp_path):
     files = DataConfig(train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"), valid_ratio=0)
     with pytest.raises(DataError, match=r"2 \(user, item\) pairs stand in more than one part"):
         dataset.load(files)
+
+
+def test_filters_that_leave_nothing_and_files_without_effect(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,stars\n" + "".join(f"{u},{i},{u % 3}\n" for u in range(9) for i in range(u, u + 6)))
+    rated = DataConfig(log=str(log), min_rating=5)
+    rated.columns.rating = "stars"
+    with pytest.raises(
+        DataError, match=r"data\.min_rating: no interaction of .*log\.csv is rated 5 or better. Lower it"
+    ):
+        dataset.load(rated)
+    with pytest.raises(DataError, match=r"data\.k_core: nothing of .*log\.csv has 7 interactions a user and an item"):
+        dataset.load(DataConfig(log=str(log), k_core=7))
+    with pytest.raises(ConfigError, match=r"data\.test: has no effect beside data\.log"):
+        DataConfig(log=str(log), test=str(log)).validate()
+
+
+def test_ids_kept_as_text(tmp_path):
+    """A new user's items are matched as the model knows them: 007 is not 7 where both are names."""
+    table = tmp_path / "history.csv"
+    table.write_text("user,item\nnew,007\nnew,12\n")
+    assert gnnrec.read_interactions(table).item_ids.ids.to_pylist() == [7, 12]
+    as_text = gnnrec.read_interactions(table, ids_as_text=True)
+    assert as_text.item_ids.ids.to_pylist() == ["007", "12"]
+    assert gnnrec.IdMap(["007", "12", "7"]).encode(as_text.item_ids.ids).tolist() == [0, 1]
+    assert gnnrec.IdMap([3, 7, 12]).encode(["007", "12", "alice", "8"]).tolist() == [1, 2, -1, -1]

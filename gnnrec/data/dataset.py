@@ -60,6 +60,10 @@ def load(config: DataConfig) -> Dataset:
         parts = _read_files(config)
     if config.min_rating is not None:
         parts = [part.filter_rating(config.min_rating) for part in parts]
+        for part in parts:
+            if not len(part):
+                found = f"no interaction of {part.name} is rated {config.min_rating} or better"
+                raise DataError(found, where="data.min_rating", remedy="Lower it, or look at data.columns.rating")
     if config.duplicates != "keep":
         parts = [part.deduplicate(config.duplicates) for part in parts]
     valid = None
@@ -114,7 +118,14 @@ def _read_files(config: DataConfig) -> list[Interactions]:
 
 def _split_log(log: Interactions, config: DataConfig) -> tuple[Interactions, Interactions]:
     if config.k_core:
-        log = log.k_core(config.k_core, config.k_core).compact()
+        core = log.k_core(config.k_core, config.k_core).compact()
+        if not len(core):
+            raise DataError(
+                f"nothing of {log.name} has {config.k_core} interactions a user and an item",
+                where="data.k_core",
+                remedy="Lower it",
+            )
+        log = core
     ratios = (1 - config.split.test_ratio, config.split.test_ratio)
     train, test = splits.split(log, by=config.split.by, ratios=ratios, seed=config.seed)
     return train, test

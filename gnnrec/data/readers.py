@@ -73,6 +73,7 @@ def read_interactions(
     timestamp: Any = None,
     delimiter: str | None = None,
     header: bool = True,
+    ids_as_text: bool = False,
     name: str | None = None,
 ) -> Interactions:
     """Reads an interaction log. Rows keep their order and repeated ones stay; ids are numbered in sorted order.
@@ -91,6 +92,7 @@ def read_interactions(
             HeteroData the node types and the keys of edge data. No ratings or timestamps are read where these are None.
         delimiter: of the columns; one character, or one repeated (`::`). Default "," and in `.tsv` and recbole the tab.
         header: whether the first row names the columns.
+        ids_as_text: keep the ids of a delimited file as they are written, "007" beside "7".
         name: what to call the log in messages; the path by default.
 
     Ids are int64 where each id of the column is an integer ("007" then is 7) and text otherwise ("007" and "7" differ).
@@ -100,7 +102,8 @@ def read_interactions(
             columns, an id that is empty or a float, a rating or timestamp that is no number, an option without effect,
             more ids than int32 numbers. The message names the file and, where there is one, the line.
     """
-    return _read(source, format, _Options(user, item, rating, timestamp, delimiter, header), name)
+    as_text = frozenset({"user", "item"} if ids_as_text else ())
+    return _read(source, format, _Options(user, item, rating, timestamp, delimiter, header), name, as_text)
 
 
 def read_split(
