@@ -24,10 +24,9 @@ import pytest
 import yaml
 
 GNNREC = str(Path(sys.executable).with_name("gnnrec"))
-ITEMS = 120
 SMALL = (
     "data.synthetic.num_users=60",
-    f"data.synthetic.num_items={ITEMS}",
+    "data.synthetic.num_items=120",
     "data.synthetic.num_interactions=900",
     "data.synthetic.communities=3",
     "trainer.epochs=2",
