@@ -87,13 +87,9 @@ def recommend(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         output.write_embeddings(output.embeddings(scorer, log.user_ids, log.item_ids), Path(config.out))
         print(f"{config.out}/users.parquet and items.parquet")
     elif verb == "new_users":
-        columns = config.columns
-        history = readers.read_interactions(
-            config.history,
-            user=columns.user,
-            item=columns.item,
-            ids_as_text=True,  # the model knows what they are
-        )
+        user, item = config.columns.user, config.columns.item
+        # As text: the model knows whether its ids are numbers.
+        history = readers.read_interactions(config.history, user=user, item=item, ids_as_text=True)
         _give(output.recommend_new_users(scorer, log.item_ids, history, k), config.out)
     elif verb == "similar_items":
         items = None if config.items is None else output.read_ids(Path(config.items), "item")
@@ -147,7 +143,6 @@ def main() -> None:
     """Entry point of the `gnnrec` command."""
     # Before torch is imported: its idle OpenMP threads would spin on the cores that the kernels' threads need.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is then removed
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(_help())
@@ -162,6 +157,7 @@ def main() -> None:
 
 def _run(name: str, args: list[str]) -> int:
     """Run an app; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is then removed
     try:
         if name not in APPS:
             remedy = f"Put an app before it: gnnrec train {name}" if "=" in name else did_you_mean(name, list(APPS))
@@ -182,6 +178,8 @@ def _run(name: str, args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         if error.errno == errno.ENOSPC:
             return _complain(GnnrecError("no space left", where="standard output", remedy="Free some space"))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return 0  # also for `gnnrec ... | head`
 
 
