@@ -421,7 +421,7 @@ def test_no_space_left_keeps_the_part(server, path, monkeypatch):
     server.answers = [good()]
     with monkeypatch.context() as patch:
         patch.setattr(module._Part, "append", full)
-        with pytest.raises(StorageError, match="free on that disk now"):
+        with pytest.raises(StorageError, match="No space left on device"):
             fetch(server, path)
     kept = (path.parent / "file.part").stat().st_size
     fetch(server, path)
