@@ -21,7 +21,7 @@ from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import FactorScorer, Scorer, select_rows
+from gnnrec.models.scorer import FactorScorer, Scorer
 from gnnrec.storage import atomic_write, storage_errors
 
 BLOCK = 65536  # users ranked at once
@@ -56,7 +56,7 @@ def recommend(
     numbers = np.arange(len(user_ids)) if users is None else known_numbers(user_ids, users, "user")
     frames = []
     for block in torch.from_numpy(numbers.astype(np.int64)).split(BLOCK):
-        ranked = scorer.topk(block, k, None if seen is None else select_rows(seen, block))
+        ranked = scorer.topk(block, k, None if seen is None else seen.select_rows(block))
         frames.append(_frame(user_ids.decode(block.numpy()), item_ids, *ranked))
     return pd.concat(frames, ignore_index=True)
 
@@ -91,7 +91,7 @@ def recommend_new_users(scorer: Scorer, item_ids: IdMap, history: Interactions, 
     matrix = graph.user_item()
     frames = []
     for block in torch.arange(graph.num_users).split(BLOCK):
-        rows = select_rows(matrix, block)
+        rows = matrix.select_rows(block)
         ranked = scorer.topk_by_history(rows, k, rows)
         frames.append(_frame(history.user_ids.decode(block.numpy()), item_ids, *ranked))
     return pd.concat(frames, ignore_index=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gnnrec.graph import BipartiteGraph, SparseMatrix
-from gnnrec.graph.schedule import MAX_CHUNKS, ROW_COST, balanced_chunks
+from gnnrec.graph.schedule import LONG, MAX_CHUNKS, ROW_COST, balanced_chunks, long_rows
 from gnnrec.graph.sparse import MAX_INT32
 from gnnrec.ops._operator import dense
 
@@ -255,9 +255,10 @@ def test_chunks_cover_all_rows_in_about_equal_parts(rows, heaviest, seed):
     assert (borders[0], borders[-1]) == (0, rows)
     assert (borders.diff() >= 0).all()
     assert 1 <= chunks <= MAX_CHUNKS
-    work = (indptr + ROW_COST * torch.arange(rows + 1))[borders].diff()
-    longest_row = degrees.max(initial=0) + ROW_COST
-    assert work.max() <= (indptr[-1] + ROW_COST * rows) / chunks + 1 + longest_row
+    short = np.where(degrees > LONG, 0, degrees)  # long rows are work of their own
+    work = np.concatenate([[0], (short + ROW_COST).cumsum()])
+    longest_row = short.max(initial=0) + ROW_COST
+    assert np.diff(work[borders.numpy()]).max() <= work[-1] / chunks + 1 + longest_row
 
 
 def test_enough_chunks_to_share():
@@ -265,13 +266,28 @@ def test_enough_chunks_to_share():
     assert balanced_chunks(torch.arange(33)).tolist() == [0, 16, 32]
 
 
-def test_one_giant_row_gets_a_chunk_of_its_own():
+@given(st.lists(st.sampled_from([0, 1, LONG - 1, LONG, LONG + 1, 2 * LONG, 7 * LONG + 3]), max_size=20))
+def test_long_rows_are_cut_where_they_reach_the_limit(lengths):
+    indptr = torch.tensor([0, *lengths]).cumsum(0)
+    pieces, long = long_rows(indptr)
+    expected = [
+        [row, start, min(start + LONG, int(indptr[row + 1]))]
+        for row, length in enumerate(lengths)
+        if length > LONG
+        for start in range(int(indptr[row]), int(indptr[row + 1]), LONG)
+    ]
+    assert pieces.tolist() == expected
+    assert long[:, 0].tolist() == [row for row, length in enumerate(lengths) if length > LONG]
+    for row, first, end in long.tolist():
+        assert all(piece[0] == row for piece in expected[first:end])
+        assert end - first == -(-lengths[row] // LONG)
+
+
+def test_a_giant_row_does_not_unbalance_the_others():
     degrees = torch.ones(640, dtype=torch.int64)
     degrees[300] = 100_000
     indptr = torch.cat([torch.zeros(1, dtype=torch.int64), degrees.cumsum(0)])
-    borders = balanced_chunks(indptr).tolist()
-    assert 301 in borders  # what comes after it is left to other threads
-    assert borders[-2] <= 640
+    assert balanced_chunks(indptr).diff().max() <= 17
 
 
 def test_25_million_interactions_fit_time_and_memory(peak_memory):

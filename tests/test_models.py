@@ -9,8 +9,7 @@ from gnnrec import models, ops
 from gnnrec.config import GFCFConfig, LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.losses import bpr_loss
-from gnnrec.models.scorer import select_rows
+from gnnrec.ops import bpr_loss
 from gnnrec.models.spectral import truncated_svd
 
 USERS, ITEMS = 70, 90
@@ -144,6 +143,6 @@ def test_bpr_loss_and_its_gradient():
 def test_select_rows(graph):
     dense = incidence(graph).toarray()
     for rows in ([5, 5, 0, 69], [], list(range(USERS))):
-        chosen = select_rows(graph.user_item(), torch.tensor(rows, dtype=torch.int64))
+        chosen = graph.user_item().select_rows(torch.tensor(rows, dtype=torch.int64))
         assert chosen.shape == (len(rows), ITEMS)
         assert np.array_equal(ops.spmm(chosen, torch.eye(ITEMS)).numpy(), dense[rows])

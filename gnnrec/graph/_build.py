@@ -44,6 +44,12 @@ def transpose(indptr: Int64Array, indices: Int32Array, num_cols: int) -> tuple[I
     return transposed, _scatter_rows(indptr, indices, transposed[:-1].copy())
 
 
+def transposed_entries(indices: Int32Array, num_cols: int) -> Int64Array:
+    """For every entry of the transpose, in the order of `transpose`, its number in the pattern itself."""
+    entries: Int64Array = _scatter_entries(indices, _row_pointers(indices, num_cols)[:-1].copy())
+    return entries
+
+
 @_jit
 def _row_pointers(keys: Any, num_groups: Any) -> Any:
     indptr = np.zeros(num_groups + 1, np.int64)
@@ -71,6 +77,35 @@ def _scatter_rows(indptr: Any, indices: Any, cursor: Any) -> Any:
             out[cursor[indices[k]]] = row
             cursor[indices[k]] += 1
     return out
+
+
+@_jit
+def _scatter_entries(indices: Any, cursor: Any) -> Any:
+    out = np.empty(len(indices), np.int64)
+    for k in range(len(indices)):
+        out[cursor[indices[k]]] = k
+        cursor[indices[k]] += 1
+    return out
+
+
+@_jit
+def balanced_borders(indptr: Any, chunks: Any, row_cost: Any) -> Any:
+    """Borders int64 [chunks + 1] of consecutive rows of equal work: indptr's entries, and row_cost for a row itself."""
+    rows = len(indptr) - 1
+    total = indptr[rows] + row_cost * rows
+    borders = np.empty(chunks + 1, np.int64)
+    borders[0], borders[chunks] = 0, rows
+    for chunk in range(1, chunks):
+        target = total * chunk // chunks
+        low, high = 0, rows + 1  # the first row before which there is as much work
+        while low < high:
+            middle = (low + high) // 2
+            if indptr[middle] + row_cost * middle < target:
+                low = middle + 1
+            else:
+                high = middle
+        borders[chunk] = low
+    return borders
 
 
 @_jit

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from gnnrec.graph import _build
+from gnnrec.graph.reorder import Method, Reordering, node_order
 from gnnrec.graph.sparse import MAX_INT32, SparseMatrix
 
 
@@ -91,6 +92,39 @@ class BipartiteGraph:
         """The users x items matrix of ones."""
         return self._user_item
 
+    def reordered(self, method: Method) -> Reordering:
+        """The same graph under numbers that bring neighbours together, so that products with it wait less for memory.
+
+        Hold the parameters in the new order, train on `.graph` and undo the order once, at the border; an `apply` or
+        `undo` costs a fifth of a product to a whole one:
+
+            reordering = graph.reordered("community")
+            final = reordering.undo(train(reordering.graph))
+
+        Results differ from the original's by rounding only, since sums are taken in another order; a graph without
+        edges keeps its numbers. A product on Gowalla (dim 64, float32, 2 cores) becomes about 1.2 times as fast by
+        "rcm", which takes 0.05 s, and 1.4 times by "community", which takes 0.8 s. Where no communities are to be
+        found, neither gains more than a few percent.
+
+        Args:
+            method: "rcm", reverse Cuthill-McKee (George 1971) through scipy, the cheaper one; "community", members of
+                a community (Louvain method, Blondel et al. 2008) beside each other, through networkit.
+
+        Returns:
+            The renumbered graph with the permutations; equal for equal graphs.
+
+        Raises:
+            ValueError: no such method.
+            GnnrecError: "community" where networkit is not installed.
+        """
+        order = node_order(self, method)
+        is_user = order < self.num_users
+        users, items = order[is_user].astype(np.int32), (order[~is_user] - self.num_users).astype(np.int32)
+        new_users, new_items = _inverse(users), _inverse(items)
+        edges = np.repeat(new_users, self.user_degrees), new_items[self.user_items]
+        graph = BipartiteGraph.from_edges(*edges, self.num_users, self.num_items)
+        return Reordering(graph, users, items, new_users, new_items)
+
     @cached_property
     def _norm_adjacency(self) -> SparseMatrix:
         indices = np.empty(2 * self.num_edges, np.int32)
@@ -123,6 +157,13 @@ class BipartiteGraph:
 
     def __repr__(self) -> str:
         return f"BipartiteGraph({self.num_users} users, {self.num_items} items, {self.num_edges} edges)"
+
+
+def _inverse(permutation: _build.Int32Array) -> _build.Int32Array:
+    """Where every number stands in the permutation."""
+    inverse = np.empty_like(permutation)
+    inverse[permutation] = np.arange(len(permutation), dtype=np.int32)
+    return inverse
 
 
 def _inverse_sqrt(degrees: _build.Int64Array) -> torch.Tensor:

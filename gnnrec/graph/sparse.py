@@ -1,30 +1,33 @@
-"""SparseMatrix: the pattern of a sparse matrix with scales, as the operators take it."""
+"""SparseMatrix: a sparse matrix as the operators take it: its pattern, with scales or values or neither."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from gnnrec.graph import _build
-from gnnrec.graph.schedule import balanced_chunks
+from gnnrec.graph.schedule import PREFETCH_DISTANCE, balanced_chunks, long_rows
 
 MAX_INT32 = 2**31 - 1
 
 
 class SparseMatrix:
-    """A matrix diag(row_scale) P diag(col_scale) where P holds ones (repeated entries add up).
+    """A matrix diag(row_scale) V diag(col_scale) where V holds the values, or ones (repeated entries add up).
 
-    Immutable; the transpose is made once and kept on the object. Build it with `from_csr` or `from_coo`, which check
-    their input, or take it from a `BipartiteGraph`.
+    Immutable; the transpose is made once and kept on the object. Build it with `from_csr`, `from_coo`, `from_scipy` or
+    `from_torch`, which check their input, or take it from a `BipartiteGraph`. Values here are constants; values that
+    want a gradient are an argument of the operators.
 
     Attributes:
         indptr: int64 [rows + 1]; indices: int32 [nnz]; shape: (rows, cols).
-        row_scale: float32 [rows] or None; col_scale: float32 [cols] or None.
+        row_scale: float32 [rows] or None; col_scale: float32 [cols] or None; values: float32 [nnz] or None.
         symmetric: whether the matrix equals its transpose, entry for entry.
-        chunks: int64 [chunks + 1], borders of the chunks of rows that threads take.
+        chunks, pieces, long: what threads take, see `gnnrec.graph.schedule`; prefetch: how far ahead, in entries.
     """
 
     def __init__(
@@ -34,11 +37,15 @@ class SparseMatrix:
         shape: tuple[int, int],
         row_scale: torch.Tensor | None = None,
         col_scale: torch.Tensor | None = None,
+        values: torch.Tensor | None = None,
         symmetric: bool = False,
     ) -> None:
         self.indptr, self.indices, self.shape = indptr, indices, shape
-        self.row_scale, self.col_scale, self.symmetric = row_scale, col_scale, symmetric
-        self.chunks = balanced_chunks(indptr)  # not lazily, so that operators can be traced by torch.compile
+        self.row_scale, self.col_scale, self.values, self.symmetric = row_scale, col_scale, values, symmetric
+        # Not lazily, so that operators can be traced by torch.compile.
+        self.chunks = balanced_chunks(indptr)
+        self.pieces, self.long = long_rows(indptr)
+        self.prefetch = PREFETCH_DISTANCE
         self._sorted: bool | None = None
         if symmetric:
             self.__dict__["T"] = self
@@ -48,6 +55,7 @@ class SparseMatrix:
         cls,
         indptr: torch.Tensor | Sequence[int],
         indices: torch.Tensor | Sequence[int],
+        values: torch.Tensor | None = None,
         *,
         shape: tuple[int, int],
         row_scale: torch.Tensor | None = None,
@@ -56,8 +64,8 @@ class SparseMatrix:
         """A matrix from row pointers and column numbers (any integer dtype; columns need not be sorted).
 
         Raises:
-            ValueError: pointers that do not start at 0, fall or do not end at nnz, columns outside the shape, scales of
-                another length, dimensions beyond int32.
+            ValueError: pointers that do not start at 0, fall or do not end at nnz, columns outside the shape, values or
+                scales of another length or dtype, dimensions beyond int32.
         """
         rows, cols = shape
         if max(rows, cols) > MAX_INT32 or min(rows, cols) < 0:
@@ -71,16 +79,18 @@ class SparseMatrix:
             )
         if rows and bool((pointers.diff() < 0).any()):
             raise ValueError(f"indptr must not fall, but does at row {int((pointers.diff() < 0).nonzero()[0])}")
-        for name, scale, length in (("row_scale", row_scale, rows), ("col_scale", col_scale, cols)):
-            if scale is not None and (scale.shape != (length,) or scale.dtype != torch.float32):
-                raise ValueError(f"{name} must be float32 [{length}], got {scale.dtype} {list(scale.shape)}")
-        return cls(pointers, columns, (rows, cols), row_scale, col_scale)
+        named = (("row_scale", row_scale, rows), ("col_scale", col_scale, cols), ("values", values, columns.numel()))
+        for name, given, length in named:
+            if given is not None and (given.shape != (length,) or given.dtype != torch.float32):
+                raise ValueError(f"{name} must be float32 [{length}], got {given.dtype} {list(given.shape)}")
+        return cls(pointers, columns, (rows, cols), row_scale, col_scale, values)
 
     @classmethod
     def from_coo(
         cls,
         rows: torch.Tensor,
         cols: torch.Tensor,
+        values: torch.Tensor | None = None,
         *,
         shape: tuple[int, int],
         row_scale: torch.Tensor | None = None,
@@ -94,10 +104,34 @@ class SparseMatrix:
         row_array, col_array = _build.numbers("rows", rows, shape[0]), _build.numbers("cols", cols, shape[1])
         if len(row_array) != len(col_array):
             raise ValueError(f"rows has {len(row_array)} entries where cols has {len(col_array)}")
+        if values is not None:
+            if values.shape != (len(row_array),):
+                raise ValueError(f"values must be float32 [{len(row_array)}], got {values.dtype} {list(values.shape)}")
+            values = values[torch.from_numpy(_build.transposed_entries(row_array, shape[0]))]
         indptr, indices = _build.group_by(row_array, col_array, shape[0])
-        return cls.from_csr(
-            torch.from_numpy(indptr), torch.from_numpy(indices), shape=shape, row_scale=row_scale, col_scale=col_scale
-        )
+        pattern = torch.from_numpy(indptr), torch.from_numpy(indices)
+        return cls.from_csr(*pattern, values, shape=shape, row_scale=row_scale, col_scale=col_scale)
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> SparseMatrix:
+        """A matrix from any scipy.sparse matrix or array; its numbers become float32 values."""
+        csr = matrix.tocsr()
+        return cls.from_csr(csr.indptr, csr.indices, torch.from_numpy(csr.data.astype(np.float32)), shape=csr.shape)
+
+    @classmethod
+    def from_torch(cls, matrix: torch.Tensor) -> SparseMatrix:
+        """A matrix from a sparse torch tensor, COO or CSR; its numbers become float32 values.
+
+        Raises:
+            ValueError: a tensor of another layout.
+        """
+        if matrix.layout == torch.sparse_coo:
+            matrix = matrix.coalesce().to_sparse_csr()
+        if matrix.layout != torch.sparse_csr:
+            raise ValueError(f"the tensor must be sparse, COO or CSR, got {matrix.layout}")
+        pattern = matrix.crow_indices(), matrix.col_indices()
+        shape = (matrix.shape[0], matrix.shape[1])
+        return cls.from_csr(*pattern, matrix.values().detach().float(), shape=shape)
 
     @property
     def nnz(self) -> int:
@@ -114,9 +148,58 @@ class SparseMatrix:
             (self.shape[1], self.shape[0]),
             self.col_scale,
             self.row_scale,
+            None if self.values is None else self.values[self.transposed_entries],
         )
         result.__dict__["T"] = self
         return result
+
+    @cached_property
+    def transposed_entries(self) -> torch.Tensor:
+        """int64 [nnz]: for every entry of `T` its number in this matrix.
+
+        Raises:
+            ValueError: a matrix marked symmetric whose rows are not sorted.
+        """
+        # The transpose of a pattern comes out sorted; a matrix that is not was there before its transpose.
+        if self.__dict__.get("T") is None or self.T.has_sorted_rows:
+            return torch.from_numpy(_build.transposed_entries(self.indices.numpy(), self.shape[1]))
+        if self.symmetric:
+            raise ValueError("the rows of a symmetric matrix must be sorted for values on its entries")
+        inverse = torch.empty(self.nnz, dtype=torch.int64)
+        inverse[self.T.transposed_entries] = torch.arange(self.nnz)
+        return inverse
+
+    @cached_property
+    def row_mean(self) -> SparseMatrix:
+        """This matrix with every row divided by its number of entries."""
+        counts = self.indptr.diff()
+        # In float64, since its users may compute so.
+        scale = torch.where(counts > 0, 1 / counts.double(), 0.0)
+        if self.row_scale is not None:
+            scale = scale * self.row_scale
+        result = copy(self)
+        result.row_scale, result.symmetric = scale, False
+        if "T" in self.__dict__:
+            back = copy(self.T)
+            back.col_scale, back.symmetric = scale, False
+            result.__dict__["T"], back.__dict__["T"] = back, result
+            back.__dict__.pop("row_mean", None)
+        return result
+
+    def select_rows(self, rows: torch.Tensor) -> SparseMatrix:
+        """The matrix of these rows, int64 [n], in this order, also repeatedly."""
+        lengths = self.indptr.diff()[rows]
+        indptr = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        # Entry t of the result comes from where its row starts in the matrix plus its place within the row.
+        source = torch.arange(int(indptr[-1])) + torch.repeat_interleave(self.indptr[rows] - indptr[:-1], lengths)
+        return SparseMatrix(
+            indptr,
+            self.indices[source],
+            (len(rows), self.shape[1]),
+            None if self.row_scale is None else self.row_scale[rows],
+            self.col_scale,
+            None if self.values is None else self.values[source],
+        )
 
     @property
     def has_sorted_rows(self) -> bool:
@@ -129,5 +212,5 @@ class SparseMatrix:
         return self._sorted
 
     def __repr__(self) -> str:
-        scales = ", ".join(name for name in ("row_scale", "col_scale") if getattr(self, name) is not None)
+        scales = ", ".join(name for name in ("row_scale", "col_scale", "values") if getattr(self, name) is not None)
         return f"SparseMatrix({self.shape[0]} x {self.shape[1]}, nnz={self.nnz}{', ' + scales if scales else ''})"

@@ -93,7 +93,7 @@ class FilterScorer:
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
-        return self.topk_by_history(select_rows(self.interactions, users), k, seen)
+        return self.topk_by_history(self.interactions.select_rows(users), k, seen)
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history."""
@@ -103,8 +103,8 @@ class FilterScorer:
         for start in range(0, history.shape[0], self.BLOCK):
             # Always BLOCK rows, the last one repeated: a library product rounds differently for another shape.
             rows = torch.arange(start, start + self.BLOCK).clamp(max=history.shape[0] - 1)
-            masked = None if seen is None else select_rows(seen, rows)
-            items[rows], scores[rows] = ops.topk_dense(self._scores(select_rows(history, rows)), k=k, seen=masked)
+            masked = None if seen is None else seen.select_rows(rows)
+            items[rows], scores[rows] = ops.topk_dense(self._scores(history.select_rows(rows)), k=k, seen=masked)
         return items, scores
 
     def _scores(self, history: SparseMatrix) -> torch.Tensor:
@@ -124,12 +124,3 @@ def normalised(history: SparseMatrix, item_scale: torch.Tensor) -> SparseMatrix:
     """The history with rows scaled by length^-1/2 and columns by `item_scale`."""
     lengths = history.indptr.diff().clamp(min=1)
     return SparseMatrix(history.indptr, history.indices, history.shape, lengths.float().rsqrt(), item_scale)
-
-
-def select_rows(matrix: SparseMatrix, rows: torch.Tensor) -> SparseMatrix:
-    """The matrix of these rows, int64 [n], in this order; without the scales."""
-    lengths = matrix.indptr.diff()[rows]
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    # Entry t of the result comes from where its row starts in the matrix plus its place within the row.
-    source = torch.arange(int(indptr[-1])) + torch.repeat_interleave(matrix.indptr[rows] - indptr[:-1], lengths)
-    return SparseMatrix(indptr, matrix.indices[source], (len(rows), matrix.shape[1]))

@@ -4,16 +4,52 @@ A new operator is one folder and one line in OPS; tests and benchmarks walk that
 """
 
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops import bpr_loss as _bpr_loss
 from gnnrec.ops import lightgcn_propagate as _lightgcn_propagate
+from gnnrec.ops import ngcf_layer as _ngcf_layer
+from gnnrec.ops import sddmm as _sddmm
+from gnnrec.ops import segment as _segment
 from gnnrec.ops import spmm as _spmm
 from gnnrec.ops import topk_scores as _topk_scores
 from gnnrec.ops._numba import set_num_threads
+from gnnrec.ops.autotune import autotune
 
-OPS = (_spmm.OP, _lightgcn_propagate.OP, _topk_scores.OP)
+OPS = (
+    _spmm.OP,
+    _sddmm.OP,
+    _lightgcn_propagate.OP,
+    _topk_scores.OP,
+    _bpr_loss.OP,
+    _ngcf_layer.OP,
+    *_segment.OPS,
+)
 
 spmm = _spmm.spmm
+spmm_accumulate = _spmm.spmm_accumulate
+sddmm = _sddmm.sddmm
 lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
+bpr_loss = _bpr_loss.bpr_loss
+ngcf_layer = _ngcf_layer.ngcf_layer
+segment_reduce = _segment.segment_reduce
+gather_segment_reduce = _segment.gather_segment_reduce
+index_scatter = _segment.index_scatter
 
-__all__ = ["OPS", "SparseMatrix", "lightgcn_propagate", "set_num_threads", "spmm", "topk_dense", "topk_scores"]
+__all__ = [
+    "OPS",
+    "SparseMatrix",
+    "autotune",
+    "bpr_loss",
+    "gather_segment_reduce",
+    "index_scatter",
+    "lightgcn_propagate",
+    "ngcf_layer",
+    "sddmm",
+    "segment_reduce",
+    "set_num_threads",
+    "spmm",
+    "spmm_accumulate",
+    "topk_dense",
+    "topk_scores",
+]

@@ -39,6 +39,7 @@ class Operator:
             counted every time it is gathered.
         dtypes: the float types it takes.
         differentiable: whether gradients flow to its dense arguments.
+        twice_differentiable: whether they do a second time in a case.
     """
 
     name: str
@@ -46,8 +47,9 @@ class Operator:
     reference: Callable[..., Any]
     cases: Callable[[], list[Case]]
     bytes_moved: Callable[[Case, int], int]
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     differentiable: bool = True
+    twice_differentiable: Callable[[Case], bool] = lambda case: True
 
 
 DIMS = (1, 3, 16, 33, 63, 64, 128, 200, 300)
@@ -75,9 +77,24 @@ def case_matrices() -> dict[str, SparseMatrix]:
     }
 
 
+def entry_rows(matrix: SparseMatrix) -> torch.Tensor:
+    """The row of every entry, int64 [nnz]."""
+    return torch.repeat_interleave(torch.arange(matrix.shape[0]), matrix.indptr.diff())
+
+
+def entry_scales(matrix: SparseMatrix, dtype: torch.dtype) -> torch.Tensor:
+    """row_scale[i] * col_scale[j] of every entry, [nnz]."""
+    scales = torch.ones(matrix.nnz, dtype=dtype)
+    if matrix.row_scale is not None:
+        scales = scales * matrix.row_scale.to(dtype)[entry_rows(matrix)]
+    if matrix.col_scale is not None:
+        scales = scales * matrix.col_scale.to(dtype)[matrix.indices.long()]
+    return scales
+
+
 def dense(matrix: SparseMatrix, dtype: torch.dtype) -> torch.Tensor:
     """The matrix as a dense tensor, for oracles."""
-    rows = torch.repeat_interleave(torch.arange(matrix.shape[0]), matrix.indptr.diff())
+    rows = entry_rows(matrix)
     result = torch.zeros(matrix.shape, dtype=dtype)
     result.index_put_((rows, matrix.indices.long()), torch.ones(matrix.nnz, dtype=dtype), accumulate=True)
     if matrix.row_scale is not None:

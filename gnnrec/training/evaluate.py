@@ -11,7 +11,7 @@ from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import Scorer, ranking_block, select_rows
+from gnnrec.models.scorer import Scorer, ranking_block
 from gnnrec.training.metrics import MetricAccumulator
 
 
@@ -47,7 +47,7 @@ class Evaluator:
         metrics = MetricAccumulator(self.ks, self.num_items)
         k = max(self.ks)
         for users in self.users.split(ranking_block(k)):
-            ranked, _ = scorer.topk(users, k, select_rows(self.seen, users))
-            relevant = select_rows(self._held_out, users)
+            ranked, _ = scorer.topk(users, k, self.seen.select_rows(users))
+            relevant = self._held_out.select_rows(users)
             metrics.update(ranked.numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
         return metrics.result()

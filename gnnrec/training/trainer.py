@@ -16,8 +16,8 @@ import torch
 
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
-from gnnrec.losses import bpr_loss
 from gnnrec.models import LightGCN
+from gnnrec.ops import bpr_loss
 from gnnrec.training import checkpoint, optim
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
@@ -106,6 +106,7 @@ class Trainer:
         total = epochs * self.sampler.steps_per_epoch
         with _caught_signals() as caught, Progress(total, initial=position.step) as progress:
             if not position.finished:
+                progress.line("loading kernels; the first run compiles them, in seconds, and keeps them on disk")
                 self._warm_up()
             while not (caught or position.finished or position.epoch == epochs):
                 self._train_epoch(caught, progress)

@@ -7,33 +7,43 @@ from typing import Any
 
 import torch
 
+from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.lightgcn_propagate import cpu, reference
+from gnnrec.ops.segment import index_scatter
 
 __all__ = ["OP", "lightgcn_propagate"]
 
 
 def lightgcn_propagate(
-    matrix: SparseMatrix, x: torch.Tensor, *, num_layers: int = 3, layer_weights: Sequence[float] | None = None
+    matrix: SparseMatrix,
+    x: torch.Tensor,
+    *,
+    num_layers: int = 3,
+    layer_weights: Sequence[float] | None = None,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """sum over l = 0 .. num_layers of layer_weights[l] * A^l x, without a feature transformation or non-linearity.
 
     The sum over layers happens while a layer's row is in registers; nothing is kept for the backward pass, which
-    is this function again, since A is symmetric. The result is bit-equal for any number of threads.
+    is this function again, since A is symmetric. The result is bit-equal for any number of threads. Memory beyond the
+    result: one buffer like x for two layers and more.
 
     Args:
         matrix: symmetric SparseMatrix A [nodes, nodes], as `graph.norm_adjacency()` gives it.
-        x: float32 or float64 [nodes, dim], any strides.
+        x: float32, float64, bfloat16 or float16 [nodes, dim], any strides.
         num_layers: at least 0.
         layer_weights: num_layers + 1 numbers; by default all are 1 / (num_layers + 1), the mean over layers.
+        rows: int64 [n], the rows that are wanted, in any order, also repeatedly; the last layer computes only these.
 
     Returns:
-        [nodes, dim], of x's dtype.
+        [nodes, dim], or [n, dim] with rows, of x's dtype; bit-equal to the same rows of the whole.
 
     Raises:
-        ValueError: another type, dtype, device or shape, a matrix that is not symmetric, weights of another number.
+        ValueError: another type, dtype, device or shape, a matrix that is not symmetric, weights of another number,
+            rows outside the nodes.
 
     Source: He et al. 2020, "LightGCN", equations 7 and 8.
     """
@@ -46,42 +56,63 @@ def lightgcn_propagate(
         raise ValueError(
             f"lightgcn_propagate: layer_weights must hold num_layers + 1 = {num_layers + 1} numbers, got {len(weights)}"
         )
-    result: torch.Tensor = _propagate(_arguments.pack(matrix), x, weights)
+    if rows is not None and (rows.dtype != torch.int64 or rows.dim() != 1):
+        raise ValueError(f"lightgcn_propagate: rows must be int64 [n], got {rows.dtype} {list(rows.shape)}")
+    result: torch.Tensor = _propagate(_arguments.pack(matrix), x, weights, rows)
     return result
 
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
-def _propagate(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]) -> torch.Tensor:
+def _propagate(
+    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor | None
+) -> torch.Tensor:
+    if rows is not None:
+        return _propagate_to(matrix, x, weights, rows)
     out = x.new_empty(x.shape)
     if len(weights) == 1:
         return torch.mul(x, weights[0], out=out)
-    indptr, indices, row_scale, col_scale, chunks = matrix
     work = x.new_empty(x.shape if len(weights) > 2 else (0, x.shape[1]))
-    cpu.propagate(
-        _arguments.array(indptr),
-        _arguments.array(indices),
-        _arguments.scale_array(row_scale, x.dtype),
-        _arguments.scale_array(col_scale, x.dtype),
-        _arguments.array(chunks),
-        _arguments.array(x),
-        weights,
-        work.numpy(),
-        out.numpy(),
-    )
+    arrays, dtype = _arguments.matrix_arrays(matrix, x.dtype), _arguments.numpy_dtype(x.dtype)
+    cpu.propagate(arrays, _arguments.array(x), weights, _arguments.array(work), _arguments.array(out), dtype)
     return out
 
 
+def _propagate_to(
+    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor
+) -> torch.Tensor:
+    """The last layer over the wanted rows alone."""
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(x):
+        raise ValueError(
+            f"lightgcn_propagate: rows must lie within 0 and {len(x) - 1}, got {int(rows.min())} to {int(rows.max())}"
+        )
+    base = x[rows]
+    if len(weights) == 1:
+        return base * weights[0]
+    # By Horner's rule, what the last layer gathers is the propagation by all the others. A single layer gathers x.
+    source = x if len(weights) == 2 else _propagate(matrix, x, weights[1:], None)
+    scale = weights[1] if len(weights) == 2 else 1.0
+    row_scale, col_scale = (scale if scale.numel() else None for scale in matrix[2:4])
+    whole = SparseMatrix(matrix[0], matrix[1], (len(x), len(x)), row_scale, col_scale)
+    chosen = _arguments.pack(whole.select_rows(rows))
+    epilogue = scale, base, weights[0], PREFETCH_DISTANCE
+    result: torch.Tensor = torch.ops.gnnrec.spmm(chosen, [], source, None, "sum", *epilogue)
+    return result
+
+
 @_propagate.register_fake
-def _(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]) -> torch.Tensor:
-    return x.new_empty(x.shape)
+def _(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(x.shape if rows is None else (rows.shape[0], x.shape[1]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.matrix, _, ctx.weights = inputs
+    ctx.matrix, x, ctx.weights, ctx.rows = inputs
+    ctx.nodes = x.shape[0]
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    return [None] * len(ctx.matrix), _propagate(ctx.matrix, grad, ctx.weights), None
+    if ctx.rows is not None:
+        grad = index_scatter(grad, ctx.rows, ctx.nodes)
+    return [None] * len(ctx.matrix), _propagate(ctx.matrix, grad, ctx.weights, None), None, None
 
 
 _propagate.register_autograd(_backward, setup_context=_setup_context)

@@ -12,7 +12,12 @@ from gnnrec.ops._operator import DIMS, Case, dense
 
 
 def propagate(
-    matrix: SparseMatrix, x: torch.Tensor, *, num_layers: int = 3, layer_weights: Sequence[float] | None = None
+    matrix: SparseMatrix,
+    x: torch.Tensor,
+    *,
+    num_layers: int = 3,
+    layer_weights: Sequence[float] | None = None,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Layer after layer with a dense matrix."""
     weights = [1 / (num_layers + 1)] * (num_layers + 1) if layer_weights is None else list(layer_weights)
@@ -21,7 +26,7 @@ def propagate(
     for weight in weights[1:]:
         layer = adjacency @ layer
         out = out + weight * layer
-    return out
+    return out if rows is None else out[rows]
 
 
 def cases() -> list[Case]:
@@ -34,10 +39,14 @@ def cases() -> list[Case]:
         {"num_layers": 2, "layer_weights": (0.0, 0.7, -1.5)}
     ]
     options = [({"num_layers": 3}, dim) for dim in DIMS] + [(depth, 64) for depth in depths]
-    return [
+    result = [
         Case("-".join([f"{dim}", *map(str, chosen.values())]), {"x": (51, dim)}, {"matrix": matrix, **chosen})
         for chosen, dim in options
     ]
+    some = {"matrix": matrix, "rows": torch.tensor([7, 50, 7, 0, 33])}
+    result += [Case(f"64-{layers}-rows", {"x": (51, 64)}, {**some, "num_layers": layers}) for layers in (0, 1, 3)]
+    none = {**some, "rows": torch.empty(0, dtype=torch.int64), "num_layers": 2}
+    return [*result, Case("64-2-no_rows", {"x": (51, 64)}, none)]
 
 
 def bytes_moved(case: Case, itemsize: int) -> int:

@@ -1,4 +1,4 @@
-"""numba kernel of spmm: a thread takes a chunk of rows, a row's sum stays in registers."""
+"""numba kernels of spmm: a thread takes a chunk of rows or a piece of a long row, sums stay in registers."""
 
 from __future__ import annotations
 
@@ -6,33 +6,364 @@ from functools import cache
 from typing import Any
 
 import numba
+import numpy as np
 
-from gnnrec.ops._numba import VERSION, kernel
-from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_gather_sum, row_scale, row_store
+from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
+from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._row_math import (
+    row_add,
+    row_div,
+    row_dot,
+    row_fma,
+    row_max,
+    row_min,
+    row_mul,
+    row_mul_add,
+    row_scale,
+    row_splat,
+    row_where_equal,
+)
+from gnnrec.ops._vector import (
+    MAX_DIM,
+    at,
+    can_stream,
+    fence,
+    row_gather_sum_ahead,
+    row_load,
+    row_prefetch,
+    row_store,
+    row_zero,
+)
 
 
-def spmm(indptr: Any, indices: Any, row_scales: Any, col_scales: Any, chunks: Any, x: Any, out: Any) -> None:
-    """out[i] = row_scales[i] * sum_j col_scales[j] x[j]; arrays of one float dtype, scales may be None."""
-    for start in range(0, x.shape[1], MAX_DIM):
+def spmm(
+    matrix: tuple[Any, ...],
+    x: Any,
+    out: Any,
+    dtype: Any,
+    values: Any = None,
+    reduce: str = "sum",
+    scale: float = 1.0,
+    base: Any = None,
+    base_scale: float = 0.0,
+    prefetch: int = PREFETCH_DISTANCE,
+) -> None:
+    """out = scale * reduce(matrix, x, values) + base_scale * base, which may be out itself.
+
+    Args:
+        matrix: as `_arguments.matrix_arrays` gives it.
+        x: [cols, dim], or None for ones.
+        out: [rows, dim].
+        dtype: numpy's, of scales and sums.
+        values: None, [nnz] or [nnz, dim].
+        reduce: sum, max or min.
+        prefetch: of rows of x, in entries.
+    """
+    number, pieces, extreme = np.dtype(dtype).type, matrix[5], reduce != "sum"
+    for start in range(0, out.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
         target = out[:, panel]
-        compiled = _compile(target.shape[1], can_stream(target))
-        compiled(indptr, indices, row_scales, col_scales, chunks, x[:, panel], target)
+        partial = np.empty((len(pieces), target.shape[1]), dtype)
+        compiled = _compile(target.shape[1], can_stream(target), reduce)
+        source, edge_values, added = _panel(x, panel), _panel(values, panel), _panel(base, panel)
+        # An extreme's terms have all their factors before they are compared, a sum takes the row's at the end.
+        epilogue = (None if extreme else matrix[2], number(scale), added, number(base_scale))
+        compiled(*matrix, prefetch, source, edge_values, *epilogue, partial, target)
+
+
+def extreme_backward(
+    matrix: tuple[Any, ...],
+    transposed: tuple[Any, ...],
+    x: Any,
+    values: Any,
+    grad: Any,
+    reduce: str,
+    scale: float,
+    dtype: Any,
+    grad_x: Any,
+    grad_values: Any,
+) -> None:
+    """Gradients of the greatest or smallest term, shared evenly among equal ones, which are found again.
+
+    Args:
+        transposed: the transpose of `matrix`, its entries naming values in the matrix's order.
+        grad: [rows, dim] of the result.
+        grad_x: [cols, dim] to fill; grad_values: like values, to fill, or None. [nnz] is added to.
+    """
+    for start in range(0, x.shape[1], MAX_DIM):
+        panel = slice(start, start + MAX_DIM)
+        source, edge_values, upstream = x[:, panel], _panel(values, panel), grad[:, panel]
+        best = np.empty((len(matrix[0]) - 1, source.shape[1]), dtype)
+        share = np.empty_like(best)
+        find, collect, to_values = _compile_extreme_backward(source.shape[1], reduce == "max")
+        find(*matrix, source, edge_values, upstream, np.dtype(dtype).type(scale), best, share)
+        collect(*transposed, source, edge_values, best, share, grad_x[:, panel])
+        if grad_values is not None:
+            to_values(*matrix, source, edge_values, best, share, _panel(grad_values, panel))
+
+
+def _panel(x: Any, columns: slice) -> Any:
+    return x[:, columns] if x is not None and x.ndim == 2 else x
+
+
+@inline
+def _gather(
+    zero: Any,
+    x: Any,
+    indices: Any,
+    start: Any,
+    stop: Any,
+    col_scales: Any,
+    values: Any,
+    entries: Any,
+    prefetch: Any,
+) -> Any:
+    """The sum of the terms of a row's entries, left to right."""
+    if values is None:
+        if x is None:  # numba types this branch in every case, and drops the rest of it where x is None
+            return zero
+        return row_gather_sum_ahead(x, indices, start, stop, col_scales, zero, prefetch)
+    total, last = zero, len(indices) - 1
+    for k in range(start, stop):
+        j, e = at(indices, k), k
+        if entries is not None:
+            e = at(entries, k)
+        if x is not None:
+            row_prefetch(x, at(indices, min(k + prefetch, last)), zero)
+        if values.ndim == 1:
+            weight = at(values, e)
+            if col_scales is not None:
+                weight = weight * at(col_scales, j)
+            total = row_fma(row_load(x, j, zero), weight, total)
+            continue
+        term = row_load(values, e, zero)
+        if x is not None:
+            term = row_mul(term, row_load(x, j, zero))
+        total = row_add(total, term) if col_scales is None else row_fma(term, at(col_scales, j), total)
+    return total
+
+
+@inline
+def _term(zero: Any, one: Any, x: Any, values: Any, row_scales: Any, i: Any, col_scales: Any, j: Any, e: Any) -> Any:
+    """One entry's term and the factor of x in it, the same to the bit whichever way the entry is walked."""
+    weight = one
+    if col_scales is not None:
+        weight = weight * at(col_scales, j)
+    if row_scales is not None:
+        weight = weight * at(row_scales, i)
+    if values is None:
+        factor = row_splat(weight, zero)
+    elif values.ndim == 1:
+        factor = row_splat(weight * at(values, e), zero)
+    else:
+        factor = row_scale(row_load(values, e, zero), weight)
+    return row_mul(factor, row_load(x, j, zero)), factor
+
+
+@inline
+def _entry(entries: Any, k: Any) -> Any:
+    """Which edge value belongs to entry k."""
+    return k if entries is None else at(entries, k)
+
+
+@inline
+def _extreme(
+    zero: Any,
+    one: Any,
+    x: Any,
+    indices: Any,
+    start: Any,
+    stop: Any,
+    row_scales: Any,
+    i: Any,
+    col_scales: Any,
+    values: Any,
+    entries: Any,
+    largest: Any,
+) -> Any:
+    """The greatest or smallest term of a row's entries, 0 without any."""
+    if start == stop:
+        return zero
+    last = len(indices) - 1
+    best = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, start), _entry(entries, start))[0]
+    for k in range(start + 1, stop):
+        row_prefetch(x, at(indices, min(k + PREFETCH_DISTANCE, last)), zero)
+        term = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, k), _entry(entries, k))[0]
+        best = row_max(best, term) if largest else row_min(best, term)
+    return best
+
+
+@inline
+def _finish(total: Any, i: Any, row_scales: Any, scale: Any, base: Any, base_scale: Any) -> Any:
+    """Scales and the epilogue's addend."""
+    if row_scales is not None:
+        total = row_scale(total, at(row_scales, i))
+    if base is None:
+        return row_scale(total, scale)
+    return row_fma(total, scale, row_scale(row_load(base, i, total), base_scale))
 
 
 @cache
-def _compile(dim: int, stream: bool) -> Any:
-    version = VERSION
+def _compile(dim: int, stream: bool, reduce: str) -> Any:
+    version, extreme, largest = VERSION, reduce != "sum", reduce == "max"
 
     @kernel
-    def run(indptr: Any, indices: Any, row_scales: Any, col_scales: Any, chunks: Any, x: Any, out: Any) -> None:
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        prefetch: Any,
+        x: Any,
+        values: Any,
+        finish_scales: Any,
+        scale: Any,
+        base: Any,
+        base_scale: Any,
+        partial: Any,
+        out: Any,
+    ) -> None:
         _ = version  # part of the cache key
-        for chunk in numba.prange(len(chunks) - 1):
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                total = row_gather_sum(x, indices, indptr[i], indptr[i + 1], col_scales, dim)
-                if row_scales is not None:
-                    total = row_scale(total, row_scales[i])
-                row_store(out, i, total, stream)
+        count = len(pieces)
+        total = count + len(chunks) - 1
+        one = partial.dtype.type(1)
+        for item in numba.prange(total):  # pieces are spread evenly between chunks
+            zero = row_zero(partial, dim)
+            before = item * count // total
+            piece = (item + 1) * count // total > before
+            first, last = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
+            for r in range(first, last):
+                i, start, stop = (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
+                if not piece and stop - start > LONG:
+                    continue
+                if extreme:
+                    row = _extreme(
+                        zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
+                    )
+                else:
+                    row = _gather(zero, x, indices, start, stop, col_scales, values, entries, prefetch)
+                if piece:
+                    row_store(partial, r, row, False)
+                else:
+                    row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
+            fence()
+        for item in numba.prange(len(long)):
+            i = long[item, 0]
+            row = row_load(partial, long[item, 1], dim)
+            for r in range(long[item, 1] + 1, long[item, 2]):
+                part = row_load(partial, r, dim)
+                if extreme:
+                    row = row_max(row, part) if largest else row_min(row, part)
+                    continue
+                row = row_add(row, part)
+            row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
             fence()
 
     return run
+
+
+@cache
+def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
+    version = VERSION
+
+    @kernel
+    def find(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        x: Any,
+        values: Any,
+        grad: Any,
+        scale: Any,
+        best: Any,
+        share: Any,
+    ) -> None:
+        """Each row's extreme again, and its gradient divided by how many terms attain it."""
+        _ = version
+        one = best.dtype.type(1)
+        for chunk in numba.prange(len(chunks) - 1):
+            zero = row_zero(best, dim)
+            ones = row_splat(one, zero)
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                start, stop = indptr[i], indptr[i + 1]
+                row = _extreme(zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest)
+                equal = zero
+                for k in range(start, stop):
+                    e = _entry(entries, k)
+                    term = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, k), e)[0]
+                    equal = row_add(equal, row_where_equal(term, row, ones))
+                row_store(best, i, row, False)
+                row_store(share, i, row_div(row_scale(row_load(grad, i, dim), scale), row_max(equal, ones)), False)
+
+    @kernel
+    def collect(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        x: Any,
+        values: Any,
+        best: Any,
+        share: Any,
+        out: Any,
+    ) -> None:
+        """Over the transpose: a row of x receives the shares of the rows whose extreme it attains."""
+        _ = version
+        one = best.dtype.type(1)
+        for chunk in numba.prange(len(chunks) - 1):
+            zero = row_zero(best, dim)
+            for j in range(chunks[chunk], chunks[chunk + 1]):
+                total = zero
+                for k in range(indptr[j], indptr[j + 1]):
+                    i, e = at(indices, k), _entry(entries, k)
+                    term, factor = _term(zero, one, x, values, col_scales, i, row_scales, j, e)
+                    chosen = row_where_equal(term, row_load(best, i, dim), row_load(share, i, dim))
+                    total = row_mul_add(chosen, factor, total)
+                row_store(out, j, total, False)
+
+    @kernel
+    def to_values(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        x: Any,
+        values: Any,
+        best: Any,
+        share: Any,
+        out: Any,
+    ) -> None:
+        _ = version
+        one = best.dtype.type(1)
+        for chunk in numba.prange(len(chunks) - 1):
+            zero = row_zero(best, dim)
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                row, upstream = row_load(best, i, dim), row_load(share, i, dim)
+                for k in range(indptr[i], indptr[i + 1]):
+                    j, e = at(indices, k), _entry(entries, k)
+                    term = _term(zero, one, x, values, row_scales, i, col_scales, j, e)[0]
+                    factor = _term(zero, one, x, None, row_scales, i, col_scales, j, e)[0]
+                    chosen = row_where_equal(term, row, upstream)
+                    if values.ndim == 1:
+                        out[e] += row_dot(chosen, factor)
+                    else:
+                        row_store(out, e, row_mul(chosen, factor), False)
+
+    return find, collect, to_values

@@ -1,0 +1,99 @@
+"""bpr_loss: Bayesian personalised ranking with its gathers, regulariser and the scatter of its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gnnrec.ops import _arguments
+from gnnrec.ops._operator import Operator
+from gnnrec.ops.bpr_loss import cpu, reference
+
+__all__ = ["OP", "bpr_loss"]
+
+
+def bpr_loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float = 0.0) -> torch.Tensor:
+    """Bayesian personalised ranking with L2 on the ego embeddings of the batch.
+
+    mean over the batch of softplus(s(u, n) - s(u, p)) + reg / 2 * (|e_u|^2 + |e_p|^2 + |e_n|^2), with s the dot product
+    of final embeddings and e the ego embeddings. Nothing of the batch is kept for the backward pass, which groups the
+    batch by node and writes every row of the gradients once. The loss and its gradients are bit-equal for any number of
+    threads.
+
+    Args:
+        final: propagated embeddings, float32, float64, bfloat16 or float16 [nodes, dim].
+        ego: embeddings before propagation, of the same dtype and shape.
+        triples: int64 [3, batch]: user, positive and negative node numbers.
+        reg: weight of the L2 term.
+
+    Returns:
+        A scalar, float32 for halves.
+
+    Raises:
+        ValueError: another type, dtype, device or shape, an empty batch, numbers outside the nodes.
+
+    Source: Rendle et al. 2009; the L2 term as in the code of He et al. 2020.
+    """
+    _arguments.check_dense("bpr_loss", "final", final)
+    _arguments.check_dense("bpr_loss", "ego", ego, final.shape[0], final.shape[1], (final.dtype,))
+    if triples.dtype != torch.int64 or triples.dim() != 2 or len(triples) != 3 or triples.shape[1] == 0:
+        raise ValueError(f"bpr_loss: triples must be int64 [3, batch >= 1], got {triples.dtype} {list(triples.shape)}")
+    result: torch.Tensor = _loss(final, ego, triples, float(reg))
+    return result
+
+
+@torch.library.custom_op("gnnrec::bpr_loss", mutates_args=())
+def _loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float) -> torch.Tensor:
+    low, high = (int(bound) for bound in triples.aminmax())
+    if low < 0 or high >= len(final):
+        raise ValueError(f"bpr_loss: triples must lie within 0 and {len(final) - 1}, got {low} to {high}")
+    dtype = _arguments.compute_dtype(final.dtype)
+    loss = cpu.loss(_arguments.array(final), _arguments.array(ego), _arguments.array(triples), reg)
+    return torch.tensor(loss, dtype=dtype)
+
+
+@_loss.register_fake
+def _(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float) -> torch.Tensor:
+    return final.new_empty((), dtype=_arguments.compute_dtype(final.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    final, ego, triples, ctx.reg = inputs
+    ctx.save_for_backward(final, ego, triples)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    grad_final, grad_ego = _loss_backward(grad, *ctx.saved_tensors, ctx.reg)
+    return grad_final, grad_ego if ctx.reg else None, None, None
+
+
+_loss.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("gnnrec::bpr_loss_backward", mutates_args=())
+def _loss_backward(
+    grad: torch.Tensor, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_final = final.new_empty(final.shape)
+    grad_ego = ego.new_empty(ego.shape if reg else (0, ego.shape[1]))
+    inputs = _arguments.array(final), _arguments.array(ego), _arguments.array(triples)
+    cpu.loss_backward(float(grad), *inputs, reg, _arguments.array(grad_final), _arguments.array(grad_ego))
+    return grad_final, grad_ego
+
+
+@_loss_backward.register_fake
+def _(
+    grad: torch.Tensor, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return final.new_empty(final.shape), ego.new_empty(ego.shape if reg else (0, ego.shape[1]))
+
+
+OP = Operator(
+    "bpr_loss",
+    bpr_loss,
+    reference.bpr_loss,
+    reference.cases,
+    reference.bytes_moved,
+    twice_differentiable=lambda case: False,
+)

@@ -1,0 +1,302 @@
+"""numba kernel of gmm_conv, for the forward pass over the matrix and the backward pass over its transpose.
+
+A block of rows is walked in batches of entries: their Gaussian weights are computed, a vector of entries at once, then
+the batch's part of each row is aggregated for one kernel after the other. The aggregates lie in the caches until the
+block is multiplied.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
+from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._row_math import row_add, row_dot, row_exp, row_fma, row_mul, row_mul_add, row_scale, row_splat, row_sub
+from gnnrec.ops._vector import MAX_DIM, PREFETCH_DISTANCE, at, row_load, row_prefetch, row_store, row_zero
+
+LANES = 16  # entries whose weights are computed at once
+BATCH = 64  # entries whose rows are gathered for one kernel after the other: they fit the first-level cache
+STEPS = BATCH // LANES
+
+
+def gmm(matrix: tuple[Any, ...], x: Any, pseudo: Any, mu: Any, inv_sigma: Any, weight: Any, out: Any) -> None:
+    """out = sum over kernels k of (the matrix weighted by the k-th Gaussian) @ x @ weight[k].
+
+    Args:
+        matrix: as `_arguments.matrix_arrays` gives it, with all scales.
+        x: [cols, in].
+        pseudo: [nnz, p]; mu, inv_sigma: [kernels, p]; weight: [kernels, in, n]; out: [rows, n]: contiguous and of the
+            dtype of the computation.
+    """
+    gaussians = pseudo.reshape(-1), mu, inv_sigma
+    for start in range(0, x.shape[1], MAX_DIM):
+        _run(matrix, x, gaussians, weight, slice(start, start + MAX_DIM), out, None, None, None, None, None)
+
+
+def gmm_backward(
+    matrix: tuple[Any, ...],
+    grad: Any,
+    pseudo: Any,
+    mu: Any,
+    inv_sigma: Any,
+    weight: Any,
+    x: Any,
+    grad_x: Any,
+    grad_pseudo: Any,
+    grad_weight: Any,
+) -> Any:
+    """Fills grad_x, grad_pseudo and grad_weight; returns the gradients of mu and inv_sigma, [2, kernels, p].
+
+    Args:
+        matrix: the transpose of the forward pass's, its entries naming those of the matrix.
+        grad: [rows, out].
+        weight: [kernels, out, in]; the others as in the forward pass, and gradients like what they are of.
+    """
+    kernels, coordinates = mu.shape
+    gaussians = pseudo.reshape(-1), mu, inv_sigma
+    parts = min(CHUNKS, len(matrix[4]) - 1)
+    sums = np.zeros((parts + len(matrix[5]), 2 * kernels * coordinates, LANES), x.dtype)
+    grad_pseudo[...] = 0
+    for start in range(0, grad.shape[1], MAX_DIM):
+        panel = slice(start, start + MAX_DIM)
+        back = weight[:, panel].reshape(-1, x.shape[1]).T.copy()
+        products = np.zeros((parts, *back.T.shape), x.dtype)
+        _run(matrix, grad, gaussians, weight, panel, grad_x, x, back, products, sums, grad_pseudo.reshape(-1))
+        grad_weight[:, panel] = products.sum(axis=0).reshape(kernels, -1, x.shape[1])
+    return sums.sum(axis=(0, 2)).reshape(2, kernels, coordinates)
+
+
+def _run(
+    matrix: tuple[Any, ...], x: Any, gaussians: tuple[Any, ...], weight: Any, panel: slice, out: Any, *backward: Any
+) -> None:
+    """Call the kernel for some columns of x."""
+    source, kernels = x[:, panel], len(weight)
+    factor = np.ascontiguousarray(weight[:, panel]).reshape(-1, weight.shape[2])
+    partial = np.empty((len(matrix[5]) * kernels, source.shape[1]), out.dtype)
+    _compile(source.shape[1])(*matrix, source, *gaussians, factor, panel.start > 0, partial, out, *backward)
+
+
+@inline
+def _weigh(
+    indices: Any,
+    entries: Any,
+    start: Any,
+    stop: Any,
+    col_scales: Any,
+    pseudo: Any,
+    mu: Any,
+    inv_sigma: Any,
+    u: Any,
+    w: Any,
+    x: Any,
+    like: Any,
+) -> None:
+    """Gaussian weights of a batch of entries, times the scales of their columns.
+
+    Args:
+        u: [(1 + p) * STEPS, LANES], receives the entries' scales and coordinates, 0 beyond the last.
+        w: [kernels * STEPS, LANES], receives the weights.
+        x: what is gathered next; a Row `like` its rows.
+    """
+    flat, last = u.reshape(-1), len(indices) - 1
+    kernels, coordinates = mu.shape
+    for e in range(start, stop):
+        row_prefetch(x, at(indices, min(e + PREFETCH_DISTANCE, last)), like)
+        flat[e - start] = at(col_scales, at(indices, e))
+    for p in range(coordinates):
+        offset = (1 + p) * BATCH - start
+        for e in range(start, stop):
+            entry = e if entries is None else at(entries, e)
+            flat[offset + e] = at(pseudo, entry * coordinates + p)
+    steps = (stop - start + LANES - 1) // LANES
+    for p in range(1 + coordinates):
+        for t in range(stop - start, steps * LANES):
+            flat[p * BATCH + t] = 0
+    zero = row_zero(u, LANES)
+    for step in range(steps):
+        for k in range(kernels):
+            exponent = zero
+            for p in range(coordinates):
+                distance = row_sub(row_load(u, (1 + p) * STEPS + step, LANES), row_splat(mu[k, p], zero))
+                distance = row_scale(distance, inv_sigma[k, p])
+                exponent = row_mul_add(distance, distance, exponent)
+            weight = row_exp(row_scale(exponent, u.dtype.type(-0.5)))
+            row_store(w, k * STEPS + step, row_mul(weight, row_load(u, step, LANES)), False)
+
+
+@inline
+def _differentiate(
+    entries: Any, start: Any, stop: Any, mu: Any, inv_sigma: Any, u: Any, w: Any, sums: Any, grad_pseudo: Any
+) -> None:
+    """From w, each weight times its gradient: adds to the gradients of mu, then inv_sigma, a sum for each lane in
+    sums [2 * kernels * p, LANES], and to those of the coordinates; overwrites u with these."""
+    kernels, coordinates = mu.shape
+    flat = u.reshape(-1)
+    for step in range((stop - start + LANES - 1) // LANES):
+        for p in range(coordinates):
+            coordinate, total = row_load(u, (1 + p) * STEPS + step, LANES), row_zero(u, LANES)
+            for k in range(kernels):
+                distance = row_sub(coordinate, row_splat(mu[k, p], total))
+                change = row_scale(row_mul(row_load(w, k * STEPS + step, LANES), distance), inv_sigma[k, p])
+                total = row_fma(change, -inv_sigma[k, p], total)
+                place = k * coordinates + p
+                row_store(sums, place, row_fma(change, inv_sigma[k, p], row_load(sums, place, LANES)), False)
+                place += kernels * coordinates
+                row_store(sums, place, row_sub(row_load(sums, place, LANES), row_mul(change, distance)), False)
+            row_store(u, (1 + p) * STEPS + step, total, False)
+    for p in range(coordinates):
+        offset = (1 + p) * BATCH - start
+        for e in range(start, stop):
+            grad_pseudo[at(entries, e) * coordinates + p] += flat[offset + e]
+
+
+@inline
+def _walk(
+    bounds: Any,
+    scales: Any,
+    indices: Any,
+    entries: Any,
+    col_scales: Any,
+    x: Any,
+    pseudo: Any,
+    mu: Any,
+    inv_sigma: Any,
+    target: Any,
+    transformed: Any,
+    sums: Any,
+    part: Any,
+    grad_pseudo: Any,
+    zero: Any,
+) -> None:
+    """target[r * kernels + k] = scales[r] * the sum of the rows of x that the entries [bounds[r], bounds[r + 1]) name,
+    weighted by the k-th Gaussian.
+
+    Where `sums` is not None, the gradients of the weights are dot products of its rows with those of x, and those
+    of what they depend on are added to sums[part] and grad_pseudo.
+    """
+    kernels, rows = len(mu), len(scales)
+    u = np.empty(((1 + mu.shape[1]) * STEPS, LANES), mu.dtype)
+    w = np.empty((kernels * STEPS, LANES), mu.dtype)
+    flat, row = w.reshape(-1), 0
+    for place in range(rows * kernels):
+        row_store(target, place, zero, False)
+    for begin in range(bounds[0], bounds[rows], BATCH):
+        end = min(begin + BATCH, bounds[rows])
+        _weigh(indices, entries, begin, end, col_scales, pseudo, mu, inv_sigma, u, w, x, zero)
+        start = begin
+        while start < end:
+            stop = min(bounds[row + 1], end)
+            for k in range(kernels):
+                place, offset = row * kernels + k, k * BATCH - begin
+                total = row_load(target, place, zero)
+                if sums is None:
+                    for e in range(start, stop):
+                        total = row_fma(row_load(x, at(indices, e), zero), at(flat, offset + e), total)
+                else:
+                    right = row_scale(row_load(transformed, place, zero), scales[row])
+                    for e in range(start, stop):
+                        left, weight = row_load(x, at(indices, e), zero), at(flat, offset + e)
+                        total = row_fma(left, weight, total)
+                        flat[offset + e] = row_dot(left, right) * weight
+                row_store(target, place, total, False)
+            if stop == bounds[row + 1]:
+                row += 1
+            start = stop
+        if sums is not None:
+            for t in range(end - begin, (end - begin + LANES - 1) // LANES * LANES):
+                for k in range(kernels):
+                    flat[k * BATCH + t] = 0
+            _differentiate(entries, begin, end, mu, inv_sigma, u, w, sums[part], grad_pseudo)
+    for row in range(rows):
+        for place in range(row * kernels, (row + 1) * kernels):
+            row_store(target, place, row_scale(row_load(target, place, zero), scales[row]), False)
+
+
+@cache
+def _compile(dim: int) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        x: Any,
+        pseudo: Any,
+        mu: Any,
+        inv_sigma: Any,
+        weight: Any,
+        accumulate: Any,
+        partial: Any,
+        out: Any,
+        other: Any,
+        weight_back: Any,
+        products: Any,
+        sums: Any,
+        grad_pseudo: Any,
+    ) -> None:
+        """out = (out +) aggregates @ weight; weight [kernels * dim, n].
+
+        Args:
+            partial: [pieces * kernels, dim], scratch.
+            other, weight_back, products, sums, grad_pseudo: None in the forward pass. In the backward pass the features
+                [rows, n], the transpose of weight, and what receives sums: [parts, kernels * dim, n],
+                [parts + pieces, 2 * kernels * p, LANES], [nnz * p].
+        """
+        _ = version  # part of the cache key
+        kernels, count = len(mu), len(chunks) - 1
+        parts = count if other is None else len(products)
+        for r in numba.prange(len(pieces)):
+            zero = row_zero(partial, dim)
+            i, target = pieces[r, 0], partial[r * kernels : (r + 1) * kernels]
+            transformed = np.empty((kernels, dim), mu.dtype)
+            if other is not None:
+                block_matmul(other[i : i + 1], weight_back, transformed.reshape(1, -1), False)
+            _walk(
+                pieces[r, 1:], row_scales[i : i + 1], indices, entries, col_scales, x, pseudo, mu, inv_sigma, target,
+                transformed, sums, parts + r, grad_pseudo, zero,
+            )  # fmt: skip
+        for part in numba.prange(parts):
+            zero = row_zero(partial, dim)
+            aggregate = np.empty((BLOCK * kernels, dim), mu.dtype)
+            transformed = np.empty((BLOCK * kernels, dim), mu.dtype)
+            first, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
+            number = 0
+            while number < len(long) and long[number, 0] < first:
+                number += 1
+            while first < end:
+                stop = min(first + BLOCK, end)
+                is_long = number < len(long) and long[number, 0] == first
+                if number < len(long):
+                    stop = first + 1 if is_long else min(stop, long[number, 0])
+                if is_long:
+                    for k in range(kernels):
+                        total = zero
+                        for r in range(long[number, 1], long[number, 2]):
+                            total = row_add(total, row_load(partial, r * kernels + k, zero))
+                        row_store(aggregate, k, total, False)
+                    number += 1
+                else:
+                    if other is not None:
+                        wide = transformed.reshape(BLOCK, -1)[: stop - first]
+                        block_matmul(other[first:stop], weight_back, wide, False)
+                    _walk(
+                        indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x, pseudo, mu,
+                        inv_sigma, aggregate, transformed, sums, part, grad_pseudo, zero,
+                    )  # fmt: skip
+                block = aggregate.reshape(BLOCK, -1)[: stop - first]
+                block_matmul(block, weight, out[first:stop], accumulate)
+                if other is not None:
+                    block_matmul(block.T, other[first:stop], products[part], True)
+                first = stop
+
+    return run

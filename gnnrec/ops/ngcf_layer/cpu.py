@@ -1,0 +1,321 @@
+"""numba kernels of ngcf_layer: a block of rows goes through aggregation, product and epilogue while it lies in the
+caches.
+
+Rows of any width are taken whole: where they outgrow the registers they spill to the stack, which is in the caches too.
+Only the gather keeps its sums through a loop and works on panels of columns.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+from gnnrec.graph.schedule import LONG
+from gnnrec.ops._dropout import kept_entries, row_dropout
+from gnnrec.ops._matmul import BLOCK, block_matmul
+from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._row_math import row_add, row_dot, row_fma, row_mul, row_mul_add, row_scale, row_where_positive
+from gnnrec.ops._vector import MAX_DIM, at, row_gather_sum, row_load, row_store, row_zero
+
+NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize has it
+MESSAGES, ENTRIES = 0, 1  # streams of dropout
+
+
+@inline
+def _finish(total: Any, i: Any, row_scales: Any, scale: Any, base: Any) -> Any:
+    """A row's sum with its factors, added to base."""
+    if row_scales is not None:
+        total = row_scale(total, at(row_scales, i))
+    return row_scale(total, scale) if base is None else row_fma(total, scale, row_load(base, i, total))
+
+
+@inline
+def _kept_block(
+    indptr: Any, indices: Any, first: Any, stop: Any, transposed: Any, seed: Any, threshold: Any
+) -> tuple[Any, Any]:
+    """The columns of the kept entries of a block of rows, and where each row's begin and end. Long rows have none."""
+    starts, count = np.zeros(stop - first + 1, np.int64), 0
+    for i in range(first, stop):
+        if indptr[i + 1] - indptr[i] <= LONG:
+            count += indptr[i + 1] - indptr[i]
+    kept, count = np.empty(count, np.int32), 0
+    for i in range(first, stop):
+        start, end = indptr[i], indptr[i + 1]
+        if end - start <= LONG:
+            count = kept_entries(indices, start, end, i, transposed, seed, ENTRIES, threshold, kept, count)
+        starts[i - first + 1] = count
+    return kept[:count], starts
+
+
+@inline
+def _aggregate_block(
+    zero: Any,
+    width: Any,
+    indptr: Any,
+    indices: Any,
+    row_scales: Any,
+    col_scales: Any,
+    long: Any,
+    sums: Any,
+    x: Any,
+    first: Any,
+    stop: Any,
+    seed: Any,
+    threshold: Any,
+    scale: Any,
+    out: Any,
+) -> None:
+    """out = the aggregates of rows [first, stop), `width` columns at a time, as many as the Row `zero` has.
+
+    The last columns may overlap those before.
+    """
+    if threshold is None:
+        columns, starts = indices, indptr[first : stop + 1]
+    else:
+        columns, starts = _kept_block(indptr, indices, first, stop, False, seed, threshold)
+    dim = out.shape[1]
+    for column in range(0, dim, width):
+        begin = min(column, dim - width)
+        source, long_sums, target = x[:, begin:], sums[:, begin:], out[:, begin:]
+        for i in range(first, stop):
+            r = i - first
+            if indptr[i + 1] - indptr[i] > LONG:
+                row = row_load(long_sums, np.searchsorted(long, i), zero)
+            else:
+                row = row_gather_sum(source, columns, starts[r], starts[r + 1], col_scales, zero)
+                row = _finish(row, i, row_scales, scale, None)
+            row_store(target, r, row, False)
+
+
+@cache
+def compile_aggregate(dim: int) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        x: Any,
+        base: Any,
+        seed: Any,
+        threshold: Any,
+        scale: Any,
+        transposed: Any,
+        partial: Any,
+        out: Any,
+    ) -> None:
+        """As spmm's kernel, on the kept entries."""
+        _ = version  # part of the cache key
+        count = len(pieces)
+        total = count + len(chunks) - 1
+        for item in numba.prange(total):
+            before = item * count // total
+            if (item + 1) * count // total > before:
+                i, start, stop = pieces[before, 0], pieces[before, 1], pieces[before, 2]
+                kept = np.empty(stop - start, np.int32)
+                end = kept_entries(indices, start, stop, i, transposed, seed, ENTRIES, threshold, kept, 0)
+                row_store(partial, before, row_gather_sum(x, kept[:end], 0, end, col_scales, dim), False)
+                continue
+            border = chunks[item - before + 1]
+            for first in range(chunks[item - before], border, BLOCK):
+                stop = min(first + BLOCK, border)
+                columns, starts = _kept_block(indptr, indices, first, stop, transposed, seed, threshold)
+                for i in range(first, stop):
+                    if indptr[i + 1] - indptr[i] <= LONG:
+                        row = row_gather_sum(x, columns, starts[i - first], starts[i - first + 1], col_scales, dim)
+                        row_store(out, i, _finish(row, i, row_scales, scale, base), False)
+        for item in numba.prange(len(long)):
+            row = row_load(partial, long[item, 1], dim)
+            for r in range(long[item, 1] + 1, long[item, 2]):
+                row = row_add(row, row_load(partial, r, dim))
+            row_store(out, long[item, 0], _finish(row, long[item, 0], row_scales, scale, base), False)
+
+    return run
+
+
+def _panel(dim: int) -> int:
+    """The width of equal panels of columns."""
+    return -(-dim // -(-dim // MAX_DIM))
+
+
+@cache
+def compile_forward(dim: int, out_dim: int) -> Any:
+    version, width = VERSION, _panel(dim)
+
+    @kernel
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        borders: Any,
+        long: Any,
+        long_sums: Any,
+        row_weights: Any,
+        x: Any,
+        x_rows: Any,
+        weights: Any,
+        bias: Any,
+        slope: Any,
+        seed: Any,
+        message_threshold: Any,
+        message_scale: Any,
+        entry_threshold: Any,
+        entry_scale: Any,
+        out: Any,
+        norms: Any,
+        aggregates: Any,
+    ) -> None:
+        _ = version  # part of the cache key
+        for chunk in numba.prange(len(borders) - 1):
+            border = borders[chunk + 1]
+            scratch = np.empty((BLOCK, dim), weights.dtype)
+            operands = np.empty((BLOCK, 2 * dim), weights.dtype)
+            products = np.empty((BLOCK, out_dim), weights.dtype)
+            zero = row_zero(scratch, width)
+            for first in range(borders[chunk], border, BLOCK):
+                stop = min(first + BLOCK, border)
+                sums = scratch if aggregates is None else aggregates[first:stop]
+                _aggregate_block(
+                    zero,
+                    width,
+                    indptr,
+                    indices,
+                    row_scales,
+                    col_scales,
+                    long,
+                    long_sums,
+                    x,
+                    first,
+                    stop,
+                    seed,
+                    entry_threshold,
+                    entry_scale,
+                    sums,
+                )
+                for i in range(first, stop):
+                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                    row_store(operands, i - first, row_add(own, row), False)
+                    row_store(operands[:, dim:], i - first, row_mul(own, row), False)
+                block_matmul(operands[: stop - first], weights, products[: stop - first], False)
+                for i in range(first, stop):
+                    row = row_load(products, i - first, out_dim)
+                    if bias is not None:
+                        row = row_add(row, row_load(bias, 0, out_dim))
+                        if row_weights is not None:
+                            row = row_fma(row_load(bias, 1, out_dim), row_weights[i], row)
+                    row = row_where_positive(row, row, row_scale(row, slope))
+                    if message_threshold is not None:
+                        row = row_dropout(row, seed, i, 0, MESSAGES, message_threshold, message_scale)
+                    if norms is not None:
+                        norms[i] = max(np.sqrt(row_dot(row, row)), NORM_FLOOR)
+                        row = row_scale(row, 1 / norms[i])
+                    row_store(out, i, row, False)
+
+    return run
+
+
+@cache
+def compile_backward(dim: int, out_dim: int) -> Any:
+    version, width = VERSION, _panel(dim)
+
+    @kernel
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        borders: Any,
+        long: Any,
+        long_sums: Any,
+        row_weights: Any,
+        x: Any,
+        x_rows: Any,
+        weights: Any,
+        slope: Any,
+        seed: Any,
+        message_threshold: Any,
+        message_scale: Any,
+        entry_threshold: Any,
+        entry_scale: Any,
+        out: Any,
+        norms: Any,
+        aggregates: Any,
+        grad: Any,
+        partial: Any,
+        partial_bias: Any,
+        grad_rows: Any,
+        grad_aggregates: Any,
+    ) -> None:
+        _ = version  # part of the cache key
+        for chunk in numba.prange(len(borders) - 1):
+            border = borders[chunk + 1]
+            scratch = np.empty((BLOCK, dim), weights.dtype)
+            pairs = np.empty((BLOCK, 2 * dim), weights.dtype)  # what the weights meet, then its gradient
+            upstream = np.empty((BLOCK, out_dim), weights.dtype)
+            bias = partial_bias[chunk]
+            zero = row_zero(scratch, width)
+            for first in range(borders[chunk], border, BLOCK):
+                stop = min(first + BLOCK, border)
+                count = stop - first
+                sums = scratch if aggregates is None else aggregates[first:stop]
+                if aggregates is None:
+                    _aggregate_block(
+                        zero,
+                        width,
+                        indptr,
+                        indices,
+                        row_scales,
+                        col_scales,
+                        long,
+                        long_sums,
+                        x,
+                        first,
+                        stop,
+                        seed,
+                        entry_threshold,
+                        entry_scale,
+                        sums,
+                    )
+                for i in range(first, stop):
+                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                    row_store(pairs, i - first, row_add(own, row), False)
+                    row_store(pairs[:, dim:], i - first, row_mul(own, row), False)
+                    g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
+                    if norms is not None:
+                        if norms[i] > NORM_FLOOR:
+                            g = row_fma(y, -row_dot(g, y), g)
+                        g = row_scale(g, 1 / norms[i])
+                    if message_threshold is not None:
+                        g = row_dropout(g, seed, i, 0, MESSAGES, message_threshold, message_scale)
+                    # y has the sign of what leaky_relu was given, save where it was dropped.
+                    g = row_where_positive(y, g, row_scale(g, slope))
+                    row_store(upstream, i - first, g, False)
+                    row_store(bias, 0, row_add(row_load(bias, 0, out_dim), g), False)
+                    if row_weights is not None:
+                        row_store(bias, 1, row_fma(g, row_weights[i], row_load(bias, 1, out_dim)), False)
+                block_matmul(upstream[:count].T, pairs[:count], partial[chunk], True)
+                if grad_rows is None:
+                    continue
+                block_matmul(upstream[:count], weights, pairs[:count], False)
+                for i in range(first, stop):
+                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                    g_sum, g_product = row_load(pairs, i - first, dim), row_load(pairs[:, dim:], i - first, dim)
+                    row_store(grad_rows, i, row_mul_add(g_product, row, g_sum), False)
+                    row_store(grad_aggregates, i, row_mul_add(g_product, own, g_sum), False)
+        for j in numba.prange(partial.shape[1]):
+            for chunk in range(1, len(partial)):
+                for k in range(partial.shape[2]):
+                    partial[0, j, k] += partial[chunk, j, k]
+                for k in range(partial_bias.shape[1]):
+                    partial_bias[0, k, j] += partial_bias[chunk, k, j]
+
+    return run

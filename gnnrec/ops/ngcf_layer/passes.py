@@ -1,0 +1,167 @@
+"""What ngcf_layer does around its kernels: work is shared out, long rows come first, dropout gets its numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gnnrec.graph.schedule import LONG
+from gnnrec.ops._dropout import threshold
+from gnnrec.ops._vector import MAX_DIM
+from gnnrec.ops.ngcf_layer import cpu
+from gnnrec.ops.spmm import cpu as spmm_cpu
+
+CHUNKS = 64  # of rows, at the most: each has a partial sum of the weights' gradients
+CHUNK_ROWS = 512  # at the least
+
+
+class Dropout(NamedTuple):
+    """The random decisions of a call: the seed, and the probabilities of dropping messages and entries."""
+
+    seed: int = 0
+    messages: float = 0.0
+    entries: float = 0.0
+
+    def of_messages(self, dtype: Any) -> tuple[int | None, Any]:
+        """Threshold, None where nothing is dropped, and scale, as kernels take them."""
+        return threshold(self.messages) if self.messages else None, np.dtype(dtype).type(1 / (1 - self.messages))
+
+    def of_entries(self, dtype: Any) -> tuple[int | None, Any]:
+        """The same for the entries of a matrix."""
+        return threshold(self.entries) if self.entries else None, np.dtype(dtype).type(1 / (1 - self.entries))
+
+
+class Rows(NamedTuple):
+    """What both passes need of a matrix's rows besides the matrix.
+
+    Args:
+        borders: of chunks of rows of about equal work, int64 [chunks + 1].
+        long: the numbers of the rows that are too long for one thread, int64 [long].
+        sums: their aggregates [long, in].
+        weights: the sum of every row's entries [rows], or None.
+    """
+
+    borders: Any
+    long: Any
+    sums: Any
+    weights: Any
+
+
+def rows(
+    matrix: tuple[Any, ...], x: Any, out: int, dtype: Any, dropout: Dropout, weighted: bool, summed: bool = True
+) -> Rows:
+    """Chunks of rows for `out` columns of results; where they are wanted, long rows' aggregates and rows' sums."""
+    indptr, indices, row_scales, col_scales, _, pieces, long, _ = matrix
+    sums = np.empty((len(long), x.shape[1]), dtype)
+    if len(long) and summed:
+        scales = None if row_scales is None else row_scales[long[:, 0]]
+        renumbered = np.column_stack([np.arange(len(long)), long[:, 1:]])
+        no_chunks = np.zeros(1, np.int64)
+        aggregate((indptr, indices, scales, col_scales, no_chunks, pieces, renumbered, None), x, sums, dtype, dropout)
+    weights = None
+    if weighted:
+        weights = np.empty((len(indptr) - 1, 1), dtype)
+        aggregate(matrix, np.ones((x.shape[0], 1), dtype), weights, dtype, dropout)
+        weights = weights[:, 0].copy()
+    return Rows(_borders(indptr, out), long[:, 0].copy(), sums, weights)
+
+
+def _borders(indptr: npt.NDArray[np.int64], out: int) -> npt.NDArray[np.int64]:
+    """Chunks of rows whose number does not depend on the number of threads.
+
+    A row's products take about as long as the gathers of as many entries as it has columns.
+    """
+    count = len(indptr) - 1
+    chunks = min(max(count // CHUNK_ROWS, 1), CHUNKS)
+    work = np.minimum(np.diff(indptr), LONG).cumsum() + out * np.arange(1, count + 1)
+    inner = np.searchsorted(work, work[-1:] * np.arange(1, chunks) // chunks)
+    return np.concatenate([[0], inner, [count]])
+
+
+def aggregate(
+    matrix: tuple[Any, ...],
+    x: Any,
+    out: Any,
+    dtype: Any,
+    dropout: Dropout,
+    base: Any = None,
+    transposed: bool = False,
+) -> None:
+    """out = matrix @ x + base without the dropped entries; base may be out itself.
+
+    Args:
+        matrix: as `_arguments.matrix_arrays` gives it; where `transposed`, the transpose of the one whose entries are
+            dropped.
+    """
+    if not dropout.entries:
+        spmm_cpu.spmm(matrix, x, out, dtype, base=base, base_scale=1.0)
+        return
+    *arrays, _ = matrix
+    for start in range(0, out.shape[1], MAX_DIM):
+        panel = slice(start, start + MAX_DIM)
+        target, added = out[:, panel], None if base is None else base[:, panel]
+        partial = np.empty((len(matrix[5]), target.shape[1]), dtype)
+        run = cpu.compile_aggregate(target.shape[1])
+        run(*arrays, x[:, panel], added, dropout.seed, *dropout.of_entries(dtype), transposed, partial, target)
+
+
+def forward(
+    matrix: tuple[Any, ...],
+    rows: Rows,
+    x: Any,
+    x_rows: Any,
+    weights: Any,
+    bias: Any,
+    slope: float,
+    dropout: Dropout,
+    out: Any,
+    norms: Any,
+    aggregates: Any,
+) -> None:
+    """Fill out [rows, out], norms [rows] and aggregates [rows, in], the last two where they are not None.
+
+    Args:
+        matrix: as `_arguments.matrix_arrays` gives it.
+        x, x_rows: [cols, in] and [rows, in].
+        weights: [2 in, out], of x_i + s_i and then of x_i * s_i.
+        bias: [1, out]; [2, out] where the second is to be multiplied by rows.weights; or None.
+    """
+    dtype = weights.dtype
+    drop = dropout.seed, *dropout.of_messages(dtype), *dropout.of_entries(dtype)
+    run = cpu.compile_forward(x.shape[1], out.shape[1])
+    run(*matrix[:4], *rows, x, x_rows, weights, bias, dtype.type(slope), *drop, out, norms, aggregates)
+
+
+def backward(
+    matrix: tuple[Any, ...],
+    rows: Rows,
+    x: Any,
+    x_rows: Any,
+    weights: Any,
+    slope: float,
+    dropout: Dropout,
+    out: Any,
+    norms: Any,
+    aggregates: Any,
+    grad: Any,
+    grad_rows: Any,
+    grad_aggregates: Any,
+) -> tuple[Any, Any]:
+    """Gradients of the weights [out, 2 in] and of the bias [1 or 2, out].
+
+    Args:
+        weights: [out, 2 in].
+        out, norms, aggregates: of the forward pass; aggregates are computed again where they are None.
+        grad: of out.
+        grad_rows, grad_aggregates: to fill with the gradients of x_rows and of the aggregates, [rows, in], or None.
+    """
+    dtype, chunks = weights.dtype, len(rows.borders) - 1
+    partial = np.zeros((chunks, *weights.shape), dtype)
+    partial_bias = np.zeros((chunks, 1 if rows.weights is None else 2, len(weights)), dtype)
+    drop = dropout.seed, *dropout.of_messages(dtype), *dropout.of_entries(dtype)
+    inputs = *matrix[:4], *rows, x, x_rows, weights, dtype.type(slope), *drop, out, norms, aggregates, grad
+    run = cpu.compile_backward(x.shape[1], out.shape[1])
+    run(*inputs, partial, partial_bias, grad_rows, grad_aggregates)
+    return partial[0], partial_bias[0]

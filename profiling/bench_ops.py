@@ -1,0 +1,129 @@
+"""Our operators beside their peers, in one process and one table: each result is checked first, then all are timed in
+turn, with quartiles, peak memory and the share of this machine's gather bandwidth.
+
+    python profiling/bench_ops.py                                 # every operation on Gowalla (GNNREC_DATA)
+    python profiling/bench_ops.py --op spmm topk_scores --seconds 20
+    python profiling/bench_ops.py --scaling                       # also time against edges, up to 100 M: minutes, 10 GB
+
+The table is in operations.py, the peers in peers.py and layer_peers.py, how time and memory are measured in measure.py.
+Peers that are not installed are named as missing. Writes bench_ops.txt, bench_ops.json and bench_ops.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before any OpenMP runtime is loaded: pools that spin between calls would take the cores from the next contender.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import measure
+import torch
+import workload
+from contender import Missing, prepare, require
+from operations import OPERATIONS, Operation
+from report import Point, Report, save, show_end, show_head, show_result
+from rich.console import Console
+from runner import run
+
+from gnnrec import ops
+
+PEERS = ("dgl.nn.pytorch", "torch_geometric.nn", "faiss")
+SCALING_EDGES = (1, 2, 5, 10, 20, 50, 100)  # millions, directed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(arguments)
+    ops.set_num_threads(options.threads)
+    torch.set_num_interop_threads(1)
+    warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+    console = Console(width=150, record=True)
+    w = workload.load(options.data, options.dim, options.threads, options.quick)
+    report = Report(
+        machine=measure.machine(),
+        versions=measure.versions(),
+        options={name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        data={
+            "name": w.name,
+            "users": w.graph.num_users,
+            "items": w.graph.num_items,
+            "directed_edges": w.adjacency.nnz,
+        },
+        load_before=os.getloadavg(),
+        bandwidth={
+            "from a buffer of the operand's size": measure.gather_bandwidth(4 * w.nodes * w.dim, w.threads),
+            "from one of 4 last-level caches": measure.gather_bandwidth(4 * measure.last_level_cache(), w.threads),
+        },
+    )
+    show_head(report, console)
+    import_peers()
+    for operation in chosen(options.op):
+        graph = workload.load_wide(w.dim, w.threads, options.quick) if operation.wide else w
+        for mode in operation.modes:
+            report.results.append(run(operation, mode, graph, options.seconds, options.repeats))
+            show_result(report.results[-1], console)
+    if options.scaling:
+        report.scaling = [scale(millions, options) for millions in SCALING_EDGES]
+    report.load_after, report.openmp = os.getloadavg(), measure.openmp_runtimes()
+    show_end(report, console)
+    save(report, console, options.out)
+    gc.unfreeze()
+
+
+def import_peers() -> None:
+    """Import what is there, and take what the imports leave out of later garbage collections, which they would slow."""
+    for module in PEERS:
+        with contextlib.suppress(Missing):
+            require(module)
+    gc.collect()
+    gc.freeze()
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = sorted({operation.op for operation in OPERATIONS})
+    parser.add_argument("--op", nargs="+", choices=names, default=names, metavar="OP", help=f"of {', '.join(names)}")
+    parser.add_argument("--data", default="gowalla", help="a data set of the catalog")
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=30, help="the most timed calls of a contender")
+    parser.add_argument("--seconds", type=float, default=20, help="for the timed calls of an operation in a mode")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_ops"))
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny graph and few calls: checks, but no timings to quote"
+    )
+    parser.add_argument("--scaling", action="store_true", help="time spmm from 1 M to 100 M directed edges as well")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.repeats, options.seconds = 3, 0.0
+    return options
+
+
+def chosen(names: Sequence[str]) -> list[Operation]:
+    """The operations of those operators, in the table's order."""
+    return [operation for operation in OPERATIONS if operation.op in names]
+
+
+def scale(millions: int, options: argparse.Namespace) -> Point:
+    """spmm on a synthetic graph with that many directed edges."""
+    w = workload.load_synthetic(millions * 1_000_000, options.dim, options.threads)
+    spmm = next(operation for operation in OPERATIONS if operation.name == "spmm")
+    tensors = spmm.inputs(w)
+    moved = spmm.bytes_moved(w, tensors)
+    assert moved is not None
+    call = prepare(spmm.build_ours, w, tensors, None)
+    call()
+    seconds = measure.interleave({"spmm": call}, 5.0, options.repeats)
+    gather_seconds = moved / measure.gather_bandwidth(4 * w.nodes * w.dim, w.threads)
+    return Point(w.adjacency.nnz, measure.quartiles(seconds["spmm"])[1], gather_seconds)
+
+
+if __name__ == "__main__":
+    main()
