@@ -43,8 +43,8 @@ def sample(op, widths=(33, 64, 300)):
 
 
 def dtypes(op, case):
-    """Halves on few cases: every dtype and width is a kernel to compile."""
-    return op.dtypes if any(case.name == one.name for one in sample(op)) else [d for d in op.dtypes if d.itemsize >= 4]
+    """All of them on few cases, float32 on all: every dtype and width is a kernel to compile."""
+    return op.dtypes if any(case.name == one.name for one in sample(op)) else op.dtypes[:1]
 
 
 SAMPLE = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in sample(op)]
@@ -165,7 +165,7 @@ def inner_columns(x):
 @pytest.mark.parametrize("layout", [columns_first, every_other_row, inner_columns])
 @pytest.mark.parametrize(("op", "case"), SAMPLE)
 def test_any_strides(op, case, layout):
-    for dtype in op.dtypes:
+    for dtype in op.dtypes[:2]:  # strides count in bytes, which these two have different numbers of
         contiguous = evaluate(op, op.function, case, dtype)
         assert_bit_equal(evaluate(op, op.function, case, dtype, layout=layout), contiguous)
 

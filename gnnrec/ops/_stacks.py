@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from gnnrec.ops import _arguments
+from gnnrec.ops._vector import MAX_DIM
 
 
 def check_stack(
@@ -36,3 +37,10 @@ def scaled_arrays(packed: list[torch.Tensor], x: torch.Tensor) -> tuple[Any, ...
     row_scales = np.ones(len(indptr) - 1, dtype) if row_scales is None else row_scales
     col_scales = np.ones(len(x), dtype) if col_scales is None else col_scales
     return indptr, indices, row_scales, col_scales, *rest
+
+
+def panels(x: npt.NDArray[Any]) -> list[slice]:
+    """The columns of x in as few ranges of almost equal width as kernels can take."""
+    dim = x.shape[1]
+    width = -(-dim // -(-dim // MAX_DIM))
+    return [slice(start, min(start + width, dim)) for start in range(0, dim, width)]

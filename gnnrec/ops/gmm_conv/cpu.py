@@ -16,7 +16,8 @@ import numpy as np
 from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
 from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._row_math import row_add, row_dot, row_exp, row_fma, row_mul, row_mul_add, row_scale, row_splat, row_sub
-from gnnrec.ops._vector import MAX_DIM, PREFETCH_DISTANCE, at, row_load, row_prefetch, row_store, row_zero
+from gnnrec.ops._stacks import panels
+from gnnrec.ops._vector import PREFETCH_DISTANCE, at, row_load, row_prefetch, row_store, row_zero
 
 LANES = 16  # entries whose weights are computed at once
 BATCH = 64  # entries whose rows are gathered for one kernel after the other: they fit the first-level cache
@@ -27,14 +28,14 @@ def gmm(matrix: tuple[Any, ...], x: Any, pseudo: Any, mu: Any, inv_sigma: Any, w
     """out = sum over kernels k of (the matrix weighted by the k-th Gaussian) @ x @ weight[k].
 
     Args:
-        matrix: as `_arguments.matrix_arrays` gives it, with all scales.
+        matrix: as `_stacks.scaled_arrays` gives it.
         x: [cols, in].
         pseudo: [nnz, p]; mu, inv_sigma: [kernels, p]; weight: [kernels, in, n]; out: [rows, n]: contiguous and of the
             dtype of the computation.
     """
     gaussians = pseudo.reshape(-1), mu, inv_sigma
-    for start in range(0, x.shape[1], MAX_DIM):
-        _run(matrix, x, gaussians, weight, slice(start, start + MAX_DIM), out, None, None, None, None, None)
+    for panel in panels(x):
+        _run(matrix, x, gaussians, weight, panel, out, None, None, None, None, None)
 
 
 def gmm_backward(
@@ -61,8 +62,7 @@ def gmm_backward(
     parts = min(CHUNKS, len(matrix[4]) - 1)
     sums = np.zeros((parts + len(matrix[5]), 2 * kernels * coordinates, LANES), x.dtype)
     grad_pseudo[...] = 0
-    for start in range(0, grad.shape[1], MAX_DIM):
-        panel = slice(start, start + MAX_DIM)
+    for panel in panels(grad):
         back = weight[:, panel].reshape(-1, x.shape[1]).T.copy()
         products = np.zeros((parts, *back.T.shape), x.dtype)
         _run(matrix, grad, gaussians, weight, panel, grad_x, x, back, products, sums, grad_pseudo.reshape(-1))

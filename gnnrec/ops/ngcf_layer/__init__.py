@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from gnnrec.graph.sparse import SparseMatrix
@@ -72,11 +73,13 @@ def ngcf_layer(
         raise ValueError(f"ngcf_layer: negative_slope must be at least 0, got {negative_slope}")
     _dropout.check_probability("ngcf_layer", "dropout", dropout)
     _dropout.check_probability("ngcf_layer", "node_dropout", node_dropout)
-    dropout, node_dropout = (float(p) if training else 0.0 for p in (dropout, node_dropout))
-    seed = _dropout.draw_seed() if dropout or node_dropout else None
+    probabilities = [float(p) if training else 0.0 for p in (dropout, node_dropout)]
+    seed = _dropout.draw_seed() if any(probabilities) else None
+    weights = torch.cat([w1, w2], dim=1).to(_arguments.compute_dtype(x.dtype))
+    biases = _biases(weights, b1, b2, bias == "edge")
     graph, back = _arguments.pack(matrix), _arguments.pack_transpose(matrix, x)
-    settings = float(negative_slope), seed, dropout, node_dropout, bias == "edge", normalize, keep_aggregate
-    result: torch.Tensor = _layer(graph, back, x, x_rows, w1, b1, w2, b2, *settings)[0]
+    settings = float(negative_slope), seed, probabilities, bias == "edge", normalize, keep_aggregate
+    result: torch.Tensor = _layer(graph, back, x, x_rows, weights, biases, *settings)[0]
     return result
 
 
@@ -102,72 +105,64 @@ def _check(matrix: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, x_rows: torc
         raise ValueError(f"ngcf_layer: bias={bias!r} with {' and '.join(given) or 'no biases'}")
 
 
+def _biases(weights: torch.Tensor, b1: torch.Tensor | None, b2: torch.Tensor | None, edge: bool) -> torch.Tensor:
+    """What is added to every row, and what as often as its entries sum up to: [2, out], of the weights' dtype."""
+    zero = weights.new_zeros(len(weights))
+    own, other = (zero if b is None else b.to(weights.dtype) for b in (b1, b2))
+    return torch.stack([own, own + other] if edge else [own + other, zero])
+
+
 @torch.library.custom_op("gnnrec::ngcf_layer", mutates_args=())
 def _layer(
     matrix: list[torch.Tensor],
     transposed: list[torch.Tensor],
     x: torch.Tensor,
     x_rows: torch.Tensor | None,
-    w1: torch.Tensor,
-    b1: torch.Tensor | None,
-    w2: torch.Tensor,
-    b2: torch.Tensor | None,
+    weights: torch.Tensor,
+    biases: torch.Tensor,
     slope: float,
     seed: torch.Tensor | None,
-    dropout: float,
-    node_dropout: float,
+    probabilities: list[float],
     edge_bias: bool,
     normalize: bool,
     keep_aggregate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The result, the rows' norms and their aggregates; what is not kept is empty."""
-    out, norms, aggregates = _empty(matrix, x, w1, normalize, keep_aggregate)
-    kind, number = _arguments.compute_dtype(x.dtype), _arguments.numpy_dtype(x.dtype)
-    arrays, drop = _arguments.matrix_arrays(matrix, x.dtype), _drop(seed, dropout, node_dropout)
-    source = _arguments.array(x)
-    weights = torch.cat([w1, w2], dim=1).to(kind).T.contiguous()
-    biases = _biases(b1, b2, edge_bias, kind)
+    """The result, the rows' norms and their aggregates; what is not kept is empty. weights: [out, 2 in]."""
+    out, norms, aggregates = _empty(matrix, x, weights, normalize, keep_aggregate)
+    arrays, dropout = _arguments.matrix_arrays(matrix, x.dtype), _decisions(seed, probabilities)
+    source = _rows(x)
     passes.forward(
         arrays,
-        passes.rows(arrays, source, len(w1), number, drop, edge_bias),
+        passes.rows(arrays, source, weights.numpy(), dropout, edge_bias),
         source,
-        source if x_rows is None else _arguments.array(x_rows),
-        weights.numpy(),
-        None if biases is None else biases.numpy(),
+        source if x_rows is None else _rows(x_rows),
+        weights.T.contiguous().numpy(),
+        biases.numpy(),
         slope,
-        drop,
-        _arguments.array(out),
-        norms.numpy() if normalize else None,
-        aggregates.numpy() if keep_aggregate else None,
+        dropout,
+        _rows(out),
+        norms.numpy(),
+        aggregates.numpy(),
     )
     return out, norms, aggregates
 
 
-def _drop(seed: torch.Tensor | None, dropout: float, node_dropout: float) -> passes.Dropout:
-    return passes.Dropout() if seed is None else passes.Dropout(int(seed), dropout, node_dropout)
+def _decisions(seed: torch.Tensor | None, probabilities: list[float]) -> passes.Dropout:
+    return passes.Dropout(0 if seed is None else int(seed), *probabilities)
 
 
-def _biases(b1: torch.Tensor | None, b2: torch.Tensor | None, edge: bool, dtype: torch.dtype) -> torch.Tensor | None:
-    """What is added to a row, and for "edge" how often the sum of its entries is added to that."""
-    given = [b.detach().to(dtype) for b in (b1, b2) if b is not None]
-    if not given:
-        return None
-    both = given[0] + given[1] if len(given) == 2 else given[0]
-    if not edge:
-        return both[None]
-    return torch.stack([torch.zeros_like(both) if b1 is None else b1.detach().to(dtype), both])
+def _rows(x: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's array; a copy is cheap beside the layer, and a kernel for strided rows takes seconds to compile."""
+    return _arguments.array(x.contiguous())
 
 
 def _empty(
-    matrix: list[torch.Tensor], x: torch.Tensor, w1: torch.Tensor, normalize: bool, keep_aggregate: bool
+    matrix: list[torch.Tensor], x: torch.Tensor, weights: torch.Tensor, normalize: bool, keep_aggregate: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, dtype = matrix[0].shape[0] - 1, _arguments.compute_dtype(x.dtype)
-    norms = x.new_empty(rows if normalize else 0, dtype=dtype)
-    return (
-        x.new_empty((rows, w1.shape[0])),
-        norms,
-        x.new_empty((rows if keep_aggregate else 0, x.shape[1]), dtype=dtype),
-    )
+    rows = matrix[0].shape[0] - 1
+    norms = weights.new_empty(rows if normalize else 0)
+    aggregates = weights.new_empty((rows if keep_aggregate else 0, x.shape[1]))
+    return x.new_empty((rows, weights.shape[0])), norms, aggregates
 
 
 @_layer.register_fake
@@ -176,69 +171,40 @@ def _(
     transposed: list[torch.Tensor],
     x: torch.Tensor,
     x_rows: torch.Tensor | None,
-    w1: torch.Tensor,
-    b1: torch.Tensor | None,
-    w2: torch.Tensor,
-    b2: torch.Tensor | None,
+    weights: torch.Tensor,
+    biases: torch.Tensor,
     slope: float,
     seed: torch.Tensor | None,
-    dropout: float,
-    node_dropout: float,
+    probabilities: list[float],
     edge_bias: bool,
     normalize: bool,
     keep_aggregate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _empty(matrix, x, w1, normalize, keep_aggregate)
+    return _empty(matrix, x, weights, normalize, keep_aggregate)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.matrix, ctx.transposed, x, x_rows, w1, b1, w2, b2, slope, seed, *rest = inputs
-    dropout, node_dropout, edge_bias, _, _ = rest
-    ctx.settings = slope, dropout, node_dropout, edge_bias
-    ctx.given = b1 is not None, b2 is not None
+    ctx.matrix, ctx.transposed, x, x_rows, weights, _, ctx.slope, seed, ctx.probabilities, ctx.edge_bias, _, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, x_rows, w1, w2, seed, *output)
+    ctx.save_for_backward(x, x_rows, weights, seed, *output)
 
 
-def _backward(ctx: Any, grad: torch.Tensor, *unused: None) -> tuple[Any, ...]:
-    graph, back = ctx.matrix, ctx.transposed
-    x, x_rows, w1, w2, seed, *output = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    needs_x, needs_rows = needs[2], needs[3]
-    slope, dropout, node_dropout, edge_bias = ctx.settings
-    grad_x, grad_rows, grad_w, grad_b = _layer_backward(
-        graph,
-        back,
-        x,
-        x_rows,
-        w1,
-        w2,
-        slope,
-        seed,
-        dropout,
-        node_dropout,
-        edge_bias,
-        *output,
-        grad,
-        needs_x,
-        needs_rows,
+def _backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+    none = [None] * len(ctx.matrix), [None] * len(ctx.transposed)
+    if grad is None:
+        return *none, *[None] * 10
+    x, x_rows, weights, seed, *output = ctx.saved_tensors
+    _, _, needs_x, needs_rows, *_ = ctx.needs_input_grad
+    settings = ctx.slope, seed, ctx.probabilities, ctx.edge_bias
+    grad_x, grad_rows, grad_weights, grad_biases = _layer_backward(
+        ctx.matrix, ctx.transposed, x, x_rows, weights, *settings, *output, grad, needs_x, needs_rows
     )
-    grad_w1, grad_w2 = grad_w.split(x.shape[1], dim=1)
-    # Every row has b1 once; with "edge", both as often as its entries sum up to.
-    grad_b2 = grad_b[1] if edge_bias else grad_b[0]
-    grad_b1 = grad_b[0] + grad_b[1] if edge_bias else grad_b[0]
-    return (
-        [None] * len(graph),
-        [None] * len(back),
-        grad_x if needs_x else None,
-        grad_rows if needs_rows else None,
-        grad_w1,
-        grad_b1 if ctx.given[0] else None,
-        grad_w2,
-        grad_b2 if ctx.given[1] else None,
-        *[None] * 7,
-    )
+    inputs = grad_x if needs_x else None, grad_rows if needs_rows else None
+    return *none, *inputs, grad_weights, grad_biases, *[None] * 6
+
+
+_layer.register_autograd(_backward, setup_context=_setup_context)
 
 
 @torch.library.custom_op("gnnrec::ngcf_layer_backward", mutates_args=())
@@ -247,12 +213,10 @@ def _layer_backward(
     transposed: list[torch.Tensor],
     x: torch.Tensor,
     x_rows: torch.Tensor | None,
-    w1: torch.Tensor,
-    w2: torch.Tensor,
+    weights: torch.Tensor,
     slope: float,
     seed: torch.Tensor | None,
-    dropout: float,
-    node_dropout: float,
+    probabilities: list[float],
     edge_bias: bool,
     out: torch.Tensor,
     norms: torch.Tensor,
@@ -261,45 +225,43 @@ def _layer_backward(
     needs_x: bool,
     needs_rows: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x and of x_rows, empty where they are not needed; of both weights side by side; of the biases."""
-    grad_x, grad_rows, grad_w, grad_b = _empty_gradients(x, x_rows, w1, edge_bias, needs_x, needs_rows)
-    kind, number = _arguments.compute_dtype(x.dtype), _arguments.numpy_dtype(x.dtype)
-    arrays, drop = _arguments.matrix_arrays(matrix, x.dtype), _drop(seed, dropout, node_dropout)
-    source, kept = _arguments.array(x), aggregates.numel() > 0
-    own = grad_x if x_rows is None else grad_rows
-    grad_aggregates = x.new_empty((matrix[0].numel() - 1, x.shape[1])) if needs_x or needs_rows else None
-    sums = passes.backward(
+    """Gradients of x and of x_rows, empty where neither is needed, of weights and of biases."""
+    grad_x, grad_rows, grad_weights, grad_biases = _empty_gradients(x, x_rows, weights, needs_x, needs_rows)
+    arrays, dropout = _arguments.matrix_arrays(matrix, x.dtype), _decisions(seed, probabilities)
+    source, kept = _rows(x), aggregates.numel() > 0
+    grad_aggregates = x.new_empty((matrix[0].shape[0] - 1 if needs_x or needs_rows else 0, x.shape[1]))
+    passes.backward(
         arrays,
-        passes.rows(arrays, source, len(w1), number, drop, edge_bias, not kept),
+        passes.rows(arrays, source, weights.numpy(), dropout, edge_bias, not kept),
         source,
-        source if x_rows is None else _arguments.array(x_rows),
-        torch.cat([w1, w2], dim=1).to(kind).numpy(),
+        source if x_rows is None else _rows(x_rows),
+        weights.numpy(),
         slope,
-        drop,
-        _arguments.array(out),
-        norms.numpy() if norms.numel() else None,
-        aggregates.numpy() if kept else None,
-        _arguments.array(grad),
-        None if grad_aggregates is None else _arguments.array(own),
-        None if grad_aggregates is None else _arguments.array(grad_aggregates),
+        dropout,
+        _rows(out),
+        norms.numpy(),
+        aggregates.numpy(),
+        _rows(grad),
+        _rows(grad_x if x_rows is None else grad_rows),
+        _rows(grad_aggregates),
+        grad_weights.numpy(),
+        grad_biases.numpy(),
     )
-    for parameter, total in zip((grad_w, grad_b), sums):
-        parameter.copy_(torch.from_numpy(total))
     if needs_x:
-        assert grad_aggregates is not None
-        back, upstream = _arguments.matrix_arrays(transposed, x.dtype), _arguments.array(grad_aggregates)
-        target = _arguments.array(grad_x)
+        back, target = _arguments.matrix_arrays(transposed, x.dtype), _rows(grad_x)
         # Where a row's own features are x as well, their gradient lies there already.
-        passes.aggregate(back, upstream, target, number, drop, target if x_rows is None else None, transposed=True)
-    return grad_x, grad_rows, grad_w, grad_b
+        own = target if x_rows is None else None
+        passes.aggregate(back, _rows(grad_aggregates), target, weights.numpy().dtype, dropout, own, transposed=True)
+    return grad_x, grad_rows, grad_weights, grad_biases
 
 
 def _empty_gradients(
-    x: torch.Tensor, x_rows: torch.Tensor | None, w1: torch.Tensor, edge_bias: bool, needs_x: bool, needs_rows: bool
+    x: torch.Tensor, x_rows: torch.Tensor | None, weights: torch.Tensor, needs_x: bool, needs_rows: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad_x = x.new_empty(x.shape if needs_x else 0)
-    grad_rows = x.new_empty(0 if x_rows is None or not (needs_x or needs_rows) else x_rows.shape)
-    return grad_x, grad_rows, x.new_empty((w1.shape[0], 2 * x.shape[1])), x.new_empty((1 + edge_bias, w1.shape[0]))
+    dim = x.shape[1]
+    grad_x = x.new_empty((x.shape[0] if needs_x else 0, dim))
+    grad_rows = x.new_empty((0 if x_rows is None or not (needs_x or needs_rows) else x_rows.shape[0], dim))
+    return grad_x, grad_rows, torch.empty_like(weights), weights.new_empty((2, weights.shape[0]))
 
 
 @_layer_backward.register_fake
@@ -308,12 +270,10 @@ def _(
     transposed: list[torch.Tensor],
     x: torch.Tensor,
     x_rows: torch.Tensor | None,
-    w1: torch.Tensor,
-    w2: torch.Tensor,
+    weights: torch.Tensor,
     slope: float,
     seed: torch.Tensor | None,
-    dropout: float,
-    node_dropout: float,
+    probabilities: list[float],
     edge_bias: bool,
     out: torch.Tensor,
     norms: torch.Tensor,
@@ -322,10 +282,8 @@ def _(
     needs_x: bool,
     needs_rows: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _empty_gradients(x, x_rows, w1, edge_bias, needs_x, needs_rows)
+    return _empty_gradients(x, x_rows, weights, needs_x, needs_rows)
 
-
-_layer.register_autograd(_backward, setup_context=_setup_context)
 
 OP = Operator(
     "ngcf_layer",

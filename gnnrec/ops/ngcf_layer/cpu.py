@@ -72,7 +72,7 @@ def _aggregate_block(
 
     The last columns may overlap those before.
     """
-    if threshold is None:
+    if threshold == 0:
         columns, starts = indices, indptr[first : stop + 1]
     else:
         columns, starts = _kept_block(indptr, indices, first, stop, False, seed, threshold)
@@ -159,7 +159,7 @@ def compile_forward(dim: int, out_dim: int) -> Any:
         borders: Any,
         long: Any,
         long_sums: Any,
-        row_weights: Any,
+        totals: Any,
         x: Any,
         x_rows: Any,
         weights: Any,
@@ -183,7 +183,7 @@ def compile_forward(dim: int, out_dim: int) -> Any:
             zero = row_zero(scratch, width)
             for first in range(borders[chunk], border, BLOCK):
                 stop = min(first + BLOCK, border)
-                sums = scratch if aggregates is None else aggregates[first:stop]
+                sums = aggregates[first:stop] if len(aggregates) else scratch
                 _aggregate_block(
                     zero,
                     width,
@@ -208,14 +208,13 @@ def compile_forward(dim: int, out_dim: int) -> Any:
                 block_matmul(operands[: stop - first], weights, products[: stop - first], False)
                 for i in range(first, stop):
                     row = row_load(products, i - first, out_dim)
-                    if bias is not None:
-                        row = row_add(row, row_load(bias, 0, out_dim))
-                        if row_weights is not None:
-                            row = row_fma(row_load(bias, 1, out_dim), row_weights[i], row)
+                    row = row_add(row, row_load(bias, 0, out_dim))
+                    if len(totals):
+                        row = row_fma(row_load(bias, 1, out_dim), at(totals, i), row)
                     row = row_where_positive(row, row, row_scale(row, slope))
-                    if message_threshold is not None:
+                    if message_threshold > 0:
                         row = row_dropout(row, seed, i, 0, MESSAGES, message_threshold, message_scale)
-                    if norms is not None:
+                    if len(norms):
                         norms[i] = max(np.sqrt(row_dot(row, row)), NORM_FLOOR)
                         row = row_scale(row, 1 / norms[i])
                     row_store(out, i, row, False)
@@ -236,7 +235,7 @@ def compile_backward(dim: int, out_dim: int) -> Any:
         borders: Any,
         long: Any,
         long_sums: Any,
-        row_weights: Any,
+        totals: Any,
         x: Any,
         x_rows: Any,
         weights: Any,
@@ -266,8 +265,8 @@ def compile_backward(dim: int, out_dim: int) -> Any:
             for first in range(borders[chunk], border, BLOCK):
                 stop = min(first + BLOCK, border)
                 count = stop - first
-                sums = scratch if aggregates is None else aggregates[first:stop]
-                if aggregates is None:
+                sums = aggregates[first:stop] if len(aggregates) else scratch
+                if len(aggregates) == 0:
                     _aggregate_block(
                         zero,
                         width,
@@ -290,20 +289,20 @@ def compile_backward(dim: int, out_dim: int) -> Any:
                     row_store(pairs, i - first, row_add(own, row), False)
                     row_store(pairs[:, dim:], i - first, row_mul(own, row), False)
                     g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
-                    if norms is not None:
+                    if len(norms):
                         if norms[i] > NORM_FLOOR:
                             g = row_fma(y, -row_dot(g, y), g)
                         g = row_scale(g, 1 / norms[i])
-                    if message_threshold is not None:
+                    if message_threshold > 0:
                         g = row_dropout(g, seed, i, 0, MESSAGES, message_threshold, message_scale)
                     # y has the sign of what leaky_relu was given, save where it was dropped.
                     g = row_where_positive(y, g, row_scale(g, slope))
                     row_store(upstream, i - first, g, False)
                     row_store(bias, 0, row_add(row_load(bias, 0, out_dim), g), False)
-                    if row_weights is not None:
-                        row_store(bias, 1, row_fma(g, row_weights[i], row_load(bias, 1, out_dim)), False)
+                    if len(totals):
+                        row_store(bias, 1, row_fma(g, at(totals, i), row_load(bias, 1, out_dim)), False)
                 block_matmul(upstream[:count].T, pairs[:count], partial[chunk], True)
-                if grad_rows is None:
+                if len(grad_rows) == 0:
                     continue
                 block_matmul(upstream[:count], weights, pairs[:count], False)
                 for i in range(first, stop):

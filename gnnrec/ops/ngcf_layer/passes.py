@@ -24,13 +24,13 @@ class Dropout(NamedTuple):
     messages: float = 0.0
     entries: float = 0.0
 
-    def of_messages(self, dtype: Any) -> tuple[int | None, Any]:
-        """Threshold, None where nothing is dropped, and scale, as kernels take them."""
-        return threshold(self.messages) if self.messages else None, np.dtype(dtype).type(1 / (1 - self.messages))
+    def of_messages(self, dtype: Any) -> tuple[int, Any]:
+        """Threshold and scale as kernels take them."""
+        return threshold(self.messages), np.dtype(dtype).type(1 / (1 - self.messages))
 
-    def of_entries(self, dtype: Any) -> tuple[int | None, Any]:
+    def of_entries(self, dtype: Any) -> tuple[int, Any]:
         """The same for the entries of a matrix."""
-        return threshold(self.entries) if self.entries else None, np.dtype(dtype).type(1 / (1 - self.entries))
+        return threshold(self.entries), np.dtype(dtype).type(1 / (1 - self.entries))
 
 
 class Rows(NamedTuple):
@@ -40,32 +40,29 @@ class Rows(NamedTuple):
         borders: of chunks of rows of about equal work, int64 [chunks + 1].
         long: the numbers of the rows that are too long for one thread, int64 [long].
         sums: their aggregates [long, in].
-        weights: the sum of every row's entries [rows], or None.
+        totals: the sum of every row's entries [rows], or empty.
     """
 
     borders: Any
     long: Any
     sums: Any
-    weights: Any
+    totals: Any
 
 
-def rows(
-    matrix: tuple[Any, ...], x: Any, out: int, dtype: Any, dropout: Dropout, weighted: bool, summed: bool = True
-) -> Rows:
-    """Chunks of rows for `out` columns of results; where they are wanted, long rows' aggregates and rows' sums."""
+def rows(matrix: tuple[Any, ...], x: Any, weights: Any, dropout: Dropout, weighted: bool, summed: bool = True) -> Rows:
+    """Chunks of rows; where they are wanted, long rows' aggregates and the sums of entries. weights: [out, 2 in]."""
     indptr, indices, row_scales, col_scales, _, pieces, long, _ = matrix
+    dtype = weights.dtype
     sums = np.empty((len(long), x.shape[1]), dtype)
     if len(long) and summed:
         scales = None if row_scales is None else row_scales[long[:, 0]]
         renumbered = np.column_stack([np.arange(len(long)), long[:, 1:]])
         no_chunks = np.zeros(1, np.int64)
         aggregate((indptr, indices, scales, col_scales, no_chunks, pieces, renumbered, None), x, sums, dtype, dropout)
-    weights = None
+    totals = np.empty((len(indptr) - 1 if weighted else 0, 1), dtype)
     if weighted:
-        weights = np.empty((len(indptr) - 1, 1), dtype)
-        aggregate(matrix, np.ones((x.shape[0], 1), dtype), weights, dtype, dropout)
-        weights = weights[:, 0].copy()
-    return Rows(_borders(indptr, out), long[:, 0].copy(), sums, weights)
+        aggregate(matrix, np.ones((len(x), 1), dtype), totals, dtype, dropout)
+    return Rows(_borders(indptr, len(weights)), long[:, 0].copy(), sums, totals.ravel())
 
 
 def _borders(indptr: npt.NDArray[np.int64], out: int) -> npt.NDArray[np.int64]:
@@ -120,13 +117,13 @@ def forward(
     norms: Any,
     aggregates: Any,
 ) -> None:
-    """Fill out [rows, out], norms [rows] and aggregates [rows, in], the last two where they are not None.
+    """Fill out [rows, out], norms [rows] and aggregates [rows, in], the last two where they are not empty.
 
     Args:
         matrix: as `_arguments.matrix_arrays` gives it.
         x, x_rows: [cols, in] and [rows, in].
         weights: [2 in, out], of x_i + s_i and then of x_i * s_i.
-        bias: [1, out]; [2, out] where the second is to be multiplied by rows.weights; or None.
+        bias: [2, out], of rows and of the sums of their entries.
     """
     dtype = weights.dtype
     drop = dropout.seed, *dropout.of_messages(dtype), *dropout.of_entries(dtype)
@@ -148,20 +145,23 @@ def backward(
     grad: Any,
     grad_rows: Any,
     grad_aggregates: Any,
-) -> tuple[Any, Any]:
-    """Gradients of the weights [out, 2 in] and of the bias [1 or 2, out].
+    grad_weights: Any,
+    grad_bias: Any,
+) -> None:
+    """Fill the gradients.
 
     Args:
         weights: [out, 2 in].
-        out, norms, aggregates: of the forward pass; aggregates are computed again where they are None.
+        out, norms, aggregates: of the forward pass; aggregates are computed again where they are empty.
         grad: of out.
-        grad_rows, grad_aggregates: to fill with the gradients of x_rows and of the aggregates, [rows, in], or None.
+        grad_rows, grad_aggregates: of x_rows and of the aggregates, [rows, in], or both empty.
+        grad_weights, grad_bias: of the weights and of the bias [2, out].
     """
     dtype, chunks = weights.dtype, len(rows.borders) - 1
     partial = np.zeros((chunks, *weights.shape), dtype)
-    partial_bias = np.zeros((chunks, 1 if rows.weights is None else 2, len(weights)), dtype)
+    partial_bias = np.zeros((chunks, 2, len(weights)), dtype)
     drop = dropout.seed, *dropout.of_messages(dtype), *dropout.of_entries(dtype)
     inputs = *matrix[:4], *rows, x, x_rows, weights, dtype.type(slope), *drop, out, norms, aggregates, grad
     run = cpu.compile_backward(x.shape[1], out.shape[1])
     run(*inputs, partial, partial_bias, grad_rows, grad_aggregates)
-    return partial[0], partial_bias[0]
+    grad_weights[:], grad_bias[:] = partial[0], partial_bias[0]

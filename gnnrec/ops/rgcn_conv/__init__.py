@@ -11,7 +11,7 @@ from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
 from gnnrec.ops._matmul import matmul
 from gnnrec.ops._operator import Operator
-from gnnrec.ops._stacks import check_stack, computed
+from gnnrec.ops._stacks import check_stack, computed, scaled_arrays
 from gnnrec.ops.rgcn_conv import cpu, reference
 
 __all__ = ["OP", "rgcn_conv"]
@@ -57,15 +57,12 @@ def rgcn_conv(
     _check(matrices, x, weights, root, x_rows)
     if reduce not in REDUCTIONS:
         raise ValueError(f"rgcn_conv: reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    own = None
-    if root is not None:
-        computed = _arguments.compute_dtype(x.dtype)
-        own = matmul((x if x_rows is None else x_rows).to(computed), root.to(computed))
     if reduce == "mean":
         matrices = [matrix.row_mean for matrix in matrices]
     packed = [part for matrix in matrices for part in _arguments.pack(matrix)]
     transposed = [part for matrix in matrices for part in _arguments.pack_transpose(matrix, x, weights)]
-    result: torch.Tensor = _rgcn(packed, transposed, x, weights, own)
+    own = x if x_rows is None and root is not None else x_rows
+    result: torch.Tensor = _rgcn(packed, transposed, x, weights, own, root)
     return result
 
 
@@ -89,10 +86,10 @@ def _check(matrices: Any, x: Any, weights: Any, root: Any, x_rows: Any) -> None:
         raise ValueError(f"rgcn_conv: root needs x_rows [{rows}, {x.shape[1]}] where matrices are {rows} x {cols}")
 
 
-def _relations(packed: list[torch.Tensor], dtype: torch.dtype) -> list[tuple[Any, ...]]:
+def _relations(packed: list[torch.Tensor], x: torch.Tensor) -> list[tuple[Any, ...]]:
     """Each relation's matrix as kernels take it."""
     parts = 8
-    return [_arguments.matrix_arrays(packed[at : at + parts], dtype) for at in range(0, len(packed), parts)]
+    return [scaled_arrays(packed[at : at + parts], x) for at in range(0, len(packed), parts)]
 
 
 @torch.library.custom_op("gnnrec::rgcn", mutates_args=())
@@ -101,15 +98,17 @@ def _rgcn(
     transposed: list[torch.Tensor],
     x: torch.Tensor,
     weights: torch.Tensor,
-    base: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    root: torch.Tensor | None,
 ) -> torch.Tensor:
-    """base is in the dtype of the computation."""
-    out = torch.empty(matrices[0].shape[0] - 1, weights.shape[1], dtype=_arguments.compute_dtype(x.dtype))
+    dtype = _arguments.compute_dtype(x.dtype)
+    if x_rows is None or root is None:
+        out = torch.empty(matrices[0].shape[0] - 1, weights.shape[1], dtype=dtype)
+    else:
+        out = matmul(x_rows.to(dtype), root.to(dtype))
     features, factors = _arguments.array(x), computed(weights.mT)
-    own = None if base is None else computed(base)
-    for number, matrix in enumerate(_relations(matrices, x.dtype)):
-        cpu.aggregate_matmul(matrix, features, factors[number], out.numpy(), base=own, accumulate=number > 0)
-        own = None
+    for number, matrix in enumerate(_relations(matrices, x)):
+        cpu.aggregate_matmul(matrix, features, factors[number], out.numpy(), number > 0 or root is not None)
     return out.to(x.dtype)
 
 
@@ -119,7 +118,8 @@ def _(
     transposed: list[torch.Tensor],
     x: torch.Tensor,
     weights: torch.Tensor,
-    base: torch.Tensor | None,
+    x_rows: torch.Tensor | None,
+    root: torch.Tensor | None,
 ) -> torch.Tensor:
     return x.new_empty((matrices[0].shape[0] - 1, weights.shape[1]))
 
@@ -132,19 +132,12 @@ def _rgcn_backward(
     x: torch.Tensor,
     weights: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of x and of weights."""
+    """The gradients of x and weights without the rows' own features."""
     features, factors, upstream = computed(x), computed(weights), _arguments.array(grad)
     grad_x, grad_weights = (torch.empty(like.shape, dtype=_arguments.compute_dtype(x.dtype)) for like in (x, weights))
-    for number, matrix in enumerate(_relations(transposed, x.dtype)):
-        cpu.aggregate_matmul_backward(
-            matrix,
-            upstream,
-            factors[number],
-            features,
-            grad_x.numpy(),
-            grad_weights[number].numpy(),
-            accumulate=number > 0,
-        )
+    for number, matrix in enumerate(_relations(transposed, grad)):
+        grads = grad_x.numpy(), grad_weights[number].numpy()
+        cpu.aggregate_matmul_backward(matrix, upstream, factors[number], features, *grads, number > 0)
     return grad_x.to(x.dtype), grad_weights.to(x.dtype)
 
 
@@ -165,19 +158,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    x, weights, base = ctx.saved_tensors
-    none = [None] * len(ctx.matrices), [None] * len(ctx.transposed)
-    grad_x = grad_weights = None
-    if any(ctx.needs_input_grad[2:4]):
-        grad_x, grad_weights = _rgcn_backward(ctx.matrices, ctx.transposed, grad, x, weights)
-    return *none, grad_x, grad_weights, None if base is None else grad.to(base.dtype)
+    x, weights, x_rows, root = ctx.saved_tensors
+    graph, needed = (ctx.matrices, ctx.transposed), ctx.needs_input_grad[2:]
+    gradients: list[torch.Tensor | None] = [None] * 4
+    if needed[0] or needed[1]:
+        gradients[:2] = _rgcn_backward(*graph, grad, x, weights)
+    if needed[2]:
+        gradients[2] = torch.ops.gnnrec.matmul(grad, root.T)
+    if needed[3]:
+        gradients[3] = torch.ops.gnnrec.matmul_weight(grad, x_rows)
+    return [None] * len(graph[0]), [None] * len(graph[1]), *gradients
 
 
 def _backward_backward(ctx: Any, of_x: torch.Tensor, of_weights: torch.Tensor) -> tuple[Any, ...]:
     """The layer is linear in its features and in its weights."""
     grad, x, weights = ctx.saved_tensors
     graph = ctx.matrices, ctx.transposed
-    of_grad = _rgcn(*graph, of_x, weights, None) + _rgcn(*graph, x, of_weights, None)
+    of_grad = _rgcn(*graph, of_x, weights, None, None) + _rgcn(*graph, x, of_weights, None, None)
     return [None] * len(graph[0]), [None] * len(graph[1]), of_grad, *_rgcn_backward(*graph, grad, of_x, of_weights)
 
 

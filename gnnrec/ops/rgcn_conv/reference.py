@@ -37,14 +37,13 @@ def cases() -> list[Case]:
     square = matrices["square"]
     plain = SparseMatrix(square.indptr, square.indices, square.shape)
     return [
-        _case("square-33", [square, plain, square.T], 33, 64, reduce="sum"),
-        _case("square-64", [plain, square], 64, 33),
-        _case("user_item-64", [matrices["user_item"]] * 2, 64, 64),
-        _case("unscaled-300", [matrices["unscaled"]], 300, 5),
-        _case("user_item-7", [matrices["user_item"]], 7, 300, root=False, reduce="sum"),
-        _case("no_edges-3", [matrices["no_edges"]] * 2, 3, 2),
-        _case("no_rows-3", [matrices["no_rows"]], 3, 2),
-        _case("trailing-3", [matrices["trailing"]] * 2, 3, 2),
+        _case("square", [square, plain, square.T], 33, 64, reduce="sum"),
+        _case("square", [plain, square], 64, 33),
+        _case("user_item", [matrices["user_item"]] * 2, 64, 64, root=False),
+        _case("unscaled", [matrices["unscaled"]], 300, 300, reduce="sum"),
+        _case("no_edges", [matrices["no_edges"]] * 2, 33, 3),
+        _case("no_rows", [matrices["no_rows"]], 33, 3),
+        _case("trailing", [matrices["trailing"]] * 2, 3, 3),
     ]
 
 
@@ -55,7 +54,7 @@ def _case(name: str, matrices: list[SparseMatrix], dim: int, out: int, root: boo
         tensors["root"] = out, dim
         if rows != cols:
             tensors["x_rows"] = rows, dim
-    return Case(f"{name}-{out}-{reduce}", tensors, {"matrices": matrices, "reduce": reduce})
+    return Case(f"{name}-{dim}-{out}-{reduce}", tensors, {"matrices": matrices, "reduce": reduce})
 
 
 def bytes_moved(case: Case, itemsize: int) -> int:
