@@ -9,8 +9,8 @@ from gnnrec import models, ops
 from gnnrec.config import GFCFConfig, LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.ops import bpr_loss
 from gnnrec.models.spectral import truncated_svd
+from gnnrec.ops import bpr_loss
 
 USERS, ITEMS = 70, 90
 

@@ -5,8 +5,11 @@ A new operator is one folder and one line in OPS; tests and benchmarks walk that
 
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import bpr_loss as _bpr_loss
+from gnnrec.ops import edge_conv as _edge_conv
+from gnnrec.ops import gmm_conv as _gmm_conv
 from gnnrec.ops import lightgcn_propagate as _lightgcn_propagate
 from gnnrec.ops import ngcf_layer as _ngcf_layer
+from gnnrec.ops import rgcn_conv as _rgcn_conv
 from gnnrec.ops import sddmm as _sddmm
 from gnnrec.ops import segment as _segment
 from gnnrec.ops import spmm as _spmm
@@ -21,6 +24,9 @@ OPS = (
     _topk_scores.OP,
     _bpr_loss.OP,
     _ngcf_layer.OP,
+    _edge_conv.OP,
+    _gmm_conv.OP,
+    _rgcn_conv.OP,
     *_segment.OPS,
 )
 
@@ -32,6 +38,9 @@ topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
 ngcf_layer = _ngcf_layer.ngcf_layer
+edge_conv = _edge_conv.edge_conv
+gmm_conv = _gmm_conv.gmm_conv
+rgcn_conv = _rgcn_conv.rgcn_conv
 segment_reduce = _segment.segment_reduce
 gather_segment_reduce = _segment.gather_segment_reduce
 index_scatter = _segment.index_scatter
@@ -41,10 +50,13 @@ __all__ = [
     "SparseMatrix",
     "autotune",
     "bpr_loss",
+    "edge_conv",
     "gather_segment_reduce",
+    "gmm_conv",
     "index_scatter",
     "lightgcn_propagate",
     "ngcf_layer",
+    "rgcn_conv",
     "sddmm",
     "segment_reduce",
     "set_num_threads",

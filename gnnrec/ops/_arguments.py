@@ -119,6 +119,6 @@ def value_array(values: torch.Tensor | None) -> npt.NDArray[Any] | None:
     return array(values.to(compute_dtype(values.dtype)).contiguous())
 
 
-def numpy_dtype(dtype: torch.dtype) -> npt.DTypeLike:
+def numpy_dtype(dtype: torch.dtype) -> Any:
     """numpy's name of what kernels compute in."""
     return np.float64 if dtype == torch.float64 else np.float32

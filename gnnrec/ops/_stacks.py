@@ -30,13 +30,13 @@ def computed(x: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def scaled_arrays(packed: list[torch.Tensor], x: torch.Tensor) -> tuple[Any, ...]:
-    """A packed matrix that x is gathered by as kernels take it, with scales of 1 where it has none: one compiled kernel
-    serves all matrices."""
-    indptr, indices, row_scales, col_scales, *rest = _arguments.matrix_arrays(packed, x.dtype)
+    """A packed matrix that x is gathered by as kernels take it, with scales of 1 where it has none and no entries where
+    they are the matrix's own: one compiled kernel serves all matrices."""
+    indptr, indices, row_scales, col_scales, *schedule, entries = _arguments.matrix_arrays(packed, x.dtype)
     dtype = _arguments.numpy_dtype(x.dtype)
     row_scales = np.ones(len(indptr) - 1, dtype) if row_scales is None else row_scales
     col_scales = np.ones(len(x), dtype) if col_scales is None else col_scales
-    return indptr, indices, row_scales, col_scales, *rest
+    return indptr, indices, row_scales, col_scales, *schedule, np.empty(0, np.int64) if entries is None else entries
 
 
 def panels(x: npt.NDArray[Any]) -> list[slice]:

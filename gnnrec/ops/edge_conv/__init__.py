@@ -26,7 +26,8 @@ def edge_conv(
     reduce: str = "max",
 ) -> torch.Tensor:
     """Edge convolution with linear messages: y[i] = reduce_j (theta (c_ij x[j] - x_rows[i]) + phi x_rows[i]) over the
-    entries (i, j) of the matrix; a matrix with scales weighs the neighbours by their product c_ij, as in every operator.
+    entries (i, j) of the matrix; a matrix with scales weighs the neighbours by their product c_ij, as in every
+    operator.
 
     Computed as reduce_j (c_ij theta x[j]) + (phi - theta) x_rows[i]: both products run on nodes, nothing is stored for
     an edge. Differentiable with respect to all dense arguments, to any order for mean and once for max. Products and

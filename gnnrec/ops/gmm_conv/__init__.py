@@ -27,15 +27,15 @@ def gmm_conv(
     *,
     reduce: str = "sum",
 ) -> torch.Tensor:
-    """Gaussian mixture convolution (MoNet): y[i] = reduce_j sum_k w_k(ij) c_ij weight[k] x[j] over the entries (i, j) of
-    the matrix, with w_k(ij) = exp(-1/2 sum_p (inv_sigma[k, p] (pseudo[ij, p] - mu[k, p]))^2) and the product c_ij of the
-    matrix's scales.
+    """Gaussian mixture convolution (MoNet): y[i] = reduce_j sum_k w_k(ij) c_ij weight[k] x[j] over the entries (i, j)
+    of the matrix, with w_k(ij) = exp(-1/2 sum_p (inv_sigma[k, p] (pseudo[ij, p] - mu[k, p]))^2) and the product c_ij of
+    the matrix's scales.
 
     Neighbours are aggregated before they are multiplied, block by block of rows, and an entry's weights are computed
     where it is walked, so that nothing is stored for an edge and no aggregate for all nodes. Differentiable once with
-    respect to all dense arguments; the backward pass computes everything again and saves nothing but the arguments. Sums
-    are float32 for halves. The result is bit-equal for any number of threads. Inside torch.compile the transpose cannot
-    be built: touch `matrix.T` and `matrix.transposed_entries` before.
+    respect to all dense arguments; the backward pass computes everything again and saves nothing but the arguments.
+    Sums are float32 for halves. The result is bit-equal for any number of threads. Inside torch.compile the transpose
+    cannot be built: touch `matrix.T` and `matrix.transposed_entries` before.
 
     Args:
         matrix: SparseMatrix [rows, cols] without values of its own.
@@ -82,12 +82,8 @@ def _gmm(
     weight: torch.Tensor,
 ) -> torch.Tensor:
     out = torch.empty(matrix[0].shape[0] - 1, weight.shape[1], dtype=_arguments.compute_dtype(x.dtype))
-    cpu.gmm(
-        scaled_arrays(matrix, x),
-        _arguments.array(x),
-        *map(computed, (pseudo, mu, inv_sigma, weight.mT)),
-        out.numpy(),
-    )
+    inputs = computed(pseudo), computed(mu), computed(inv_sigma), computed(weight.mT)
+    cpu.gmm(scaled_arrays(matrix, x), _arguments.array(x.contiguous()), *inputs, out.numpy())
     return out.to(x.dtype)
 
 
@@ -106,29 +102,40 @@ def _(
 
 @torch.library.custom_op("gnnrec::gmm_backward", mutates_args=())
 def _gmm_backward(
-    transposed: list[torch.Tensor], grad: torch.Tensor, arguments: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The gradients of x, pseudo, mu, inv_sigma and weight, the arguments."""
-    dtype = arguments[0].dtype
-    x, *gaussian, weight = map(computed, arguments)
-    gradients = [torch.empty(a.shape, dtype=_arguments.compute_dtype(dtype)) for a in arguments]
-    of_x, of_pseudo, of_mu, of_inv_sigma, of_weight = (g.numpy() for g in gradients)
-    of_mu[...], of_inv_sigma[...] = cpu.gmm_backward(
+    transposed: list[torch.Tensor],
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    pseudo: torch.Tensor,
+    mu: torch.Tensor,
+    inv_sigma: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of all dense arguments."""
+    dtype = _arguments.compute_dtype(x.dtype)
+    of_x, of_pseudo, of_weight = (torch.empty(like.shape, dtype=dtype) for like in (x, pseudo, weight))
+    of_mu, of_inv_sigma = cpu.gmm_backward(
         scaled_arrays(transposed, grad),
-        _arguments.array(grad),
-        *gaussian,
-        weight,
-        x,
-        of_x,
-        of_pseudo,
-        of_weight,
+        _arguments.array(grad.contiguous()),
+        *map(computed, (pseudo, mu, inv_sigma, weight, x)),
+        *(of.numpy() for of in (of_x, of_pseudo, of_weight)),
     )
-    return [g.to(dtype) for g in gradients]
+    gradients = of_x, of_pseudo, torch.from_numpy(of_mu), torch.from_numpy(of_inv_sigma.copy()), of_weight
+    of_x, of_pseudo, of_mu, of_inv_sigma, of_weight = (of.to(x.dtype) for of in gradients)
+    return of_x, of_pseudo, of_mu, of_inv_sigma, of_weight
 
 
 @_gmm_backward.register_fake
-def _(transposed: list[torch.Tensor], grad: torch.Tensor, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [a.new_empty(a.shape) for a in arguments]
+def _(
+    transposed: list[torch.Tensor],
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    pseudo: torch.Tensor,
+    mu: torch.Tensor,
+    inv_sigma: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    of_x, of_pseudo, of_mu, of_inv_sigma, of_weight = (a.new_empty(a.shape) for a in (x, pseudo, mu, inv_sigma, weight))
+    return of_x, of_pseudo, of_mu, of_inv_sigma, of_weight
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -138,7 +145,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    gradients = _gmm_backward(ctx.transposed, grad, list(ctx.saved_tensors))
+    gradients = _gmm_backward(ctx.transposed, grad, *ctx.saved_tensors)
     return [None] * ctx.parts, [None] * len(ctx.transposed), *gradients
 
 

@@ -1,4 +1,4 @@
-"""numba kernel of gmm_conv, for the forward pass over the matrix and the backward pass over its transpose.
+"""numba kernels of gmm_conv, for the forward pass over the matrix and the backward pass over its transpose.
 
 A block of rows is walked in batches of entries: their Gaussian weights are computed, a vector of entries at once, then
 the batch's part of each row is aggregated for one kernel after the other. The aggregates lie in the caches until the
@@ -13,11 +13,12 @@ from typing import Any
 import numba
 import numpy as np
 
+from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
 from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._row_math import row_add, row_dot, row_exp, row_fma, row_mul, row_mul_add, row_scale, row_splat, row_sub
 from gnnrec.ops._stacks import panels
-from gnnrec.ops._vector import PREFETCH_DISTANCE, at, row_load, row_prefetch, row_store, row_zero
+from gnnrec.ops._vector import at, row_load, row_prefetch, row_store, row_zero
 
 LANES = 16  # entries whose weights are computed at once
 BATCH = 64  # entries whose rows are gathered for one kernel after the other: they fit the first-level cache
@@ -35,7 +36,10 @@ def gmm(matrix: tuple[Any, ...], x: Any, pseudo: Any, mu: Any, inv_sigma: Any, w
     """
     gaussians = pseudo.reshape(-1), mu, inv_sigma
     for panel in panels(x):
-        _run(matrix, x, gaussians, weight, panel, out, None, None, None, None, None)
+        factor = _factor(weight, panel)
+        products, sums = np.empty((0, *factor.shape), out.dtype), np.empty((0, 0, LANES), out.dtype)
+        unused = out, factor, products, sums, gaussians[0]
+        _run(matrix, x[:, panel], *gaussians, factor, panel.start > 0, out, *unused)
 
 
 def gmm_backward(
@@ -59,25 +63,40 @@ def gmm_backward(
     """
     kernels, coordinates = mu.shape
     gaussians = pseudo.reshape(-1), mu, inv_sigma
-    parts = min(CHUNKS, len(matrix[4]) - 1)
-    sums = np.zeros((parts + len(matrix[5]), 2 * kernels * coordinates, LANES), x.dtype)
+    parts, pieces = min(CHUNKS, len(matrix[4]) - 1), len(matrix[5])
+    sums = np.zeros((parts + pieces, 2 * kernels * coordinates, LANES), x.dtype)
     grad_pseudo[...] = 0
     for panel in panels(grad):
-        back = weight[:, panel].reshape(-1, x.shape[1]).T.copy()
-        products = np.zeros((parts, *back.T.shape), x.dtype)
-        _run(matrix, grad, gaussians, weight, panel, grad_x, x, back, products, sums, grad_pseudo.reshape(-1))
+        factor = _factor(weight, panel)
+        products = np.zeros((parts, *factor.shape), x.dtype)
+        backward = x, factor.T.copy(), products, sums, grad_pseudo.reshape(-1)
+        _run(matrix, grad[:, panel], *gaussians, factor, panel.start > 0, grad_x, *backward)
         grad_weight[:, panel] = products.sum(axis=0).reshape(kernels, -1, x.shape[1])
     return sums.sum(axis=(0, 2)).reshape(2, kernels, coordinates)
 
 
+def _factor(weight: Any, panel: slice) -> Any:
+    """Some rows of every kernel's weight below each other."""
+    return np.ascontiguousarray(weight[:, panel]).reshape(-1, weight.shape[2])
+
+
 def _run(
-    matrix: tuple[Any, ...], x: Any, gaussians: tuple[Any, ...], weight: Any, panel: slice, out: Any, *backward: Any
+    matrix: tuple[Any, ...],
+    x: Any,
+    pseudo: Any,
+    mu: Any,
+    inv_sigma: Any,
+    factor: Any,
+    accumulate: bool,
+    out: Any,
+    *backward: Any,
 ) -> None:
-    """Call the kernel for some columns of x."""
-    source, kernels = x[:, panel], len(weight)
-    factor = np.ascontiguousarray(weight[:, panel]).reshape(-1, weight.shape[2])
-    partial = np.empty((len(matrix[5]) * kernels, source.shape[1]), out.dtype)
-    _compile(source.shape[1])(*matrix, source, *gaussians, factor, panel.start > 0, partial, out, *backward)
+    """Call the kernels for some columns of x."""
+    dim, pieces = x.shape[1], matrix[5]
+    partial = np.empty((len(pieces) * len(mu), dim), out.dtype)
+    if len(pieces):
+        _compile_pieces(dim)(*matrix, x, pseudo, mu, inv_sigma, partial, *backward)
+    _compile(dim)(*matrix, x, pseudo, mu, inv_sigma, factor, accumulate, partial, out, *backward)
 
 
 @inline
@@ -110,7 +129,7 @@ def _weigh(
     for p in range(coordinates):
         offset = (1 + p) * BATCH - start
         for e in range(start, stop):
-            entry = e if entries is None else at(entries, e)
+            entry = at(entries, e) if len(entries) > 0 else e
             flat[offset + e] = at(pseudo, entry * coordinates + p)
     steps = (stop - start + LANES - 1) // LANES
     for p in range(1 + coordinates):
@@ -135,8 +154,12 @@ def _differentiate(
     """From w, each weight times its gradient: adds to the gradients of mu, then inv_sigma, a sum for each lane in
     sums [2 * kernels * p, LANES], and to those of the coordinates; overwrites u with these."""
     kernels, coordinates = mu.shape
-    flat = u.reshape(-1)
-    for step in range((stop - start + LANES - 1) // LANES):
+    flat, flat_w = u.reshape(-1), w.reshape(-1)
+    steps = (stop - start + LANES - 1) // LANES
+    for k in range(kernels):
+        for t in range(stop - start, steps * LANES):
+            flat_w[k * BATCH + t] = 0
+    for step in range(steps):
         for p in range(coordinates):
             coordinate, total = row_load(u, (1 + p) * STEPS + step, LANES), row_zero(u, LANES)
             for k in range(kernels):
@@ -166,7 +189,9 @@ def _walk(
     mu: Any,
     inv_sigma: Any,
     target: Any,
-    transformed: Any,
+    backward: Any,
+    features: Any,
+    back: Any,
     sums: Any,
     part: Any,
     grad_pseudo: Any,
@@ -175,15 +200,18 @@ def _walk(
     """target[r * kernels + k] = scales[r] * the sum of the rows of x that the entries [bounds[r], bounds[r + 1]) name,
     weighted by the k-th Gaussian.
 
-    Where `sums` is not None, the gradients of the weights are dot products of its rows with those of x, and those
-    of what they depend on are added to sums[part] and grad_pseudo.
+    In the backward pass the gradients of the weights are dot products of features @ back with the rows of x, and those
+    of what the weights depend on are added to sums[part] and grad_pseudo.
     """
     kernels, rows = len(mu), len(scales)
     u = np.empty(((1 + mu.shape[1]) * STEPS, LANES), mu.dtype)
     w = np.empty((kernels * STEPS, LANES), mu.dtype)
-    flat, row = w.reshape(-1), 0
+    transformed = np.empty(target.shape, mu.dtype)
+    if backward:
+        block_matmul(features, back, transformed.reshape(-1, back.shape[1])[:rows], False)
     for place in range(rows * kernels):
         row_store(target, place, zero, False)
+    flat, row = w.reshape(-1), 0
     for begin in range(bounds[0], bounds[rows], BATCH):
         end = min(begin + BATCH, bounds[rows])
         _weigh(indices, entries, begin, end, col_scales, pseudo, mu, inv_sigma, u, w, x, zero)
@@ -193,27 +221,63 @@ def _walk(
             for k in range(kernels):
                 place, offset = row * kernels + k, k * BATCH - begin
                 total = row_load(target, place, zero)
-                if sums is None:
-                    for e in range(start, stop):
-                        total = row_fma(row_load(x, at(indices, e), zero), at(flat, offset + e), total)
-                else:
+                if backward:
                     right = row_scale(row_load(transformed, place, zero), scales[row])
                     for e in range(start, stop):
                         left, weight = row_load(x, at(indices, e), zero), at(flat, offset + e)
                         total = row_fma(left, weight, total)
                         flat[offset + e] = row_dot(left, right) * weight
+                else:
+                    for e in range(start, stop):
+                        total = row_fma(row_load(x, at(indices, e), zero), at(flat, offset + e), total)
                 row_store(target, place, total, False)
             if stop == bounds[row + 1]:
                 row += 1
             start = stop
-        if sums is not None:
-            for t in range(end - begin, (end - begin + LANES - 1) // LANES * LANES):
-                for k in range(kernels):
-                    flat[k * BATCH + t] = 0
+        if backward:
             _differentiate(entries, begin, end, mu, inv_sigma, u, w, sums[part], grad_pseudo)
     for row in range(rows):
         for place in range(row * kernels, (row + 1) * kernels):
             row_store(target, place, row_scale(row_load(target, place, zero), scales[row]), False)
+
+
+@cache
+def _compile_pieces(dim: int) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        x: Any,
+        pseudo: Any,
+        mu: Any,
+        inv_sigma: Any,
+        partial: Any,
+        other: Any,
+        back: Any,
+        products: Any,
+        sums: Any,
+        grad_pseudo: Any,
+    ) -> None:
+        """The aggregates of long rows' pieces."""
+        _ = version  # part of the cache key
+        kernels, parts = len(mu), len(products)
+        for r in numba.prange(len(pieces)):
+            i = pieces[r, 0]
+            _walk(
+                pieces[r, 1:], row_scales[i : i + 1], indices, entries, col_scales, x, pseudo, mu, inv_sigma,
+                partial[r * kernels : (r + 1) * kernels], parts > 0, other[i : i + 1], back, sums, parts + r,
+                grad_pseudo, row_zero(partial, dim),
+            )  # fmt: skip
+
+    return run
 
 
 @cache
@@ -239,63 +303,51 @@ def _compile(dim: int) -> Any:
         partial: Any,
         out: Any,
         other: Any,
-        weight_back: Any,
+        back: Any,
         products: Any,
         sums: Any,
         grad_pseudo: Any,
     ) -> None:
-        """out = (out +) aggregates @ weight; weight [kernels * dim, n].
+        """out = (out +) aggregates @ weight.
 
         Args:
-            partial: [pieces * kernels, dim], scratch.
-            other, weight_back, products, sums, grad_pseudo: None in the forward pass. In the backward pass the features
-                [rows, n], the transpose of weight, and what receives sums: [parts, kernels * dim, n],
-                [parts + pieces, 2 * kernels * p, LANES], [nnz * p].
+            weight: [kernels * dim, n].
+            partial: [pieces * kernels, dim], the aggregates of long rows' pieces.
+            other, back: the features [rows, n] and the transpose of weight.
+            products, sums: [parts, kernels * dim, n] and [parts + pieces, 2 * kernels * p, LANES], zeros that receive
+                the gradients of weights and Gaussians; a part belongs to a thread. Without parts it is the forward
+                pass.
+            grad_pseudo: [nnz * p], is added to.
         """
-        _ = version  # part of the cache key
-        kernels, count = len(mu), len(chunks) - 1
-        parts = count if other is None else len(products)
-        for r in numba.prange(len(pieces)):
-            zero = row_zero(partial, dim)
-            i, target = pieces[r, 0], partial[r * kernels : (r + 1) * kernels]
-            transformed = np.empty((kernels, dim), mu.dtype)
-            if other is not None:
-                block_matmul(other[i : i + 1], weight_back, transformed.reshape(1, -1), False)
-            _walk(
-                pieces[r, 1:], row_scales[i : i + 1], indices, entries, col_scales, x, pseudo, mu, inv_sigma, target,
-                transformed, sums, parts + r, grad_pseudo, zero,
-            )  # fmt: skip
+        _ = version
+        kernels, count, backward = len(mu), len(chunks) - 1, len(products) > 0
+        parts = len(products) if backward else count
         for part in numba.prange(parts):
             zero = row_zero(partial, dim)
-            aggregate = np.empty((BLOCK * kernels, dim), mu.dtype)
-            transformed = np.empty((BLOCK * kernels, dim), mu.dtype)
+            aggregates = np.empty((BLOCK * kernels, dim), mu.dtype)
             first, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
             number = 0
             while number < len(long) and long[number, 0] < first:
                 number += 1
             while first < end:
                 stop = min(first + BLOCK, end)
-                is_long = number < len(long) and long[number, 0] == first
                 if number < len(long):
-                    stop = first + 1 if is_long else min(stop, long[number, 0])
-                if is_long:
+                    stop = min(stop, max(long[number, 0], first + 1))
+                if number < len(long) and long[number, 0] == first:
                     for k in range(kernels):
                         total = zero
                         for r in range(long[number, 1], long[number, 2]):
                             total = row_add(total, row_load(partial, r * kernels + k, zero))
-                        row_store(aggregate, k, total, False)
+                        row_store(aggregates, k, total, False)
                     number += 1
                 else:
-                    if other is not None:
-                        wide = transformed.reshape(BLOCK, -1)[: stop - first]
-                        block_matmul(other[first:stop], weight_back, wide, False)
                     _walk(
                         indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x, pseudo, mu,
-                        inv_sigma, aggregate, transformed, sums, part, grad_pseudo, zero,
+                        inv_sigma, aggregates, backward, other[first:stop], back, sums, part, grad_pseudo, zero,
                     )  # fmt: skip
-                block = aggregate.reshape(BLOCK, -1)[: stop - first]
+                block = aggregates.reshape(BLOCK, -1)[: stop - first]
                 block_matmul(block, weight, out[first:stop], accumulate)
-                if other is not None:
+                if backward:
                     block_matmul(block.T, other[first:stop], products[part], True)
                 first = stop
 

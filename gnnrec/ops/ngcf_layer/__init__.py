@@ -65,8 +65,8 @@ def ngcf_layer(
     Raises:
         ValueError: another type, dtype, device, shape or value, with what was received.
 
-    Source: Wang et al. 2019, "Neural Graph Collaborative Filtering", equation 7; the order of steps is that of Zhang et
-    al. 2022, "Understanding GNN Computational Graph", section 3 (propagation-postponed).
+    Source: Wang et al. 2019, "Neural Graph Collaborative Filtering", equation 7; the order of steps is the
+    propagation-postponed one of Zhang et al. 2022, "Understanding GNN Computational Graph".
     """
     _check(matrix, x, w1, b1, w2, b2, x_rows, bias)
     if not negative_slope >= 0:

@@ -28,8 +28,8 @@ def rgcn_conv(
     x_rows: torch.Tensor | None = None,
     reduce: str = "mean",
 ) -> torch.Tensor:
-    """Relational graph convolution: y[i] = root x_rows[i] + sum_r reduce_j weights[r] c_rij x[j], over the entries (i, j)
-    of each relation's matrix (view, cart, buy, ...) with the product c_rij of its scales.
+    """Relational graph convolution: y[i] = root x_rows[i] + sum_r reduce_j weights[r] c_rij x[j], over the entries
+    (i, j) of each relation's matrix (view, cart, buy, ...) with the product c_rij of its scales.
 
     Neighbours are aggregated before they are multiplied, block by block of rows, so that nothing is stored for an edge
     and no aggregate for all nodes. Differentiable with respect to all dense arguments, to any order; the backward pass
@@ -106,7 +106,7 @@ def _rgcn(
         out = torch.empty(matrices[0].shape[0] - 1, weights.shape[1], dtype=dtype)
     else:
         out = matmul(x_rows.to(dtype), root.to(dtype))
-    features, factors = _arguments.array(x), computed(weights.mT)
+    features, factors = _arguments.array(x.contiguous()), computed(weights.mT)
     for number, matrix in enumerate(_relations(matrices, x)):
         cpu.aggregate_matmul(matrix, features, factors[number], out.numpy(), number > 0 or root is not None)
     return out.to(x.dtype)
@@ -133,7 +133,7 @@ def _rgcn_backward(
     weights: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and weights without the rows' own features."""
-    features, factors, upstream = computed(x), computed(weights), _arguments.array(grad)
+    features, factors, upstream = computed(x), computed(weights), _arguments.array(grad.contiguous())
     grad_x, grad_weights = (torch.empty(like.shape, dtype=_arguments.compute_dtype(x.dtype)) for like in (x, weights))
     for number, matrix in enumerate(_relations(transposed, grad)):
         grads = grad_x.numpy(), grad_weights[number].numpy()

@@ -1,5 +1,7 @@
-"""numba kernel of rgcn_conv, for the forward pass over a relation's matrix and the backward pass over its transpose: rows
-are aggregated block by block, and a block is multiplied while it lies in the caches."""
+"""numba kernels of rgcn_conv, for the forward pass over a relation's matrix and the backward pass over its transpose.
+
+Rows are aggregated block by block, and a block is multiplied while it lies in the caches.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def aggregate_matmul(matrix: tuple[Any, ...], x: Any, weight: Any, out: Any, acc
         accumulate: whether out holds numbers to add to.
     """
     for panel in panels(x):
-        _run(matrix, x[:, panel], weight[panel], out, accumulate or panel.start > 0, None, None)
+        none = np.empty((0, *weight[panel].shape), weight.dtype)
+        _run(matrix, x[:, panel], weight[panel], out, accumulate or panel.start > 0, out, none)
 
 
 def aggregate_matmul_backward(
@@ -47,8 +50,37 @@ def aggregate_matmul_backward(
 
 
 def _run(matrix: tuple[Any, ...], x: Any, weight: Any, out: Any, accumulate: bool, other: Any, products: Any) -> None:
-    partial = np.empty((len(matrix[5]), x.shape[1]), weight.dtype)
-    _compile(x.shape[1])(*matrix, x, weight, partial, out, accumulate, other, products)
+    """Call the kernels for some columns of x."""
+    dim, pieces = x.shape[1], matrix[5]
+    partial = np.empty((len(pieces), dim), weight.dtype)
+    if len(pieces):
+        _compile_pieces(dim)(*matrix, x, partial)
+    _compile(dim)(*matrix, x, weight, partial, out, accumulate, other, products)
+
+
+@cache
+def _compile_pieces(dim: int) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(
+        indptr: Any,
+        indices: Any,
+        row_scales: Any,
+        col_scales: Any,
+        chunks: Any,
+        pieces: Any,
+        long: Any,
+        entries: Any,
+        x: Any,
+        partial: Any,
+    ) -> None:
+        """The aggregates of long rows' pieces, without the rows' scales."""
+        _ = version  # part of the cache key
+        for r in numba.prange(len(pieces)):
+            row_store(partial, r, row_gather_sum(x, indices, pieces[r, 1], pieces[r, 2], col_scales, dim), False)
+
+    return run
 
 
 @cache
@@ -73,15 +105,11 @@ def _compile(dim: int) -> Any:
         other: Any,
         products: Any,
     ) -> None:
-        """out = (out +) aggregates @ weight; products [parts, dim, n], if any, += aggregates.T @ other, a part each.
-
-        partial [pieces, dim] is scratch.
-        """
-        _ = version  # part of the cache key
-        for r in numba.prange(len(pieces)):
-            row_store(partial, r, row_gather_sum(x, indices, pieces[r, 1], pieces[r, 2], col_scales, dim), False)
+        """out = (out +) aggregates @ weight, and products[part] += aggregates.T @ other over a part of the rows each,
+        where products [parts, dim, n] are not empty."""
+        _ = version
         count = len(chunks) - 1
-        parts = count if products is None else len(products)
+        parts = len(products) or count
         for part in numba.prange(parts):
             zero = row_zero(partial, dim)
             aggregates = np.empty((BLOCK, dim), partial.dtype)
@@ -102,7 +130,7 @@ def _compile(dim: int) -> Any:
                     row_store(aggregates, i - first, row_scale(total, at(row_scales, i)), False)
                 block = aggregates[: stop - first]
                 block_matmul(block, weight, out[first:stop], accumulate)
-                if products is not None:
+                if len(products) > 0:
                     block_matmul(block.T, other[first:stop], products[part], True)
 
     return run

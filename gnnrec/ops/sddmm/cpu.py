@@ -1,4 +1,4 @@
-"""numba kernels of sddmm: a thread takes a chunk of rows or a piece of a long row; its own vector stays in registers."""
+"""numba kernels of sddmm: a thread takes a chunk of rows or a piece of a long row; its vector stays in registers."""
 
 from __future__ import annotations
 

@@ -69,6 +69,8 @@ def spmm(
         # An extreme's terms have all their factors before they are compared, a sum takes the row's at the end.
         epilogue = (None if extreme else matrix[2], number(scale), added, number(base_scale))
         compiled(*matrix, prefetch, source, edge_values, *epilogue, partial, target)
+        if len(pieces):
+            _compile_join(target.shape[1], reduce)(matrix[6], *epilogue, partial, target)
 
 
 def extreme_backward(
@@ -251,6 +253,18 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
                 else:
                     row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
             fence()
+
+    return run
+
+
+@cache
+def _compile_join(dim: int, reduce: str) -> Any:
+    """The second stage of long rows, apart from the first so that only matrices that have any wait for its compiler."""
+    version, extreme, largest = VERSION, reduce != "sum", reduce == "max"
+
+    @kernel
+    def run(long: Any, finish_scales: Any, scale: Any, base: Any, base_scale: Any, partial: Any, out: Any) -> None:
+        _ = version
         for item in numba.prange(len(long)):
             i = long[item, 0]
             row = row_load(partial, long[item, 1], dim)
@@ -260,8 +274,7 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
                     row = row_max(row, part) if largest else row_min(row, part)
                     continue
                 row = row_add(row, part)
-            row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
-            fence()
+            row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), False)
 
     return run
 
