@@ -16,7 +16,7 @@ train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
 
 test: $(dev)
-	$(VENV)/bin/pytest -rs
+	$(VENV)/bin/pytest -rs --numprocesses auto --dist loadgroup
 
 lint: $(dev)
 	$(VENV)/bin/ruff check .

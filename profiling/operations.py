@@ -119,6 +119,7 @@ class Operation:
 
 
 SPMM = Check(oracles.spmm)
+NGCF = Check(oracles.ngcf_once, kinks=True)
 LAYER_TARGETS = {TRAINING: (Target(BEST, 3), Target(BEST, 5, "bytes"))}
 SEGMENT_TARGETS = (Target("torch.segment_reduce", 3), Target("torch index_add", 3))
 
@@ -205,8 +206,11 @@ OPERATIONS = (
         "NGCF step, bias once",
         "ngcf_layer",
         inputs.ngcf_inputs,
-        Check(oracles.ngcf_once, kinks=True),
-        (Peer("torch, as RecBole", layer_peers.torch_ngcf),),
+        NGCF,
+        (
+            Peer("torch, as RecBole", layer_peers.torch_ngcf),
+            Peer("ours, aggregates kept", our_calls.our_ngcf("once", keep_aggregate=True), NGCF),
+        ),
         {TRAINING: (Target("torch, as RecBole", 8),)},
         ours=our_calls.our_ngcf("once"),
         modes=(TRAINING,),

@@ -50,17 +50,18 @@ def our_topk(w: Workload, t: Tensors) -> Step:
     return Step(lambda: ops.topk_scores(t["users"], t["items"], k=K, seen=seen)[0])
 
 
-def our_ngcf(bias: str) -> Build:
+def our_ngcf(bias: str, keep_aggregate: bool = False) -> Build:
     """A step with the package's layer and loss."""
 
     def build(w: Workload, t: Tensors) -> Step:
         layer, triples = operator("ngcf_layer"), w.triples(w.step_batch)
+        options: dict[str, Any] = {"negative_slope": SLOPE, "bias": bias, "keep_aggregate": keep_aggregate}
 
         def forward() -> torch.Tensor:
             outputs = [t["x"]]
             for number in range(LAYERS):
                 weights = (t[f"{name}_{number}"] for name in ("w1", "b1", "w2", "b2"))
-                outputs.append(layer(w.adjacency, outputs[-1], *weights, negative_slope=SLOPE, bias=bias))
+                outputs.append(layer(w.adjacency, outputs[-1], *weights, **options))
             final = torch.cat(outputs, dim=1)
             return ops.bpr_loss(final, final, triples, REG)
 

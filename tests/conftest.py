@@ -19,6 +19,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process for all tests of an operator or a file: what it has compiled, the others find."""
+    for item in items:
+        op = item.callspec.params.get("op") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(op.name if op else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of the real data sets."""

@@ -6,6 +6,8 @@ A new operator is one folder and one line in OPS; tests and benchmarks walk that
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import bpr_loss as _bpr_loss
 from gnnrec.ops import edge_conv as _edge_conv
+from gnnrec.ops import edge_softmax as _edge_softmax
+from gnnrec.ops import gat_conv as _gat_conv
 from gnnrec.ops import gmm_conv as _gmm_conv
 from gnnrec.ops import lightgcn_propagate as _lightgcn_propagate
 from gnnrec.ops import ngcf_layer as _ngcf_layer
@@ -20,10 +22,12 @@ from gnnrec.ops.autotune import autotune
 OPS = (
     _spmm.OP,
     _sddmm.OP,
+    _edge_softmax.OP,
     _lightgcn_propagate.OP,
     _topk_scores.OP,
     _bpr_loss.OP,
     _ngcf_layer.OP,
+    _gat_conv.OP,
     _edge_conv.OP,
     _gmm_conv.OP,
     _rgcn_conv.OP,
@@ -44,6 +48,8 @@ rgcn_conv = _rgcn_conv.rgcn_conv
 segment_reduce = _segment.segment_reduce
 gather_segment_reduce = _segment.gather_segment_reduce
 index_scatter = _segment.index_scatter
+gat_conv = _gat_conv.gat_conv
+edge_softmax = _edge_softmax.edge_softmax
 
 __all__ = [
     "OPS",
@@ -51,6 +57,8 @@ __all__ = [
     "autotune",
     "bpr_loss",
     "edge_conv",
+    "edge_softmax",
+    "gat_conv",
     "gather_segment_reduce",
     "gmm_conv",
     "index_scatter",

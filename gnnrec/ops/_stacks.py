@@ -19,9 +19,9 @@ def check_stack(
     """Raise a ValueError that says what was received unless `x` holds float CPU matrices of the wanted shape, any
     number of rows where that is None."""
     _arguments._check_tensor(operator, name, x, dtypes)
-    wanted = [n if n is not None else "out >= 1" for n in shape]
     if x.dim() != 3 or x.shape[1] == 0 or any(n not in (None, m) for n, m in zip(shape, x.shape)):
-        raise ValueError(f"{operator}: {name} must have shape {wanted}, got {list(x.shape)}")
+        wanted = ", ".join("out >= 1" if n is None else str(n) for n in shape)
+        raise ValueError(f"{operator}: {name} must have shape [{wanted}], got {list(x.shape)}")
 
 
 def computed(x: torch.Tensor) -> npt.NDArray[Any]:

@@ -109,19 +109,17 @@ def _gmm_backward(
     mu: torch.Tensor,
     inv_sigma: torch.Tensor,
     weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> list[torch.Tensor]:
     """The gradients of all dense arguments."""
-    dtype = _arguments.compute_dtype(x.dtype)
-    of_x, of_pseudo, of_weight = (torch.empty(like.shape, dtype=dtype) for like in (x, pseudo, weight))
-    of_mu, of_inv_sigma = cpu.gmm_backward(
+    arguments = x, pseudo, mu, inv_sigma, weight
+    gradients = [torch.empty(a.shape, dtype=_arguments.compute_dtype(x.dtype)) for a in arguments]
+    cpu.gmm_backward(
         scaled_arrays(transposed, grad),
         _arguments.array(grad.contiguous()),
-        *map(computed, (pseudo, mu, inv_sigma, weight, x)),
-        *(of.numpy() for of in (of_x, of_pseudo, of_weight)),
+        *map(computed, arguments),
+        *(gradient.numpy() for gradient in gradients),
     )
-    gradients = of_x, of_pseudo, torch.from_numpy(of_mu), torch.from_numpy(of_inv_sigma.copy()), of_weight
-    of_x, of_pseudo, of_mu, of_inv_sigma, of_weight = (of.to(x.dtype) for of in gradients)
-    return of_x, of_pseudo, of_mu, of_inv_sigma, of_weight
+    return [gradient.to(x.dtype) for gradient in gradients]
 
 
 @_gmm_backward.register_fake
@@ -133,9 +131,8 @@ def _(
     mu: torch.Tensor,
     inv_sigma: torch.Tensor,
     weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    of_x, of_pseudo, of_mu, of_inv_sigma, of_weight = (a.new_empty(a.shape) for a in (x, pseudo, mu, inv_sigma, weight))
-    return of_x, of_pseudo, of_mu, of_inv_sigma, of_weight
+) -> list[torch.Tensor]:
+    return [a.new_empty(a.shape) for a in (x, pseudo, mu, inv_sigma, weight)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -45,23 +45,25 @@ def gmm(matrix: tuple[Any, ...], x: Any, pseudo: Any, mu: Any, inv_sigma: Any, w
 def gmm_backward(
     matrix: tuple[Any, ...],
     grad: Any,
+    x: Any,
     pseudo: Any,
     mu: Any,
     inv_sigma: Any,
     weight: Any,
-    x: Any,
     grad_x: Any,
     grad_pseudo: Any,
+    grad_mu: Any,
+    grad_inv_sigma: Any,
     grad_weight: Any,
-) -> Any:
-    """Fills grad_x, grad_pseudo and grad_weight; returns the gradients of mu and inv_sigma, [2, kernels, p].
+) -> None:
+    """Fill the gradients of x, pseudo, mu, inv_sigma and weight.
 
     Args:
         matrix: the transpose of the forward pass's, its entries naming those of the matrix.
         grad: [rows, out].
-        weight: [kernels, out, in]; the others as in the forward pass, and gradients like what they are of.
+        x, ..., inv_sigma: as in the forward pass; weight: [kernels, out, in].
     """
-    kernels, coordinates = mu.shape
+    (kernels, coordinates), dim = mu.shape, x.shape[1]
     gaussians = pseudo.reshape(-1), mu, inv_sigma
     parts, pieces = min(CHUNKS, len(matrix[4]) - 1), len(matrix[5])
     sums = np.zeros((parts + pieces, 2 * kernels * coordinates, LANES), x.dtype)
@@ -71,8 +73,8 @@ def gmm_backward(
         products = np.zeros((parts, *factor.shape), x.dtype)
         backward = x, factor.T.copy(), products, sums, grad_pseudo.reshape(-1)
         _run(matrix, grad[:, panel], *gaussians, factor, panel.start > 0, grad_x, *backward)
-        grad_weight[:, panel] = products.sum(axis=0).reshape(kernels, -1, x.shape[1])
-    return sums.sum(axis=(0, 2)).reshape(2, kernels, coordinates)
+        grad_weight[:, panel] = products.sum(axis=0).reshape(kernels, -1, dim)
+    grad_mu[...], grad_inv_sigma[...] = sums.sum(axis=(0, 2)).reshape(2, kernels, coordinates)
 
 
 def _factor(weight: Any, panel: slice) -> Any:
@@ -193,7 +195,6 @@ def _walk(
     features: Any,
     back: Any,
     sums: Any,
-    part: Any,
     grad_pseudo: Any,
     zero: Any,
 ) -> None:
@@ -201,7 +202,7 @@ def _walk(
     weighted by the k-th Gaussian.
 
     In the backward pass the gradients of the weights are dot products of features @ back with the rows of x, and those
-    of what the weights depend on are added to sums[part] and grad_pseudo.
+    of what the weights depend on are added to sums[0] and grad_pseudo.
     """
     kernels, rows = len(mu), len(scales)
     u = np.empty(((1 + mu.shape[1]) * STEPS, LANES), mu.dtype)
@@ -235,7 +236,7 @@ def _walk(
                 row += 1
             start = stop
         if backward:
-            _differentiate(entries, begin, end, mu, inv_sigma, u, w, sums[part], grad_pseudo)
+            _differentiate(entries, begin, end, mu, inv_sigma, u, w, sums[0], grad_pseudo)
     for row in range(rows):
         for place in range(row * kernels, (row + 1) * kernels):
             row_store(target, place, row_scale(row_load(target, place, zero), scales[row]), False)
@@ -273,8 +274,8 @@ def _compile_pieces(dim: int) -> Any:
             i = pieces[r, 0]
             _walk(
                 pieces[r, 1:], row_scales[i : i + 1], indices, entries, col_scales, x, pseudo, mu, inv_sigma,
-                partial[r * kernels : (r + 1) * kernels], parts > 0, other[i : i + 1], back, sums, parts + r,
-                grad_pseudo, row_zero(partial, dim),
+                partial[r * kernels : (r + 1) * kernels], parts > 0, other[i : i + 1], back,
+                sums[parts + r : parts + r + 1], grad_pseudo, row_zero(partial, dim),
             )  # fmt: skip
 
     return run
@@ -343,7 +344,8 @@ def _compile(dim: int) -> Any:
                 else:
                     _walk(
                         indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x, pseudo, mu,
-                        inv_sigma, aggregates, backward, other[first:stop], back, sums, part, grad_pseudo, zero,
+                        inv_sigma, aggregates, backward, other[first:stop], back, sums[part : part + 1], grad_pseudo,
+                        zero,
                     )  # fmt: skip
                 block = aggregates.reshape(BLOCK, -1)[: stop - first]
                 block_matmul(block, weight, out[first:stop], accumulate)
