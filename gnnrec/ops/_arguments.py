@@ -104,12 +104,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
+_HALVES = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+
+
 def array(x: torch.Tensor) -> npt.NDArray[Any]:
     """The tensor as a numpy array on the same memory, its last dimension contiguous; halves as `_vector` takes them."""
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     x = x if x.stride(-1) == 1 else x.contiguous()
-    halves = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-    return x.view(halves.get(x.dtype, x.dtype)).numpy()
+    return (x.view(_HALVES[x.dtype]) if x.dtype in _HALVES else x).numpy()
 
 
 def value_array(values: torch.Tensor | None) -> npt.NDArray[Any] | None:

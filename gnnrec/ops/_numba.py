@@ -18,7 +18,16 @@ inline: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 # numba keys its disk cache by a kernel's own file and closure variables, not by what it calls in other files. Kernels
 # that call such code have this hash of it as a closure variable, which keeps stale machine code out. The schedule's
 # constants are compiled in as well.
-_SHARED = ("_dropout.py", "_matmul.py", "_numba.py", "_philox.py", "_row_math.py", "_vector.py", "../graph/schedule.py")
+_SHARED = (
+    "_dropout.py",
+    "_matmul.py",
+    "_numba.py",
+    "_parallel.py",
+    "_philox.py",
+    "_row_math.py",
+    "_vector.py",
+    "../graph/schedule.py",
+)
 VERSION = hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in _SHARED)).hexdigest()[:16]
 
 _LAUNCHED = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import torch
 from gnnrec.graph import _build
 from gnnrec.graph.schedule import balanced_chunks
 from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_dot, row_fma, row_scale, row_sub
 from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_load, row_prefetch, row_store, row_zero
 
@@ -140,24 +141,26 @@ def _compile_backward(dim: int, stream: bool) -> Any:
     ) -> None:
         _ = version
         batch, last = len(weights), len(places) - 1
-        for chunk in numba.prange(len(chunks) - 1):
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                total = row_zero(final, dim)
-                for k in range(indptr[i], indptr[i + 1]):
-                    ahead = places[min(k + AHEAD, last)]
-                    row_prefetch(final, triples[0 if ahead >= batch else 1, ahead % batch], dim)
-                    place = places[k]
-                    b = place % batch
-                    if place < batch:  # the user: weight * (negative - positive)
-                        total = row_fma(row_load(final, triples[2, b], dim), weights[b], total)
-                        total = row_fma(row_load(final, triples[1, b], dim), -weights[b], total)
-                    else:
-                        weight = -weights[b] if place < 2 * batch else weights[b]
-                        total = row_fma(row_load(final, triples[0, b], dim), weight, total)
-                row_store(grad_final, i, total, stream)
-                if grad_ego is not None:
-                    times = weights.dtype.type(indptr[i + 1] - indptr[i])
-                    row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * times), stream)
-            fence()
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    total = row_zero(final, dim)
+                    for k in range(indptr[i], indptr[i + 1]):
+                        ahead = places[min(k + AHEAD, last)]
+                        row_prefetch(final, triples[0 if ahead >= batch else 1, ahead % batch], dim)
+                        place = places[k]
+                        b = place % batch
+                        if place < batch:  # the user: weight * (negative - positive)
+                            total = row_fma(row_load(final, triples[2, b], dim), weights[b], total)
+                            total = row_fma(row_load(final, triples[1, b], dim), -weights[b], total)
+                        else:
+                            weight = -weights[b] if place < 2 * batch else weights[b]
+                            total = row_fma(row_load(final, triples[0, b], dim), weight, total)
+                    row_store(grad_final, i, total, stream)
+                    if grad_ego is not None:
+                        times = weights.dtype.type(indptr[i + 1] - indptr[i])
+                        row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * times), stream)
+                fence()
 
     return run

@@ -10,6 +10,7 @@ import numpy as np
 
 from gnnrec.graph.schedule import LONG
 from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import (
     row_add,
     row_div,
@@ -121,13 +122,15 @@ def _compile_softmax(heads: int) -> Any:
     @kernel
     def run(indptr: Any, chunks: Any, logits: Any, out: Any, partial: Any) -> None:
         _ = version  # part of the cache key
-        for chunk in numba.prange(len(chunks) - 1):
-            batch, zero = np.empty((BATCH, heads), partial.dtype), row_zero(logits, heads)
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                start, stop = indptr[i], indptr[i + 1]
-                if start < stop <= start + LONG:
-                    top, total = _totals(start, stop, logits, batch, zero)
-                    _write(start, stop, top, total, stop - start <= BATCH, logits, batch, out)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                batch, zero = np.empty((BATCH, heads), partial.dtype), row_zero(logits, heads)
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    start, stop = indptr[i], indptr[i + 1]
+                    if start < stop <= start + LONG:
+                        top, total = _totals(start, stop, logits, batch, zero)
+                        _write(start, stop, top, total, stop - start <= BATCH, logits, batch, out)
 
     return run
 
@@ -171,11 +174,13 @@ def _compile_backward(heads: int) -> Any:
     @kernel
     def run(indptr: Any, chunks: Any, p: Any, grad: Any, out: Any, partial: Any) -> None:
         _ = version  # part of the cache key
-        for chunk in numba.prange(len(chunks) - 1):
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                start, stop = indptr[i], indptr[i + 1]
-                if stop - start <= LONG:
-                    _write_gradient(start, stop, _dot(start, stop, p, grad, row_zero(p, heads)), p, grad, out)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    start, stop = indptr[i], indptr[i + 1]
+                    if stop - start <= LONG:
+                        _write_gradient(start, stop, _dot(start, stop, p, grad, row_zero(p, heads)), p, grad, out)
 
     return run
 

@@ -19,6 +19,7 @@ from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
 from gnnrec.ops._dropout import row_dropout
 from gnnrec.ops._matmul import BLOCK, block_matmul
 from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import (
     row_add,
     row_div,
@@ -319,13 +320,15 @@ def _compile_forward_pieces(width: int, count: int) -> Any:
     def run(matrix: Any, state: Any, h: Any, partial: Any, dropout: Any) -> None:
         _ = version  # part of the cache key
         pieces, (rows, stats) = matrix[5], partial
-        for r in numba.prange(len(pieces)):
-            room = row_zero(rows, width), row_zero(rows, count), np.empty((BATCH, count), rows.dtype)
-            given = matrix, state, h, partial
-            shift, total, y = _attend(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dropout, room)
-            row_store(stats[:, 0], r, shift, False)
-            row_store(stats[:, 1], r, total, False)
-            row_store(rows, r, y, False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(pieces))):
+            for r in items(counter, len(pieces)):
+                room = row_zero(rows, width), row_zero(rows, count), np.empty((BATCH, count), rows.dtype)
+                given = matrix, state, h, partial
+                shift, total, y = _attend(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dropout, room)
+                row_store(stats[:, 0], r, shift, False)
+                row_store(stats[:, 1], r, total, False)
+                row_store(rows, r, y, False)
 
     return run
 
@@ -338,15 +341,17 @@ def _compile_forward(width: int, count: int) -> Any:
     def run(matrix: Any, state: Any, h: Any, partial: Any, dropout: Any, out: Any) -> None:
         _ = version  # part of the cache key
         chunks, stats = matrix[4], state[2]
-        for chunk in numba.prange(len(chunks) - 1):
-            room = row_zero(stats[0], width), row_zero(stats[0], count), np.empty((BATCH, count), stats.dtype)
-            given = matrix, state, h, partial
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                shift, total, y = _attend_all(i, given, dropout, room)
-                norm = row_div(row_splat(stats.dtype.type(1), total), total)
-                row_store(stats[:, 0], i, shift, False)
-                row_store(stats[:, 1], i, norm, False)
-                row_store(out, i, row_mul(_expand(norm, y), y), False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                room = row_zero(stats[0], width), row_zero(stats[0], count), np.empty((BATCH, count), stats.dtype)
+                given = matrix, state, h, partial
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    shift, total, y = _attend_all(i, given, dropout, room)
+                    norm = row_div(row_splat(stats.dtype.type(1), total), total)
+                    row_store(stats[:, 0], i, shift, False)
+                    row_store(stats[:, 1], i, norm, False)
+                    row_store(out, i, row_mul(_expand(norm, y), y), False)
 
     return run
 
@@ -359,14 +364,16 @@ def _compile_pieces(width: int, count: int) -> Any:
     def run(matrix: Any, state: Any, x: Any, partial: Any, dots: Any, dropout: Any) -> None:
         _ = version  # part of the cache key
         pieces, (rows, totals) = matrix[5], partial
-        for r in numba.prange(len(pieces)):
-            room = row_zero(rows[0], width), row_zero(rows[0], count), np.empty((BATCH, count), rows.dtype)
-            given = matrix, state, x, partial
-            sums = _sums(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dots, dropout, room)
-            row_store(rows[0], r, sums[0], False)
-            row_store(rows[1], r, sums[1], False)
-            row_store(totals[0], r, sums[2], False)
-            row_store(totals[1], r, sums[3], False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(pieces))):
+            for r in items(counter, len(pieces)):
+                room = row_zero(rows[0], width), row_zero(rows[0], count), np.empty((BATCH, count), rows.dtype)
+                given = matrix, state, x, partial
+                sums = _sums(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dots, dropout, room)
+                row_store(rows[0], r, sums[0], False)
+                row_store(rows[1], r, sums[1], False)
+                row_store(totals[0], r, sums[2], False)
+                row_store(totals[1], r, sums[3], False)
 
     return run
 
@@ -390,17 +397,19 @@ def _compile_rows(width: int, count: int) -> Any:
         """Add <g_i, y_i> and the gradient of the row's score, to both of which the parts of a head contribute."""
         _ = version  # part of the cache key
         chunks, slope = matrix[4], state[3]
-        for chunk in numba.prange(len(chunks) - 1):
-            room = row_zero(dot_sums, width), row_zero(dot_sums, count), np.empty((BATCH, count), dot_sums.dtype)
-            given = matrix, state, h, partial
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                y, positive_y, total, positive = _sums_of_all(i, given, dots, dropout, room)
-                upstream = row_load(grad, i, width)
-                dot, positive_dot = row_mul(upstream, y), row_mul(upstream, positive_y)
-                dot, positive_dot = _group_sum(dot, total), _group_sum(positive_dot, total)
-                gradient = row_scale(row_sub(positive_dot, row_mul(dot, positive)), 1 - slope)
-                row_store(dot_sums, i, row_add(row_load(dot_sums, i, count), dot), False)
-                row_store(score_sums, i, row_add(row_load(score_sums, i, count), gradient), False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                room = row_zero(dot_sums, width), row_zero(dot_sums, count), np.empty((BATCH, count), dot_sums.dtype)
+                given = matrix, state, h, partial
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    y, positive_y, total, positive = _sums_of_all(i, given, dots, dropout, room)
+                    upstream = row_load(grad, i, width)
+                    dot, positive_dot = row_mul(upstream, y), row_mul(upstream, positive_y)
+                    dot, positive_dot = _group_sum(dot, total), _group_sum(positive_dot, total)
+                    gradient = row_scale(row_sub(positive_dot, row_mul(dot, positive)), 1 - slope)
+                    row_store(dot_sums, i, row_add(row_load(dot_sums, i, count), dot), False)
+                    row_store(score_sums, i, row_add(row_load(score_sums, i, count), gradient), False)
 
     return run
 
@@ -429,27 +438,29 @@ def _compile_columns(width: int, count: int) -> Any:
         block of rows at a time; its products are the gradients of x and, added up over `sums`, of the weights."""
         _ = version  # part of the cache key
         chunks, slope = matrix[4], state[3]
-        for group in numba.prange(len(sums)):
-            room = row_zero(x, width), row_zero(x, count), np.empty((BATCH, count), x.dtype)
-            given = matrix, state, grad, partial
-            h, gradients = np.empty((BLOCK, width), x.dtype), np.empty((BLOCK, len(weights)), x.dtype)
-            begin = chunks[(len(chunks) - 1) * group // len(sums)]
-            end = chunks[(len(chunks) - 1) * (group + 1) // len(sums)]
-            for block in range(begin, end, BLOCK):
-                rows = slice(block, min(block + BLOCK, end))
-                size = rows.stop - block
-                block_matmul(x[rows], projection, h[:size], False)
-                for j in range(block, rows.stop):
-                    y, positive_y, total, positive = _sums_of_all(j, given, dots, dropout, room)
-                    own = row_load(h, j - block, width)
-                    gradient = row_sub(_group_sum(row_mul(own, y), total), total)
-                    positive = row_sub(_group_sum(row_mul(own, positive_y), total), positive)
-                    gradient = row_add(row_scale(gradient, slope), row_scale(positive, 1 - slope))
-                    row_store(gradients, j - block, y, False)
-                    row_store(gradients[:, width:], j - block, gradient, False)
-                    if len(weights) > width + count:
-                        row_store(gradients[:, width + count :], j - block, row_load(grad_scores, j, count), False)
-                block_matmul(gradients[:size], weights, grad_x[rows], accumulate)
-                block_matmul(gradients[:size].T, x[rows], sums[group], True)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(sums))):
+            for group in items(counter, len(sums)):
+                room = row_zero(x, width), row_zero(x, count), np.empty((BATCH, count), x.dtype)
+                given = matrix, state, grad, partial
+                h, gradients = np.empty((BLOCK, width), x.dtype), np.empty((BLOCK, len(weights)), x.dtype)
+                begin = chunks[(len(chunks) - 1) * group // len(sums)]
+                end = chunks[(len(chunks) - 1) * (group + 1) // len(sums)]
+                for block in range(begin, end, BLOCK):
+                    rows = slice(block, min(block + BLOCK, end))
+                    size = rows.stop - block
+                    block_matmul(x[rows], projection, h[:size], False)
+                    for j in range(block, rows.stop):
+                        y, positive_y, total, positive = _sums_of_all(j, given, dots, dropout, room)
+                        own = row_load(h, j - block, width)
+                        gradient = row_sub(_group_sum(row_mul(own, y), total), total)
+                        positive = row_sub(_group_sum(row_mul(own, positive_y), total), positive)
+                        gradient = row_add(row_scale(gradient, slope), row_scale(positive, 1 - slope))
+                        row_store(gradients, j - block, y, False)
+                        row_store(gradients[:, width:], j - block, gradient, False)
+                        if len(weights) > width + count:
+                            row_store(gradients[:, width + count :], j - block, row_load(grad_scores, j, count), False)
+                    block_matmul(gradients[:size], weights, grad_x[rows], accumulate)
+                    block_matmul(gradients[:size].T, x[rows], sums[group], True)
 
     return run

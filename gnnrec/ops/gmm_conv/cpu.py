@@ -16,6 +16,7 @@ import numpy as np
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
 from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_add, row_dot, row_exp, row_fma, row_mul, row_mul_add, row_scale, row_splat, row_sub
 from gnnrec.ops._stacks import panels
 from gnnrec.ops._vector import at, row_load, row_prefetch, row_store, row_zero
@@ -323,34 +324,36 @@ def _compile(dim: int) -> Any:
         _ = version
         kernels, count, backward = len(mu), len(chunks) - 1, len(products) > 0
         parts = len(products) if backward else count
-        for part in numba.prange(parts):
-            zero = row_zero(partial, dim)
-            aggregates = np.empty((BLOCK * kernels, dim), mu.dtype)
-            first, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
-            number = 0
-            while number < len(long) and long[number, 0] < first:
-                number += 1
-            while first < end:
-                stop = min(first + BLOCK, end)
-                if number < len(long):
-                    stop = min(stop, max(long[number, 0], first + 1))
-                if number < len(long) and long[number, 0] == first:
-                    for k in range(kernels):
-                        total = zero
-                        for r in range(long[number, 1], long[number, 2]):
-                            total = row_add(total, row_load(partial, r * kernels + k, zero))
-                        row_store(aggregates, k, total, False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(parts)):
+            for part in items(counter, parts):
+                zero = row_zero(partial, dim)
+                aggregates = np.empty((BLOCK * kernels, dim), mu.dtype)
+                first, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
+                number = 0
+                while number < len(long) and long[number, 0] < first:
                     number += 1
-                else:
-                    _walk(
-                        indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x, pseudo, mu,
-                        inv_sigma, aggregates, backward, other[first:stop], back, sums[part : part + 1], grad_pseudo,
-                        zero,
-                    )  # fmt: skip
-                block = aggregates.reshape(BLOCK, -1)[: stop - first]
-                block_matmul(block, weight, out[first:stop], accumulate)
-                if backward:
-                    block_matmul(block.T, other[first:stop], products[part], True)
-                first = stop
+                while first < end:
+                    stop = min(first + BLOCK, end)
+                    if number < len(long):
+                        stop = min(stop, max(long[number, 0], first + 1))
+                    if number < len(long) and long[number, 0] == first:
+                        for k in range(kernels):
+                            total = zero
+                            for r in range(long[number, 1], long[number, 2]):
+                                total = row_add(total, row_load(partial, r * kernels + k, zero))
+                            row_store(aggregates, k, total, False)
+                        number += 1
+                    else:
+                        _walk(
+                            indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x,
+                            pseudo, mu, inv_sigma, aggregates, backward, other[first:stop], back,
+                            sums[part : part + 1], grad_pseudo, zero,
+                        )  # fmt: skip
+                    block = aggregates.reshape(BLOCK, -1)[: stop - first]
+                    block_matmul(block, weight, out[first:stop], accumulate)
+                    if backward:
+                        block_matmul(block.T, other[first:stop], products[part], True)
+                    first = stop
 
     return run

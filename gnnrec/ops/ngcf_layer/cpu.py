@@ -17,6 +17,7 @@ from gnnrec.graph.schedule import LONG
 from gnnrec.ops._dropout import kept_entries, row_dropout
 from gnnrec.ops._matmul import BLOCK, block_matmul
 from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_add, row_dot, row_fma, row_mul, row_mul_add, row_scale, row_where_positive
 from gnnrec.ops._vector import MAX_DIM, at, row_gather_sum, row_load, row_store, row_zero
 
@@ -116,22 +117,24 @@ def compile_aggregate(dim: int) -> Any:
         _ = version  # part of the cache key
         count = len(pieces)
         total = count + len(chunks) - 1
-        for item in numba.prange(total):
-            before = item * count // total
-            if (item + 1) * count // total > before:
-                i, start, stop = pieces[before, 0], pieces[before, 1], pieces[before, 2]
-                kept = np.empty(stop - start, np.int32)
-                end = kept_entries(indices, start, stop, i, transposed, seed, ENTRIES, threshold, kept, 0)
-                row_store(partial, before, row_gather_sum(x, kept[:end], 0, end, col_scales, dim), False)
-                continue
-            border = chunks[item - before + 1]
-            for first in range(chunks[item - before], border, BLOCK):
-                stop = min(first + BLOCK, border)
-                columns, starts = _kept_block(indptr, indices, first, stop, transposed, seed, threshold)
-                for i in range(first, stop):
-                    if indptr[i + 1] - indptr[i] <= LONG:
-                        row = row_gather_sum(x, columns, starts[i - first], starts[i - first + 1], col_scales, dim)
-                        row_store(out, i, _finish(row, i, row_scales, scale, base), False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(total)):
+            for item in items(counter, total):
+                before = item * count // total
+                if (item + 1) * count // total > before:
+                    i, start, stop = pieces[before, 0], pieces[before, 1], pieces[before, 2]
+                    kept = np.empty(stop - start, np.int32)
+                    end = kept_entries(indices, start, stop, i, transposed, seed, ENTRIES, threshold, kept, 0)
+                    row_store(partial, before, row_gather_sum(x, kept[:end], 0, end, col_scales, dim), False)
+                    continue
+                border = chunks[item - before + 1]
+                for first in range(chunks[item - before], border, BLOCK):
+                    stop = min(first + BLOCK, border)
+                    columns, starts = _kept_block(indptr, indices, first, stop, transposed, seed, threshold)
+                    for i in range(first, stop):
+                        if indptr[i + 1] - indptr[i] <= LONG:
+                            row = row_gather_sum(x, columns, starts[i - first], starts[i - first + 1], col_scales, dim)
+                            row_store(out, i, _finish(row, i, row_scales, scale, base), False)
         for item in numba.prange(len(long)):
             row = row_load(partial, long[item, 1], dim)
             for r in range(long[item, 1] + 1, long[item, 2]):
@@ -175,49 +178,51 @@ def compile_forward(dim: int, out_dim: int) -> Any:
         aggregates: Any,
     ) -> None:
         _ = version  # part of the cache key
-        for chunk in numba.prange(len(borders) - 1):
-            border = borders[chunk + 1]
-            scratch = np.empty((BLOCK, dim), weights.dtype)
-            operands = np.empty((BLOCK, 2 * dim), weights.dtype)
-            products = np.empty((BLOCK, out_dim), weights.dtype)
-            zero = row_zero(scratch, width)
-            for first in range(borders[chunk], border, BLOCK):
-                stop = min(first + BLOCK, border)
-                sums = aggregates[first:stop] if len(aggregates) else scratch
-                _aggregate_block(
-                    zero,
-                    width,
-                    indptr,
-                    indices,
-                    row_scales,
-                    col_scales,
-                    long,
-                    long_sums,
-                    x,
-                    first,
-                    stop,
-                    seed,
-                    entry_threshold,
-                    entry_scale,
-                    sums,
-                )
-                for i in range(first, stop):
-                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
-                    row_store(operands, i - first, row_add(own, row), False)
-                    row_store(operands[:, dim:], i - first, row_mul(own, row), False)
-                block_matmul(operands[: stop - first], weights, products[: stop - first], False)
-                for i in range(first, stop):
-                    row = row_load(products, i - first, out_dim)
-                    row = row_add(row, row_load(bias, 0, out_dim))
-                    if len(totals):
-                        row = row_fma(row_load(bias, 1, out_dim), at(totals, i), row)
-                    row = row_where_positive(row, row, row_scale(row, slope))
-                    if message_threshold > 0:
-                        row = row_dropout(row, seed, i, 0, MESSAGES, message_threshold, message_scale)
-                    if len(norms):
-                        norms[i] = max(np.sqrt(row_dot(row, row)), NORM_FLOOR)
-                        row = row_scale(row, 1 / norms[i])
-                    row_store(out, i, row, False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(borders) - 1)):
+            for chunk in items(counter, len(borders) - 1):
+                border = borders[chunk + 1]
+                scratch = np.empty((BLOCK, dim), weights.dtype)
+                operands = np.empty((BLOCK, 2 * dim), weights.dtype)
+                products = np.empty((BLOCK, out_dim), weights.dtype)
+                zero = row_zero(scratch, width)
+                for first in range(borders[chunk], border, BLOCK):
+                    stop = min(first + BLOCK, border)
+                    sums = aggregates[first:stop] if len(aggregates) else scratch
+                    _aggregate_block(
+                        zero,
+                        width,
+                        indptr,
+                        indices,
+                        row_scales,
+                        col_scales,
+                        long,
+                        long_sums,
+                        x,
+                        first,
+                        stop,
+                        seed,
+                        entry_threshold,
+                        entry_scale,
+                        sums,
+                    )
+                    for i in range(first, stop):
+                        own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                        row_store(operands, i - first, row_add(own, row), False)
+                        row_store(operands[:, dim:], i - first, row_mul(own, row), False)
+                    block_matmul(operands[: stop - first], weights, products[: stop - first], False)
+                    for i in range(first, stop):
+                        row = row_load(products, i - first, out_dim)
+                        row = row_add(row, row_load(bias, 0, out_dim))
+                        if len(totals):
+                            row = row_fma(row_load(bias, 1, out_dim), at(totals, i), row)
+                        row = row_where_positive(row, row, row_scale(row, slope))
+                        if message_threshold > 0:
+                            row = row_dropout(row, seed, i, 0, MESSAGES, message_threshold, message_scale)
+                        if len(norms):
+                            norms[i] = max(np.sqrt(row_dot(row, row)), NORM_FLOOR)
+                            row = row_scale(row, 1 / norms[i])
+                        row_store(out, i, row, False)
 
     return run
 
@@ -255,61 +260,63 @@ def compile_backward(dim: int, out_dim: int) -> Any:
         grad_aggregates: Any,
     ) -> None:
         _ = version  # part of the cache key
-        for chunk in numba.prange(len(borders) - 1):
-            border = borders[chunk + 1]
-            scratch = np.empty((BLOCK, dim), weights.dtype)
-            pairs = np.empty((BLOCK, 2 * dim), weights.dtype)  # what the weights meet, then its gradient
-            upstream = np.empty((BLOCK, out_dim), weights.dtype)
-            bias = partial_bias[chunk]
-            zero = row_zero(scratch, width)
-            for first in range(borders[chunk], border, BLOCK):
-                stop = min(first + BLOCK, border)
-                count = stop - first
-                sums = aggregates[first:stop] if len(aggregates) else scratch
-                if len(aggregates) == 0:
-                    _aggregate_block(
-                        zero,
-                        width,
-                        indptr,
-                        indices,
-                        row_scales,
-                        col_scales,
-                        long,
-                        long_sums,
-                        x,
-                        first,
-                        stop,
-                        seed,
-                        entry_threshold,
-                        entry_scale,
-                        sums,
-                    )
-                for i in range(first, stop):
-                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
-                    row_store(pairs, i - first, row_add(own, row), False)
-                    row_store(pairs[:, dim:], i - first, row_mul(own, row), False)
-                    g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
-                    if len(norms):
-                        if norms[i] > NORM_FLOOR:
-                            g = row_fma(y, -row_dot(g, y), g)
-                        g = row_scale(g, 1 / norms[i])
-                    if message_threshold > 0:
-                        g = row_dropout(g, seed, i, 0, MESSAGES, message_threshold, message_scale)
-                    # y has the sign of what leaky_relu was given, save where it was dropped.
-                    g = row_where_positive(y, g, row_scale(g, slope))
-                    row_store(upstream, i - first, g, False)
-                    row_store(bias, 0, row_add(row_load(bias, 0, out_dim), g), False)
-                    if len(totals):
-                        row_store(bias, 1, row_fma(g, at(totals, i), row_load(bias, 1, out_dim)), False)
-                block_matmul(upstream[:count].T, pairs[:count], partial[chunk], True)
-                if len(grad_rows) == 0:
-                    continue
-                block_matmul(upstream[:count], weights, pairs[:count], False)
-                for i in range(first, stop):
-                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
-                    g_sum, g_product = row_load(pairs, i - first, dim), row_load(pairs[:, dim:], i - first, dim)
-                    row_store(grad_rows, i, row_mul_add(g_product, row, g_sum), False)
-                    row_store(grad_aggregates, i, row_mul_add(g_product, own, g_sum), False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(borders) - 1)):
+            for chunk in items(counter, len(borders) - 1):
+                border = borders[chunk + 1]
+                scratch = np.empty((BLOCK, dim), weights.dtype)
+                pairs = np.empty((BLOCK, 2 * dim), weights.dtype)  # what the weights meet, then its gradient
+                upstream = np.empty((BLOCK, out_dim), weights.dtype)
+                bias = partial_bias[chunk]
+                zero = row_zero(scratch, width)
+                for first in range(borders[chunk], border, BLOCK):
+                    stop = min(first + BLOCK, border)
+                    count = stop - first
+                    sums = aggregates[first:stop] if len(aggregates) else scratch
+                    if len(aggregates) == 0:
+                        _aggregate_block(
+                            zero,
+                            width,
+                            indptr,
+                            indices,
+                            row_scales,
+                            col_scales,
+                            long,
+                            long_sums,
+                            x,
+                            first,
+                            stop,
+                            seed,
+                            entry_threshold,
+                            entry_scale,
+                            sums,
+                        )
+                    for i in range(first, stop):
+                        own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                        row_store(pairs, i - first, row_add(own, row), False)
+                        row_store(pairs[:, dim:], i - first, row_mul(own, row), False)
+                        g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
+                        if len(norms):
+                            if norms[i] > NORM_FLOOR:
+                                g = row_fma(y, -row_dot(g, y), g)
+                            g = row_scale(g, 1 / norms[i])
+                        if message_threshold > 0:
+                            g = row_dropout(g, seed, i, 0, MESSAGES, message_threshold, message_scale)
+                        # y has the sign of what leaky_relu was given, save where it was dropped.
+                        g = row_where_positive(y, g, row_scale(g, slope))
+                        row_store(upstream, i - first, g, False)
+                        row_store(bias, 0, row_add(row_load(bias, 0, out_dim), g), False)
+                        if len(totals):
+                            row_store(bias, 1, row_fma(g, at(totals, i), row_load(bias, 1, out_dim)), False)
+                    block_matmul(upstream[:count].T, pairs[:count], partial[chunk], True)
+                    if len(grad_rows) == 0:
+                        continue
+                    block_matmul(upstream[:count], weights, pairs[:count], False)
+                    for i in range(first, stop):
+                        own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                        g_sum, g_product = row_load(pairs, i - first, dim), row_load(pairs[:, dim:], i - first, dim)
+                        row_store(grad_rows, i, row_mul_add(g_product, row, g_sum), False)
+                        row_store(grad_aggregates, i, row_mul_add(g_product, own, g_sum), False)
         for j in numba.prange(partial.shape[1]):
             for chunk in range(1, len(partial)):
                 for k in range(partial.shape[2]):

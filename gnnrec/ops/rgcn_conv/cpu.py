@@ -13,6 +13,7 @@ import numpy as np
 
 from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
 from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_add, row_scale
 from gnnrec.ops._stacks import panels
 from gnnrec.ops._vector import at, row_gather_sum, row_load, row_store, row_zero
@@ -110,27 +111,29 @@ def _compile(dim: int) -> Any:
         _ = version
         count = len(chunks) - 1
         parts = len(products) or count
-        for part in numba.prange(parts):
-            zero = row_zero(partial, dim)
-            aggregates = np.empty((BLOCK, dim), partial.dtype)
-            begin, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
-            number = 0
-            while number < len(long) and long[number, 0] < begin:
-                number += 1
-            for first in range(begin, end, BLOCK):
-                stop = min(first + BLOCK, end)
-                for i in range(first, stop):
-                    if number < len(long) and long[number, 0] == i:
-                        total = zero
-                        for r in range(long[number, 1], long[number, 2]):
-                            total = row_add(total, row_load(partial, r, zero))
-                        number += 1
-                    else:
-                        total = row_gather_sum(x, indices, indptr[i], indptr[i + 1], col_scales, zero)
-                    row_store(aggregates, i - first, row_scale(total, at(row_scales, i)), False)
-                block = aggregates[: stop - first]
-                block_matmul(block, weight, out[first:stop], accumulate)
-                if len(products) > 0:
-                    block_matmul(block.T, other[first:stop], products[part], True)
+        counter = new_counter()
+        for _worker in numba.prange(workers(parts)):
+            for part in items(counter, parts):
+                zero = row_zero(partial, dim)
+                aggregates = np.empty((BLOCK, dim), partial.dtype)
+                begin, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
+                number = 0
+                while number < len(long) and long[number, 0] < begin:
+                    number += 1
+                for first in range(begin, end, BLOCK):
+                    stop = min(first + BLOCK, end)
+                    for i in range(first, stop):
+                        if number < len(long) and long[number, 0] == i:
+                            total = zero
+                            for r in range(long[number, 1], long[number, 2]):
+                                total = row_add(total, row_load(partial, r, zero))
+                            number += 1
+                        else:
+                            total = row_gather_sum(x, indices, indptr[i], indptr[i + 1], col_scales, zero)
+                        row_store(aggregates, i - first, row_scale(total, at(row_scales, i)), False)
+                    block = aggregates[: stop - first]
+                    block_matmul(block, weight, out[first:stop], accumulate)
+                    if len(products) > 0:
+                        block_matmul(block.T, other[first:stop], products[part], True)
 
     return run

@@ -9,6 +9,7 @@ import numba
 
 from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
 from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_add, row_dot, row_mul, row_scale
 from gnnrec.ops._vector import MAX_DIM, at, row_load, row_prefetch, row_store
 
@@ -46,26 +47,30 @@ def _compile_dot(dim: int) -> Any:
         last = len(indices) - 1
         count = len(pieces)
         total = count + len(chunks) - 1
-        for item in numba.prange(total):  # pieces are spread evenly between chunks
-            before = item * count // total
-            piece = (item + 1) * count // total > before
-            first, end = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
-            for r in range(first, end):
-                i, start, stop = (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
-                if not piece and stop - start > LONG:
-                    continue
-                left = row_load(a, i, dim)
-                if row_scales is not None:
-                    left = row_scale(left, at(row_scales, i))
-                for k in range(start, stop):
-                    row_prefetch(b, at(indices, min(k + PREFETCH_DISTANCE, last)), dim)
-                    j, e = at(indices, k), k
-                    if entries is not None:
-                        e = at(entries, k)
-                    dot = row_dot(left, row_load(b, j, dim))
-                    if col_scales is not None:
-                        dot *= at(col_scales, j)
-                    out[e] += dot
+        counter = new_counter()
+        for _worker in numba.prange(workers(total)):
+            for item in items(counter, total):  # pieces are spread evenly between chunks
+                before = item * count // total
+                piece = (item + 1) * count // total > before
+                first, end = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
+                for r in range(first, end):
+                    i, start, stop = (
+                        (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
+                    )
+                    if not piece and stop - start > LONG:
+                        continue
+                    left = row_load(a, i, dim)
+                    if row_scales is not None:
+                        left = row_scale(left, at(row_scales, i))
+                    for k in range(start, stop):
+                        row_prefetch(b, at(indices, min(k + PREFETCH_DISTANCE, last)), dim)
+                        j, e = at(indices, k), k
+                        if entries is not None:
+                            e = at(entries, k)
+                        dot = row_dot(left, row_load(b, j, dim))
+                        if col_scales is not None:
+                            dot *= at(col_scales, j)
+                        out[e] += dot
 
     return run
 
@@ -91,27 +96,31 @@ def _compile_wide(dim: int, kind: str) -> Any:
         _ = version  # part of the cache key
         count = len(pieces)
         total = count + len(chunks) - 1
-        for item in numba.prange(total):  # pieces are spread evenly between chunks
-            before = item * count // total
-            piece = (item + 1) * count // total > before
-            first, end = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
-            for r in range(first, end):
-                i, start, stop = (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
-                if not piece and stop - start > LONG:
-                    continue
-                left = row_load(a, i, dim)
-                for k in range(start, stop):
-                    j, e, row = at(indices, k), k, left
-                    if entries is not None:
-                        e = at(entries, k)
-                    if add:
-                        row = row_add(row, row_load(b, j, dim))
-                    if mul:
-                        row = row_mul(row, row_load(b, j, dim))
-                    if row_scales is not None:
-                        row = row_scale(row, at(row_scales, i))
-                    if col_scales is not None:
-                        row = row_scale(row, at(col_scales, j))
-                    row_store(out, e, row, False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(total)):
+            for item in items(counter, total):  # pieces are spread evenly between chunks
+                before = item * count // total
+                piece = (item + 1) * count // total > before
+                first, end = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
+                for r in range(first, end):
+                    i, start, stop = (
+                        (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
+                    )
+                    if not piece and stop - start > LONG:
+                        continue
+                    left = row_load(a, i, dim)
+                    for k in range(start, stop):
+                        j, e, row = at(indices, k), k, left
+                        if entries is not None:
+                            e = at(entries, k)
+                        if add:
+                            row = row_add(row, row_load(b, j, dim))
+                        if mul:
+                            row = row_mul(row, row_load(b, j, dim))
+                        if row_scales is not None:
+                            row = row_scale(row, at(row_scales, i))
+                        if col_scales is not None:
+                            row = row_scale(row, at(col_scales, j))
+                        row_store(out, e, row, False)
 
     return run

@@ -10,6 +10,7 @@ import numpy as np
 
 from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
 from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import (
     row_add,
     row_div,
@@ -233,26 +234,30 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
         count = len(pieces)
         total = count + len(chunks) - 1
         one = partial.dtype.type(1)
-        for item in numba.prange(total):  # pieces are spread evenly between chunks
-            zero = row_zero(partial, dim)
-            before = item * count // total
-            piece = (item + 1) * count // total > before
-            first, last = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
-            for r in range(first, last):
-                i, start, stop = (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
-                if not piece and stop - start > LONG:
-                    continue
-                if extreme:
-                    row = _extreme(
-                        zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
+        counter = new_counter()
+        for _worker in numba.prange(workers(total)):
+            for item in items(counter, total):  # pieces are spread evenly between chunks
+                zero = row_zero(partial, dim)
+                before = item * count // total
+                piece = (item + 1) * count // total > before
+                first, last = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
+                for r in range(first, last):
+                    i, start, stop = (
+                        (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
                     )
-                else:
-                    row = _gather(zero, x, indices, start, stop, col_scales, values, entries, prefetch)
-                if piece:
-                    row_store(partial, r, row, False)
-                else:
-                    row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
-            fence()
+                    if not piece and stop - start > LONG:
+                        continue
+                    if extreme:
+                        row = _extreme(
+                            zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
+                        )
+                    else:
+                        row = _gather(zero, x, indices, start, stop, col_scales, values, entries, prefetch)
+                    if piece:
+                        row_store(partial, r, row, False)
+                    else:
+                        row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
+                fence()
 
     return run
 
@@ -303,19 +308,23 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
         """Each row's extreme again, and its gradient divided by how many terms attain it."""
         _ = version
         one = best.dtype.type(1)
-        for chunk in numba.prange(len(chunks) - 1):
-            zero = row_zero(best, dim)
-            ones = row_splat(one, zero)
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                start, stop = indptr[i], indptr[i + 1]
-                row = _extreme(zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest)
-                equal = zero
-                for k in range(start, stop):
-                    e = _entry(entries, k)
-                    term = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, k), e)[0]
-                    equal = row_add(equal, row_where_equal(term, row, ones))
-                row_store(best, i, row, False)
-                row_store(share, i, row_div(row_scale(row_load(grad, i, dim), scale), row_max(equal, ones)), False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                zero = row_zero(best, dim)
+                ones = row_splat(one, zero)
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    start, stop = indptr[i], indptr[i + 1]
+                    row = _extreme(
+                        zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
+                    )
+                    equal = zero
+                    for k in range(start, stop):
+                        e = _entry(entries, k)
+                        term = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, k), e)[0]
+                        equal = row_add(equal, row_where_equal(term, row, ones))
+                    row_store(best, i, row, False)
+                    row_store(share, i, row_div(row_scale(row_load(grad, i, dim), scale), row_max(equal, ones)), False)
 
     @kernel
     def collect(
@@ -336,16 +345,18 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
         """Over the transpose: a row of x receives the shares of the rows whose extreme it attains."""
         _ = version
         one = best.dtype.type(1)
-        for chunk in numba.prange(len(chunks) - 1):
-            zero = row_zero(best, dim)
-            for j in range(chunks[chunk], chunks[chunk + 1]):
-                total = zero
-                for k in range(indptr[j], indptr[j + 1]):
-                    i, e = at(indices, k), _entry(entries, k)
-                    term, factor = _term(zero, one, x, values, col_scales, i, row_scales, j, e)
-                    chosen = row_where_equal(term, row_load(best, i, dim), row_load(share, i, dim))
-                    total = row_mul_add(chosen, factor, total)
-                row_store(out, j, total, False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                zero = row_zero(best, dim)
+                for j in range(chunks[chunk], chunks[chunk + 1]):
+                    total = zero
+                    for k in range(indptr[j], indptr[j + 1]):
+                        i, e = at(indices, k), _entry(entries, k)
+                        term, factor = _term(zero, one, x, values, col_scales, i, row_scales, j, e)
+                        chosen = row_where_equal(term, row_load(best, i, dim), row_load(share, i, dim))
+                        total = row_mul_add(chosen, factor, total)
+                    row_store(out, j, total, False)
 
     @kernel
     def to_values(
@@ -365,18 +376,20 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
     ) -> None:
         _ = version
         one = best.dtype.type(1)
-        for chunk in numba.prange(len(chunks) - 1):
-            zero = row_zero(best, dim)
-            for i in range(chunks[chunk], chunks[chunk + 1]):
-                row, upstream = row_load(best, i, dim), row_load(share, i, dim)
-                for k in range(indptr[i], indptr[i + 1]):
-                    j, e = at(indices, k), _entry(entries, k)
-                    term = _term(zero, one, x, values, row_scales, i, col_scales, j, e)[0]
-                    factor = _term(zero, one, x, None, row_scales, i, col_scales, j, e)[0]
-                    chosen = row_where_equal(term, row, upstream)
-                    if values.ndim == 1:
-                        out[e] += row_dot(chosen, factor)
-                    else:
-                        row_store(out, e, row_mul(chosen, factor), False)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                zero = row_zero(best, dim)
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    row, upstream = row_load(best, i, dim), row_load(share, i, dim)
+                    for k in range(indptr[i], indptr[i + 1]):
+                        j, e = at(indices, k), _entry(entries, k)
+                        term = _term(zero, one, x, values, row_scales, i, col_scales, j, e)[0]
+                        factor = _term(zero, one, x, None, row_scales, i, col_scales, j, e)[0]
+                        chosen = row_where_equal(term, row, upstream)
+                        if values.ndim == 1:
+                            out[e] += row_dot(chosen, factor)
+                        else:
+                            row_store(out, e, row_mul(chosen, factor), False)
 
     return find, collect, to_values
