@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gnnrec import process
 from gnnrec.config import CatalogConfig, EvaluateConfig, RecommendConfig, TrainConfig, did_you_mean, fill
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.storage import storage_errors
@@ -141,8 +142,7 @@ FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i"
 
 def main() -> None:
     """Entry point of the `gnnrec` command."""
-    # Before torch is imported: its idle OpenMP threads would spin on the cores that the kernels' threads need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    process.prepare()
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(_help())

@@ -19,8 +19,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before any OpenMP runtime is loaded: pools that spin between calls would take the cores from the next contender.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from gnnrec import process
+
+process.prepare()  # for all contenders, and before torch and any OpenMP runtime are loaded
+# ruff: noqa: E402
 
 import measure
 import torch
