@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report(
         machine=measure.machine(),
         versions=measure.versions(),
-        options={name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        options={name: v for name, v in vars(options).items() if name != "out"},
         data={
             "name": w.name,
             "users": w.graph.num_users,

@@ -158,6 +158,7 @@ def plot(report: Report, path: Path) -> None:
     bar_axis = axes[0][0]
     bar_axis.barh(range(len(bars)), [row.ratio for _, row in bars], color="tab:blue")
     bar_axis.set_yticks(range(len(bars)), names, fontsize=7)
+    bar_axis.margins(y=0.01)
     bar_axis.invert_yaxis()
     bar_axis.set_xscale("log")
     bar_axis.axvline(1, color="black", linewidth=0.8)
