@@ -19,6 +19,7 @@ def prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt and not any(name.startswith("MALLOC_") for name in os.environ):
+    given = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ)
+    if mallopt and not given and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most it takes
         mallopt(_TRIM_THRESHOLD, 1 << 30)

@@ -106,9 +106,10 @@ def test_dropout_of_attention_is_the_oracle_with_the_same_weights_dropped(graph)
     assert torch.equal(ops.gat_conv(matrix, **inputs, dropout=0.4), ops.gat_conv(matrix, **inputs))
 
 
-def test_heads_that_fall_into_parts_drop_the_same_weights_in_each():
+@pytest.mark.parametrize(("heads", "dim"), [(2, 200), (16, 16)], ids=["parts", "panels"])
+def test_dropout_of_heads_that_kernels_take_one_after_another(heads, dim):
     matrix = case_matrices()["user_item"]
-    inputs = layer_inputs(matrix, heads=2, dim=200)
+    inputs = layer_inputs(matrix, heads, dim)
     assert_close(*(evaluate(function, matrix, inputs, **DROPOUT) for function in (ops.gat_conv, reference)))
 
 
@@ -182,6 +183,15 @@ def test_edge_softmax_does_not_overflow(offset):
     assert apart == [float(offset > 0), float(offset < 0), 1.0]
 
 
+def test_minus_infinity_in_a_whole_piece_of_a_long_row():
+    n = 2 * LONG
+    matrix = SparseMatrix.from_coo([0] * n + [1] * n, [*range(n)] * 2, shape=(2, n))
+    logits = torch.zeros(2 * n)
+    logits[:LONG], logits[n:] = -math.inf, -math.inf
+    expected = torch.cat([row.softmax(dim=0) for row in logits.split(n)])
+    torch.testing.assert_close(ops.edge_softmax(matrix, logits), expected, equal_nan=True)
+
+
 def test_edge_softmax_takes_infinities_as_torch_does():
     matrix = SparseMatrix.from_coo([0] * 3 + [1] * 2 + [2] * 2, [0, 1, 2, 0, 1, 0, 1], shape=(3, 3))
     inf, nan = math.inf, math.nan
@@ -212,7 +222,7 @@ def bad_calls():
         "weight must be torch.float64 or torch.float32, got torch.float16": lambda: gat(
             **inputs | {"weight": inputs["weight"].half()}
         ),
-        "negative_slope must be at least 0, got -0.1": lambda: gat(**inputs, negative_slope=-0.1),
+        "negative_slope must be at least 0 and finite, got -0.1": lambda: gat(**inputs, negative_slope=-0.1),
         "dropout must .* got 1.0": lambda: gat(**inputs, dropout=1.0),
         "logits must have shape \\[120\\], got \\[119\\]": lambda: softmax(torch.zeros(square.nnz - 1)),
         "logits must have shape \\[120, dim >= 1\\], got \\[120, 0\\]": lambda: softmax(torch.zeros(square.nnz, 0)),

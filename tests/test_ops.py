@@ -544,6 +544,33 @@ def test_accumulation_in_place():
         ops.spmm_accumulate(out, matrix, x.requires_grad_())
     with pytest.raises(ValueError, match="rows of out must be contiguous"):
         ops.spmm_accumulate(torch.zeros(33, 50).t(), matrix, x.detach())
+    with pytest.raises(ValueError, match="rows of out must be contiguous and apart"):
+        ops.spmm_accumulate(torch.zeros(1, 33).expand(50, 33), matrix, x.detach())
+    shared = torch.zeros(60, 33)
+    with pytest.raises(ValueError, match="must not share memory"):
+        ops.spmm_accumulate(shared[:50], matrix, shared[10:])
+
+
+def test_values_of_a_matrix_are_not_rounded_to_halves():
+    values = torch.tensor([1 + 2**-9, 1.0])
+    matrix = SparseMatrix.from_coo(torch.tensor([0, 0]), torch.tensor([0, 1]), values, shape=(1, 2))
+    x = torch.tensor([[1.0], [-1.0]], dtype=torch.bfloat16)
+    assert ops.spmm(matrix, x).item() == 2**-9
+    assert ops.spmm_accumulate(torch.zeros(1, 1, dtype=torch.bfloat16), matrix, x).item() == 2**-9
+
+
+def test_numbers_that_change_after_they_were_checked_change_nothing():
+    pointers, columns = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 0], dtype=torch.int32)
+    x = draw((3, 4), 0, torch.float32).requires_grad_()
+    results = [
+        ops.spmm(SparseMatrix.from_csr(pointers, columns, shape=(2, 3)), x),
+        ops.gather_segment_reduce(x, columns, pointers),
+        ops.segment_reduce(x, pointers),
+        ops.index_scatter(x, columns, 2),
+    ]
+    expected = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in results]
+    pointers.fill_(10**9), columns.fill_(10**9)
+    assert_bit_equal([torch.autograd.grad(y.square().sum(), x)[0] for y in results], expected)
 
 
 def test_matrices_from_elsewhere():

@@ -70,8 +70,9 @@ class SparseMatrix:
         rows, cols = shape
         if max(rows, cols) > MAX_INT32 or min(rows, cols) < 0:
             raise ValueError(f"shape must lie within 0 and {MAX_INT32}, got {shape}")
-        pointers = torch.from_numpy(np.require(_build.numbers("indptr", indptr), np.int64, ["C", "W"]))
-        columns = torch.from_numpy(np.require(_build.numbers("indices", indices, cols), np.int32, ["C", "W"]))
+        # Copies: what is checked here, kernels trust for as long as the matrix lives.
+        pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
+        columns = torch.from_numpy(np.array(_build.numbers("indices", indices, cols), np.int32))
         if pointers.shape != (rows + 1,) or pointers[0] != 0 or pointers[-1] != columns.numel():
             raise ValueError(
                 f"indptr must hold rows + 1 = {rows + 1} numbers from 0 to nnz = {columns.numel()}, got shape "

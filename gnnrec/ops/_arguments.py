@@ -74,6 +74,11 @@ def _check_tensor(operator: str, name: str, x: Any, dtypes: Sequence[torch.dtype
         raise ValueError(f"{operator}: {name} must be {' or '.join(map(str, dtypes))}, got {x.dtype}")
 
 
+def check_indices(operator: str, name: str, x: Any) -> None:
+    """Raise a ValueError that says what was received unless `x` is an int64 CPU tensor."""
+    _check_tensor(operator, name, x, (torch.int64,))
+
+
 def pack(matrix: SparseMatrix, entries: torch.Tensor | None = None) -> list[torch.Tensor]:
     """The matrix as torch.library takes it: pointers, columns, scales, schedule, and which edge value belongs to an
     entry, where that is not its own number. What there is not is empty."""

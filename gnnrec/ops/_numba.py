@@ -13,7 +13,8 @@ import torch
 
 # Kernels never divide by zero in a way that Python's check would catch, and they run without the interpreter's lock.
 kernel: Any = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-inline: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+# What kernels call is part of them and has no cache of its own, which would not notice changes in other files.
+inline: Any = numba.njit(nogil=True, error_model="numpy")
 
 # numba keys its disk cache by a kernel's own file and closure variables, not by what it calls in other files. Kernels
 # that call such code have this hash of it as a closure variable, which keeps stale machine code out. The schedule's

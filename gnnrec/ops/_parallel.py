@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -40,7 +39,7 @@ def new_counter() -> Any:
     return counter
 
 
-@numba.njit(nogil=True, error_model="numpy")  # numba cannot use a generator from its disk cache
+@inline
 def items(counter: Any, total: Any) -> Any:
     """Those of the items 0 to total - 1 that this thread gets."""
     item = _take(counter, total)

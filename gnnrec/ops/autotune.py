@@ -1,7 +1,7 @@
 """Which schedule a matrix is walked with: measured once, kept in a file as data.
 
 The choices are how far ahead rows are prefetched and in how many chunks rows are handed to threads. Neither changes a
-result by a bit. The file belongs to one machine.
+result of spmm by a bit. The file belongs to one machine.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def bpr_loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg:
     """
     _arguments.check_dense("bpr_loss", "final", final)
     _arguments.check_dense("bpr_loss", "ego", ego, final.shape[0], final.shape[1], (final.dtype,))
-    if triples.dtype != torch.int64 or triples.dim() != 2 or len(triples) != 3 or triples.shape[1] == 0:
+    _arguments.check_indices("bpr_loss", "triples", triples)
+    if triples.dim() != 2 or len(triples) != 3 or triples.shape[1] == 0:
         raise ValueError(f"bpr_loss: triples must be int64 [3, batch >= 1], got {triples.dtype} {list(triples.shape)}")
     result: torch.Tensor = _loss(final, ego, triples, float(reg))
     return result

@@ -44,7 +44,7 @@ def softmax(pattern: tuple[Any, ...], logits: Any, out: Any, dtype: Any) -> None
         partial = np.empty((len(pieces), 2, x.shape[1]), dtype)
         _compile_softmax(x.shape[1])(indptr, chunks, x, p, partial)
         if len(pieces):
-            _compile_long_softmax(x.shape[1])(pieces, long, x, p, partial)
+            _compile_long_softmax(x.shape[1])(pieces, long, x, p, partial, np.finfo(dtype).min)
 
 
 def backward(pattern: tuple[Any, ...], p: Any, grad: Any, out: Any, dtype: Any) -> None:
@@ -140,8 +140,8 @@ def _compile_long_softmax(heads: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(pieces: Any, long: Any, logits: Any, out: Any, partial: Any) -> None:
-        """partial [pieces, 2, heads]: the greatest logit, the sum of exp(logit - it)."""
+    def run(pieces: Any, long: Any, logits: Any, out: Any, partial: Any, lowest: Any) -> None:
+        """partial [pieces, 2, heads]: the greatest logit, the sum of exp(logit - it). lowest: finite number."""
         _ = version  # part of the cache key
         for r in numba.prange(len(pieces)):
             batch, zero = np.empty((BATCH, heads), partial.dtype), row_zero(logits, heads)
@@ -154,8 +154,11 @@ def _compile_long_softmax(heads: int) -> Any:
             for r in range(first + 1, last):
                 top = _greater(row_load(partial[:, 0], r, heads), top)
             for r in range(first, last):
-                factor = row_exp(row_sub(row_load(partial[:, 0], r, heads), top))
-                total = row_mul_add(factor, row_load(partial[:, 1], r, heads), total)
+                below = row_sub(row_load(partial[:, 0], r, heads), top)
+                term = row_mul(row_exp(below), row_load(partial[:, 1], r, heads))
+                # The sum of a piece of nothing but -inf is NaN, and counts for nothing beside others.
+                nothing = row_sub(row_splat(lowest, below), below)
+                total = row_add(total, row_where_positive(nothing, row_zero(partial[0], heads), term))
             for r in range(first, last):
                 row_store(partial[:, 0], r, top, False)
                 row_store(partial[:, 1], r, total, False)

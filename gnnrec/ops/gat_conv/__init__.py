@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ def gat_conv(
 
     Only the pattern of the matrix counts, not its scales or values; entries that repeat are neighbours twice. Rows
     without entries are 0. Differentiable once with respect to all dense arguments. Two numbers a row and head are kept
-    for the backward pass, nothing for an entry or a column: it computes h and the weights again. Everything but the
-    arguments and the result is float32 for halves. The result is bit-equal for any number of threads.
+    for the backward pass (a third with `x_rows`), nothing for an entry or a column: it computes h and the weights
+    again. Everything but the arguments and the result is float32 for halves. The result is bit-equal for any number of
+    threads. Inside torch.compile the transpose cannot be built: touch `matrix.T` before.
 
     Args:
         matrix: SparseMatrix [rows, cols]; square unless there is `x_rows`.
@@ -64,15 +66,18 @@ def gat_conv(
     "Understanding GNN computational graph", sections 3 and 5.
     """
     _check(matrix, x, weight, attn_row, attn_col, x_rows)
-    if not negative_slope >= 0:
-        raise ValueError(f"gat_conv: negative_slope must be at least 0, got {negative_slope}")
+    if not 0 <= negative_slope < math.inf:
+        raise ValueError(f"gat_conv: negative_slope must be at least 0 and finite, got {negative_slope}")
     _dropout.check_probability("gat_conv", "dropout", dropout)
     heads, dim = attn_row.shape
     wide = _arguments.compute_dtype(x.dtype)
     # [heads, dim, in]; heads that fall into parts are filled up to equal ones. Contiguous, for one result to the bit.
     blocks = F.pad(weight.to(wide).reshape(heads, dim, -1).contiguous(), (0, 0, 0, -dim % parts(dim)))
     # <attn, weight x> = <weight.T attn, x>
-    row_weight, col_weight = (torch.bmm(attn.to(wide)[:, None], blocks[:, :dim])[:, 0] for attn in (attn_row, attn_col))
+    row_weight, col_weight = (
+        torch.cat([matmul(vector[None], block[:dim].T) for vector, block in zip(attn.to(wide), blocks)])
+        for attn in (attn_row, attn_col)
+    )
     row_scores = None
     if x_rows is None:
         col_weight = torch.cat([col_weight, row_weight])
@@ -187,12 +192,16 @@ def _attend_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, weight, score_weight and of the row scores."""
     wide = x.to(weight.dtype)
-    # h lies where the gradient of x will, if that is large enough.
+    # The gradient of x will lie where h does now, if it fits.
     memory = weight.new_empty(len(x) * max(x.shape[1], len(weight)))
-    grad_x = memory.view(x.shape) if len(weight) <= x.shape[1] else weight.new_empty(x.shape)
     h, attention = _inputs(wide, weight, score_weight, row_scores, seed, negative_slope, dropout, memory)
     grads, numbers = _arguments.array(grad), _arguments.array(stats)
     dots, grad_scores = cpu.row_gradient(_arguments.matrix_arrays(matrix, weight.dtype), h, attention, numbers, grads)
+    del h
+    grad_x = memory.view(x.shape) if len(weight) <= x.shape[1] else None
+    del memory
+    if grad_x is None:
+        grad_x = weight.new_empty(x.shape)
     grad_weight, grad_score_weight = cpu.column_gradient(
         _arguments.matrix_arrays(transposed, weight.dtype),
         _arguments.array(wide),

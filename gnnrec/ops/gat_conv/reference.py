@@ -58,6 +58,8 @@ def cases() -> list[Case]:
         ("square", 300, 4, 16),
         ("user_item", 7, 3, 11),
         ("user_item", 7, 4, 100),
+        ("square", 7, 16, 16),
+        ("square", 7, 24, 3),
         ("unscaled", 5, 1, 257),
         ("trailing", 5, 3, 11),
         ("no_edges", 5, 3, 11),

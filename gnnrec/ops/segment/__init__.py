@@ -38,7 +38,7 @@ def segment_reduce(x: torch.Tensor, indptr: torch.Tensor, *, reduce: str = "sum"
     """
     _arguments.check_dense("segment_reduce", "x", x)
     check_reduce("segment_reduce", reduce)
-    pointers = torch.as_tensor(_build.numbers("indptr", indptr), dtype=torch.int64)
+    pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
     if len(pointers) == 0 or pointers[0] != 0 or pointers[-1] != len(x) or bool((pointers.diff() < 0).any()):
         raise ValueError(f"segment_reduce: indptr must rise from 0 to {len(x)}, got {pointers}")
     rows, counts = len(pointers) - 1, pointers.diff()
@@ -99,7 +99,7 @@ def index_scatter(src: torch.Tensor, index: torch.Tensor, size: int, *, reduce: 
     indptr, places = _build.group_by(numbers, np.arange(len(numbers), dtype=np.int32), size)
     matrix = SparseMatrix(torch.from_numpy(indptr), torch.from_numpy(places), (size, len(src)))
     if src.requires_grad:
-        _link(matrix, torch.from_numpy(numbers.astype(np.int32, copy=False)))
+        _link(matrix, torch.from_numpy(numbers.astype(np.int32)))
     return spmm(autotune.apply(matrix, src.shape[1], src.dtype), src, reduce=reduce)
 
 

@@ -58,7 +58,7 @@ def spmm(
     if values is not None:
         _arguments.check_values("spmm", matrix, values, x)
     elif matrix.values is not None:
-        values = matrix.values.to(x.dtype)
+        values = matrix.values.to(_arguments.compute_dtype(x.dtype))
     if add is not None:
         _arguments.check_dense("spmm", "add", add, rows=matrix.shape[0], cols=x.shape[1], dtypes=(x.dtype,))
     if reduce == "mean":
@@ -91,9 +91,12 @@ def spmm_accumulate(out: torch.Tensor, matrix: SparseMatrix, x: torch.Tensor, *,
     _arguments.check_dense("spmm_accumulate", "out", out, matrix.shape[0], x.shape[1], (x.dtype,))
     if torch.is_grad_enabled() and (out.requires_grad or x.requires_grad):
         raise ValueError("spmm_accumulate: has no gradient; use spmm(..., add=...) or torch.no_grad()")
-    if out.stride(-1) != 1:
-        raise ValueError(f"spmm_accumulate: the rows of out must be contiguous, got strides {out.stride()}")
-    _accumulate(out, _arguments.pack(matrix), x, None if matrix.values is None else matrix.values.to(x.dtype), scale)
+    if out.stride(-1) != 1 or (len(out) > 1 and out.stride(0) < out.shape[1]):
+        raise ValueError(f"spmm_accumulate: the rows of out must be contiguous and apart, got strides {out.stride()}")
+    if torch._C._overlaps(out, x):
+        raise ValueError("spmm_accumulate: out must not share memory with x")
+    values = None if matrix.values is None else matrix.values.to(_arguments.compute_dtype(x.dtype))
+    _accumulate(out, _arguments.pack(matrix), x, values, scale)
     return out
 
 
