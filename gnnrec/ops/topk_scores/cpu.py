@@ -8,6 +8,7 @@ and stays.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -15,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from gnnrec.ops._numba import inline, kernel
+from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._vector import intrinsic
 
@@ -28,7 +29,7 @@ STRIP = 64  # entries of a dense row looked at at once
 
 def topk_scores(users: Any, items: Any, k: int, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
     """Fill out_items int32 and out_scores float32 [users, k]; seen[indptr[u]:indptr[u + 1]] is left out, sorted."""
-    _topk_scores(users, _pack_items(items), len(items), k, indptr, seen, out_items, out_scores)
+    _compile_scores()(users, _pack_items(items), len(items), k, indptr, seen, out_items, out_scores)
 
 
 @inline
@@ -99,55 +100,62 @@ def _pack_items(items: Any) -> Any:
     return packed
 
 
-@kernel
-def _topk_scores(
-    users: Any, tiles: Any, num_items: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any
-) -> None:
-    num_users, dim = users.shape
-    padded = tiles.shape[1]
-    counter = new_counter()
-    for _worker in numba.prange(workers((num_users + BLOCK - 1) // BLOCK)):
-        for block in items(counter, (num_users + BLOCK - 1) // BLOCK):
-            first = block * BLOCK
-            count = min(BLOCK, num_users - first)
-            groups = (count + GROUP - 1) // GROUP
-            packed = np.zeros((groups, padded, GROUP), np.float32)
-            for u in range(count):
-                for column in range(dim):
-                    packed[u // GROUP, column, u % GROUP] = users[first + u, column]
-            sizes = np.zeros(BLOCK, np.int64)
-            cursors = np.zeros(BLOCK, np.int64)
-            thresholds = np.full(BLOCK, -np.inf, np.float32)
-            thresholds[count:] = np.inf
-            scores = np.empty((GROUP, TILE), np.float32)
-            masks = np.empty(GROUP, np.int32)
-            for tile in range(len(tiles)):
-                for group in range(groups):
-                    if _score_tile(packed, group, tiles, tile, thresholds, scores, masks) == 0:
-                        continue
-                    for lane_user in range(GROUP):
-                        mask = masks[lane_user]
-                        if mask == 0:
+@cache
+def _compile_scores() -> Any:
+    version = VERSION
+
+    @kernel
+    def run(
+        users: Any, tiles: Any, num_items: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any
+    ) -> None:
+        _ = version  # part of the cache key
+        num_users, dim = users.shape
+        padded = tiles.shape[1]
+        counter = new_counter()
+        for _worker in numba.prange(workers((num_users + BLOCK - 1) // BLOCK)):
+            for block in items(counter, (num_users + BLOCK - 1) // BLOCK):
+                first = block * BLOCK
+                count = min(BLOCK, num_users - first)
+                groups = (count + GROUP - 1) // GROUP
+                packed = np.zeros((groups, padded, GROUP), np.float32)
+                for u in range(count):
+                    for column in range(dim):
+                        packed[u // GROUP, column, u % GROUP] = users[first + u, column]
+                sizes = np.zeros(BLOCK, np.int64)
+                cursors = np.zeros(BLOCK, np.int64)
+                thresholds = np.full(BLOCK, -np.inf, np.float32)
+                thresholds[count:] = np.inf
+                scores = np.empty((GROUP, TILE), np.float32)
+                masks = np.empty(GROUP, np.int32)
+                for tile in range(len(tiles)):
+                    for group in range(groups):
+                        if _score_tile(packed, group, tiles, tile, thresholds, scores, masks) == 0:
                             continue
-                        u = group * GROUP + lane_user
-                        user = first + u
-                        for lane in range(TILE):
-                            item = tile * TILE + lane
-                            if (mask >> lane) & 1 == 0 or item >= num_items:
+                        for lane_user in range(GROUP):
+                            mask = masks[lane_user]
+                            if mask == 0:
                                 continue
-                            at = indptr[user] + cursors[u]
-                            while at < indptr[user + 1] and seen[at] < item:
-                                at += 1
-                            cursors[u] = at - indptr[user]
-                            if at < indptr[user + 1] and seen[at] == item:
-                                continue
-                            sizes[u] = _offer(
-                                out_scores[user], out_items[user], sizes[u], scores[lane_user, lane], item
-                            )
-                        if sizes[u] == k:
-                            thresholds[u] = out_scores[user, 0]
-            for u in range(count):
-                _finish(out_scores[first + u], out_items[first + u], sizes[u])
+                            u = group * GROUP + lane_user
+                            user = first + u
+                            for lane in range(TILE):
+                                item = tile * TILE + lane
+                                if (mask >> lane) & 1 == 0 or item >= num_items:
+                                    continue
+                                at = indptr[user] + cursors[u]
+                                while at < indptr[user + 1] and seen[at] < item:
+                                    at += 1
+                                cursors[u] = at - indptr[user]
+                                if at < indptr[user + 1] and seen[at] == item:
+                                    continue
+                                sizes[u] = _offer(
+                                    out_scores[user], out_items[user], sizes[u], scores[lane_user, lane], item
+                                )
+                            if sizes[u] == k:
+                                thresholds[u] = out_scores[user, 0]
+                for u in range(count):
+                    _finish(out_scores[first + u], out_items[first + u], sizes[u])
+
+    return run
 
 
 @kernel
