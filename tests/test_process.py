@@ -17,7 +17,7 @@ assert "torch" not in sys.modules
 print(os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"])
 import torch
 faults = []
-for _ in range(12):
+for _ in range(24):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     pair = torch.zeros(18 << 18), torch.zeros(18 << 18)  # 18 MiB each
     del pair
