@@ -51,7 +51,7 @@ def _softmax(matrix: list[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@torch.library.custom_op("gnnrec::edge_softmax_backward", mutates_args=())
+@torch.library.custom_op("gnnrec::edge_softmax_gradient", mutates_args=())
 def _softmax_backward(matrix: list[torch.Tensor], p: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """p * (grad - sum over the row of p * grad)."""
     out = p.new_empty(p.shape)

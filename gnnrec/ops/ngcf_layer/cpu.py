@@ -93,6 +93,8 @@ def _aggregate_block(
 
 @cache
 def compile_aggregate(dim: int) -> Any:
+    """The sum over kept entries for a width: a kernel that fills out [rows, dim], from x [cols, dim], and partial, the
+    sums of the pieces of long rows [pieces, dim]."""
     version = VERSION
 
     @kernel
@@ -151,6 +153,8 @@ def _panel(dim: int) -> int:
 
 @cache
 def compile_forward(dim: int, out_dim: int) -> Any:
+    """The layer for its two widths: a kernel that fills out [rows, out_dim], norms [rows] or none, and the aggregates
+    [rows, dim] where they are kept."""
     version, width = VERSION, _panel(dim)
 
     @kernel
@@ -229,6 +233,8 @@ def compile_forward(dim: int, out_dim: int) -> Any:
 
 @cache
 def compile_backward(dim: int, out_dim: int) -> Any:
+    """Its gradients: a kernel that fills those of the rows' features and of the aggregates, both [rows, dim], and
+    leaves those of the weights [out_dim, 2 dim] and the bias [2, out_dim] in partial[0] and partial_bias[0]."""
     version, width = VERSION, _panel(dim)
 
     @kernel
