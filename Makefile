@@ -1,5 +1,6 @@
 # make train   create .venv, install, train the default configuration
 # make test    create .venv, install with everything the tests need, run them
+# make test-gpu  the tests of the Triton kernels on this machine's GPU, then under compute-sanitizer where there is one
 # TORCH=...    another build of torch; VENV=... another place; PYTHON=... another interpreter; ARGS=... overrides for train
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -10,13 +11,18 @@ ARGS ?=
 base := $(VENV)/.installed-$(subst =,-,$(subst /,-,$(TORCH)))
 dev := $(base)-dev
 
-.PHONY: train test lint types format clean
+.PHONY: train test test-gpu lint types format clean
 
 train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
 
 test: $(dev)
 	$(VENV)/bin/pytest -rs --numprocesses auto --dist loadgroup
+
+test-gpu: $(dev)
+	$(VENV)/bin/python -c 'from gnnrec import device; print(device.resolve("cuda"))'
+	$(VENV)/bin/pytest tests/gpu -rs
+	PYTHON=$(VENV)/bin/python tests/gpu/sanitize.sh
 
 lint: $(dev)
 	$(VENV)/bin/ruff check .

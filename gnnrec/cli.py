@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnrec import process
-from gnnrec.config import CatalogConfig, EvaluateConfig, RecommendConfig, TrainConfig, did_you_mean, fill
+from gnnrec.config import (
+    CatalogConfig,
+    EvaluateConfig,
+    RecommendConfig,
+    TrainConfig,
+    TuneConfig,
+    did_you_mean,
+    fill,
+)
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.storage import storage_errors
 
@@ -57,7 +65,7 @@ def evaluate(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         runs.set_threads(config.threads)
     parts = {}
     for path in config.run:
-        run = runs.open_run(Path(path))
+        run = runs.open_run(Path(path), config.device)
         for part, metrics in runs.evaluate(run, config.k or run.config.evaluation.k).items():
             parts[path, part] = metrics
     if config.out is None:
@@ -81,7 +89,7 @@ def recommend(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         output.check_out(Path(config.out))
     if config.threads is not None:
         runs.set_threads(config.threads)
-    run = runs.open_run(Path(config.run))
+    run = runs.open_run(Path(config.run), config.device)
     scorer, k, log = run.model.scorer(), config.k, run.data.train
     if verb == "embeddings":
         assert config.out is not None
@@ -121,6 +129,41 @@ def data(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     _table(described["files"])
 
 
+def tune(values: dict[str, Any], run_dir: Path, verb: str) -> None:
+    """Measure the launch shapes of the GPU kernels, keep the fastest."""
+    config = fill(TuneConfig, values)
+    config.validate()
+
+    import torch
+
+    from gnnrec import device as devices
+    from gnnrec.data import dataset
+    from gnnrec.ops import tuner, tuning
+    from gnnrec.training.run import graph_of
+
+    operators = tuple(tuning.CANDIDATES) if config.operators is None else tuple(config.operators)
+    for operator in operators:
+        if operator not in tuning.CANDIDATES:
+            remedy = did_you_mean(operator, list(tuning.CANDIDATES))
+            raise ConfigError(f"is {operator!r}", where="operators", remedy=remedy)
+    if not torch.cuda.is_available():
+        remedy = "Launch shapes exist for the GPU's kernels alone; those of the CPU need none"
+        raise devices.DeviceError("torch sees no GPU", where="gnnrec tune", remedy=remedy)
+    matrix = graph_of(dataset.load(config.data).train).norm_adjacency().to(devices.resolve("cuda"))
+    dtypes = [getattr(torch, name) for name in config.dtypes]
+    options: Any = {"operators": operators, "dims": config.dims, "heads": config.heads, "dtypes": dtypes}
+    out = None if config.out is None else Path(config.out)
+    rows = []
+    for tuned in tuner.tune(matrix, **options):
+        with storage_errors(out or tuning.user_file()):
+            file = tuning.keep(dict.fromkeys(tuned.keys, tuned.shape), out)  # each at once: an interruption loses none
+        shape = " ".join(f"{name}={value}" for name, value in tuned.shape.items())
+        rows.append({"operator": tuned.operator, "dim": tuned.dim, "dtype": tuned.dtype, "launch shape": shape})
+        rows[-1] |= {"ms": 1000 * tuned.seconds, "default ms": 1000 * tuned.default_seconds}
+    _table(rows)
+    print(f"kept in {file}")
+
+
 class App(NamedTuple):
     """An app: its function, its verbs and which of them ("": none) is the default, the key that a bare word is for."""
 
@@ -134,6 +177,7 @@ APPS = {
     "train": App(train),
     "evaluate": App(evaluate),
     "recommend": App(recommend, ("new_users", "similar_items", "embeddings")),
+    "tune": App(tune),
     "data": App(data, ("list", "info", "fetch"), default="list", bare="name"),
 }
 # Of Hydra's options, those that have a use here. (--experimental-rerun reads a pickle, which could run any code.)
@@ -386,6 +430,8 @@ def _show_metrics(summary: dict[str, Any]) -> None:
         f"training {summary['train_seconds']:.1f} s (compilation {summary['compile_seconds']:.1f} s), "
         f"evaluation {summary['eval_seconds']:.1f} s, peak memory {summary['peak_rss_bytes'] / 2**30:.2f} GiB"
     )
+    if "peak_gpu_bytes" in summary:
+        print(f"device {summary['device_name']}, peak memory {summary['peak_gpu_bytes'] / 2**30:.2f} GiB")
 
 
 def _show_parts(parts: dict[str, dict[str, float]]) -> None:

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from gnnrec.device import NAMES as DEVICES
 from gnnrec.errors import ConfigError
 
 SPLITS = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal")
 SOURCES = ("catalog", "files", "synthetic")
 DUPLICATES = ("first", "last", "keep")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr", "map", "coverage")
 
 
@@ -264,7 +266,7 @@ class TrainConfig(GeneralConfig):
             if section is not None:
                 section.validate()
         _within("seed", self.seed, 0, 2**63 - 1)
-        _one_of("device", self.device, ("auto", "cpu"))
+        _one_of("device", self.device, DEVICES)
         _at_least("threads", self.threads, 1)
         gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
         for name, section in gradient_sections.items():
@@ -286,6 +288,7 @@ class EvaluateConfig:
     k: list[int] | None = None
     out: str | None = None
     threads: int | None = None
+    device: str = "auto"
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
@@ -294,6 +297,7 @@ class EvaluateConfig:
         if self.k is not None:
             _cutoffs("k", self.k)
         _at_least("threads", self.threads, 1)
+        _one_of("device", self.device, DEVICES)
 
 
 @dataclass
@@ -309,6 +313,7 @@ class RecommendConfig:
     exclude_seen: bool = True
     out: str | None = None
     threads: int | None = None
+    device: str = "auto"
 
     def validate(self, verb: str) -> None:
         """Raise a ConfigError for a value that cannot be used, or has no effect with this verb."""
@@ -330,6 +335,30 @@ class RecommendConfig:
             raise ConfigError("is not set", where="out", remedy="Give a folder for users.parquet and items.parquet")
         _at_least("k", self.k, 1)
         _at_least("threads", self.threads, 1)
+        _one_of("device", self.device, DEVICES)
+
+
+@dataclass
+class TuneConfig:
+    """What `gnnrec tune` is told."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    operators: list[str] | None = None
+    dims: list[int] = field(default_factory=lambda: [64])
+    heads: int = 4
+    dtypes: list[str] = field(default_factory=lambda: ["float32"])
+    out: str | None = None
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        self.data.validate()
+        _at_least("heads", self.heads, 1)
+        for dim in self.dims:
+            _at_least("dims", dim, 1)
+            if dim % self.heads:
+                raise ConfigError(f"is {dim}", where="dims", remedy=f"It must be a multiple of heads={self.heads}")
+        for dtype in self.dtypes:
+            _one_of("dtypes", dtype, DTYPES)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import pandas as pd
 
+from gnnrec import device as devices
 from gnnrec import models, recommend
 from gnnrec.config import (
     GFCFConfig,
@@ -19,7 +20,7 @@ from gnnrec.config import (
 from gnnrec.data.interactions import Interactions
 from gnnrec.models.scorer import Scorer
 from gnnrec.training.evaluate import Evaluator
-from gnnrec.training.run import graph_of
+from gnnrec.training.run import graph_of, place
 from gnnrec.training.trainer import Trainer
 
 
@@ -64,6 +65,11 @@ class LightGCN(Estimator):
         layers: propagation layers.
         epochs, batch_size, lr, reg, patience, eval_every: of the training; see `conf/`.
         seed: of initial embeddings and sampler; equal seeds give bit-identical results.
+        device: where to train and recommend: cpu, cuda, or auto for a GPU that can run the kernels, where there is one.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+        DeviceError: no such device.
     """
 
     def __init__(
@@ -78,11 +84,12 @@ class LightGCN(Estimator):
         patience: int = 5,
         eval_every: int = 5,
         seed: int = 0,
+        device: str = "auto",
     ) -> None:
         self.config = LightGCNConfig(dim=dim, layers=layers)
         self.loss, self.optimizer = LossConfig(reg=reg), OptimizerConfig(lr=lr)
         self.trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
-        self.seed = seed
+        self.seed, self.device = seed, devices.resolve(device)
         for section in (self.config, self.loss, self.optimizer, self.trainer):
             section.validate()
 
@@ -91,6 +98,7 @@ class LightGCN(Estimator):
         graph = graph_of(train)
         model = models.build(self.config, graph, self.seed)
         assert isinstance(model, models.LightGCN)
+        place(model, self.device)
         evaluator = None
         k = min(20, train.num_items)
         if valid is not None:
@@ -109,10 +117,16 @@ class GFCF(Estimator):
         factors: singular vectors of the ideal low-pass filter.
         ideal_weight: its weight.
         seed: of the decomposition's start.
+        device: as for `LightGCN`.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+        DeviceError: no such device.
     """
 
-    def __init__(self, factors: int = 256, ideal_weight: float = 0.3, *, seed: int = 0) -> None:
+    def __init__(self, factors: int = 256, ideal_weight: float = 0.3, *, seed: int = 0, device: str = "auto") -> None:
         self.config, self.seed = GFCFConfig(factors=factors, ideal_weight=ideal_weight), seed
+        self.device = devices.resolve(device)
         self.config.validate()
 
     def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
@@ -121,5 +135,6 @@ class GFCF(Estimator):
             train.check_same_ids(valid)
         model = models.build(self.config, graph_of(train), self.seed)
         assert isinstance(model, models.GFCF)
+        place(model, self.device)
         self.model = model.fit()
         return self._fitted(train, valid, model.scorer())

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
+from gnnrec import device as devices
 from gnnrec import ops
 from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import ConfigError, DataError
@@ -27,7 +28,10 @@ from gnnrec.storage import atomic_write, storage_errors
 BLOCK = 65536  # users ranked at once
 SUFFIXES = (".parquet", ".csv", ".json")
 
+_memory_errors = devices.memory_errors("ranking", lower="k or model.dim")
 
+
+@_memory_errors
 def recommend(
     scorer: Scorer,
     user_ids: IdMap,
@@ -54,13 +58,16 @@ def recommend(
     """
     _check_k(k, len(item_ids))
     numbers = np.arange(len(user_ids)) if users is None else known_numbers(user_ids, users, "user")
-    frames = []
+    frames, device = [], scorer.item_vectors.device
+    seen = None if seen is None else seen.to(device)
     for block in torch.from_numpy(numbers.astype(np.int64)).split(BLOCK):
-        ranked = scorer.topk(block, k, None if seen is None else seen.select_rows(block))
+        there = block.to(device)
+        ranked = scorer.topk(there, k, None if seen is None else seen.select_rows(there))
         frames.append(_frame(user_ids.decode(block.numpy()), item_ids, *ranked))
     return pd.concat(frames, ignore_index=True)
 
 
+@_memory_errors
 def recommend_new_users(scorer: Scorer, item_ids: IdMap, history: Interactions, k: int = 20) -> pd.DataFrame:
     """The k best items of users who were not in training, from the items they have interacted with.
 
@@ -88,15 +95,16 @@ def recommend_new_users(scorer: Scorer, item_ids: IdMap, history: Interactions, 
             where=history.name,
             remedy="Leave these users out",
         )
-    matrix = graph.user_item()
+    matrix = graph.user_item().to(scorer.item_vectors.device)
     frames = []
     for block in torch.arange(graph.num_users).split(BLOCK):
-        rows = matrix.select_rows(block)
+        rows = matrix.select_rows(block.to(matrix.device))
         ranked = scorer.topk_by_history(rows, k, rows)
         frames.append(_frame(history.user_ids.decode(block.numpy()), item_ids, *ranked))
     return pd.concat(frames, ignore_index=True)
 
 
+@_memory_errors
 def similar_items(
     scorer: Scorer, item_ids: IdMap, items: Sequence[Any] | npt.NDArray[Any] | None = None, k: int = 20
 ) -> pd.DataFrame:
@@ -115,7 +123,7 @@ def similar_items(
     frames = []
     for block in torch.from_numpy(numbers.astype(np.int64)).split(BLOCK):
         itself = SparseMatrix(torch.arange(len(block) + 1), block.int(), (len(block), len(item_ids)))
-        ranked = ops.topk_scores(vectors[block], vectors, k=k, seen=itself)
+        ranked = ops.topk_scores(vectors[block.to(vectors.device)], vectors, k=k, seen=itself.to(vectors.device))
         frames.append(_frame(item_ids.decode(block.numpy()), item_ids, *ranked))
     return pd.concat(frames, ignore_index=True).rename(columns={"item": "similar", "user": "item"})
 
@@ -131,7 +139,10 @@ def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa
     sides = {"users": (user_ids, scorer.user_vectors), "items": (item_ids, scorer.item_vectors)}
     return {
         name: pa.table(
-            {"id": ids.ids, "vector": pa.FixedSizeListArray.from_arrays(vectors.numpy().ravel(), vectors.shape[1])}
+            {
+                "id": ids.ids,
+                "vector": pa.FixedSizeListArray.from_arrays(vectors.cpu().numpy().ravel(), vectors.shape[1]),
+            }
         )
         for name, (ids, vectors) in sides.items()
     }
@@ -234,12 +245,13 @@ def _check_k(k: int, most: int) -> None:
 
 def _frame(of: npt.NDArray[Any], item_ids: IdMap, items: torch.Tensor, scores: torch.Tensor) -> pd.DataFrame:
     """One row for each place in the rankings that holds an item."""
-    rows, places = np.nonzero(items.numpy() >= 0)
+    numbers = items.cpu().numpy()
+    rows, places = np.nonzero(numbers >= 0)
     return pd.DataFrame(
         {
             "user": of[rows],
-            "item": item_ids.decode(items.numpy()[rows, places]),
+            "item": item_ids.decode(numbers[rows, places]),
             "rank": places + 1,
-            "score": scores.numpy()[rows, places],
+            "score": scores.cpu().numpy()[rows, places],
         }
     )

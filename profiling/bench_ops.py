@@ -1,12 +1,14 @@
 """Our operators beside their peers, in one process and one table: each result is checked first, then all are timed in
-turn, with quartiles, peak memory and the share of this machine's gather bandwidth.
+turn, with quartiles, peak memory and the share of this device's bandwidths.
 
     python profiling/bench_ops.py                                 # every operation on Gowalla (GNNREC_DATA)
     python profiling/bench_ops.py --op spmm topk_scores --seconds 20
     python profiling/bench_ops.py --scaling                       # also time against edges, up to 100 M: minutes, 10 GB
+    python profiling/bench_ops.py --device cuda                   # on a GPU, also whole training steps; 80 GB
 
-The table is in operations.py, the peers in peers.py and layer_peers.py, how time and memory are measured in measure.py.
-Peers that are not installed are named as missing. Writes bench_ops.txt, bench_ops.json and bench_ops.png.
+The tables are in operations.py and operations_gpu.py, the peers in peers.py and layer_peers.py, how time and memory are
+measured in measure.py and measure_gpu.py. Peers that are not installed are named as missing. Writes bench_ops.txt,
+bench_ops.json and bench_ops.png.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import gc
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,27 +31,37 @@ import measure
 import torch
 import workload
 from contender import Missing, prepare, require
+from measure_gpu import GpuClock
 from operations import OPERATIONS, Operation
-from report import Point, Report, save, show_end, show_head, show_result
+from operations_gpu import OPERATIONS as GPU_OPERATIONS
+from report import Point, Report, save, save_numbers, show_end, show_head, show_result
 from rich.console import Console
-from runner import run
+from runner import FAILED, OURS, RAISED, run
 
+from gnnrec import device as devices
 from gnnrec import ops
 
 PEERS = ("dgl.nn.pytorch", "torch_geometric.nn", "faiss")
 SCALING_EDGES = (1, 2, 5, 10, 20, 50, 100)  # millions, directed
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit code is 2 without the GPU that was asked for, 1 where a result of ours is wrong."""
     options = parse(arguments)
+    try:
+        device = devices.resolve(options.device)
+    except devices.DeviceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    clock = measure.Clock() if options.device == "cpu" else GpuClock(device)
     ops.set_num_threads(options.threads)
     torch.set_num_interop_threads(1)
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
     console = Console(width=150, record=True)
-    w = workload.load(options.data, options.dim, options.threads, options.quick)
+    fields = {} if options.device == "cpu" else {"device": device, "step_batch": workload.GPU_STEP_BATCH}
+    w = workload.load(options.data, options.dim, options.threads, options.quick, **fields)
     report = Report(
-        machine=measure.machine(),
+        machine=clock.machine(),
         versions=measure.versions(),
         options={name: v for name, v in vars(options).items() if name != "out"},
         data={
@@ -59,23 +72,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         load_before=os.getloadavg(),
         bandwidth={
-            "from a buffer of the operand's size": measure.gather_bandwidth(4 * w.nodes * w.dim, w.threads),
-            "from one of 4 last-level caches": measure.gather_bandwidth(4 * measure.last_level_cache(), w.threads),
+            "from a buffer of the operand's size": clock.gather_bandwidth(4 * w.nodes * w.dim, w.threads),
+            "from one of 4 last-level caches": clock.gather_bandwidth(4 * clock.cache_bytes(), w.threads),
         },
+        copy_bandwidth=clock.copy_bandwidth,
     )
     show_head(report, console)
     import_peers()
-    for operation in chosen(options.op):
+    for operation in chosen(options.op, OPERATIONS if options.device == "cpu" else GPU_OPERATIONS):
+        if operation.large and not w.name.startswith(workload.LARGE_NAME):
+            w = workload.load_large(w, options.quick)  # the last ones of the table
         graph = workload.load_wide(w.dim, w.threads, options.quick) if operation.wide else w
         for mode in operation.modes:
-            report.results.append(run(operation, mode, graph, options.seconds, options.repeats))
+            report.results.append(run(operation, mode, graph, options.seconds, options.repeats, clock))
             show_result(report.results[-1], console)
+            save_numbers(report, options.out)  # what is measured stays, whatever comes
     if options.scaling:
         report.scaling = [scale(millions, options) for millions in SCALING_EDGES]
     report.load_after, report.openmp = os.getloadavg(), measure.openmp_runtimes()
     show_end(report, console)
     save(report, console, options.out)
     gc.unfreeze()
+    failed = [row for result in report.results for row in result.rows if row.status in (RAISED, FAILED)]
+    return int(any(row.name.startswith(OURS) for row in failed))
 
 
 def import_peers() -> None:
@@ -92,25 +111,32 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted({operation.op for operation in OPERATIONS})
     parser.add_argument("--op", nargs="+", choices=names, default=names, metavar="OP", help=f"of {', '.join(names)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--data", default="gowalla", help="a data set of the catalog")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=30, help="the most timed calls of a contender")
-    parser.add_argument("--seconds", type=float, default=20, help="for the timed calls of an operation in a mode")
+    parser.add_argument(
+        "--seconds", type=float, help="for the timed calls of an operation in a mode; 20 by default, on a GPU 1"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_ops"))
     parser.add_argument(
         "--quick", action="store_true", help="a tiny graph and few calls: checks, but no timings to quote"
     )
     parser.add_argument("--scaling", action="store_true", help="time spmm from 1 M to 100 M directed edges as well")
     options = parser.parse_args(arguments)
+    if options.scaling and options.device == "cuda":
+        parser.error("--scaling measures the CPU")
+    if options.seconds is None:
+        options.seconds = 20.0 if options.device == "cpu" else 1.0
     if options.quick:
         options.repeats, options.seconds = 3, 0.0
     return options
 
 
-def chosen(names: Sequence[str]) -> list[Operation]:
+def chosen(names: Sequence[str], table: Sequence[Operation]) -> list[Operation]:
     """The operations of those operators, in the table's order."""
-    return [operation for operation in OPERATIONS if operation.op in names]
+    return [operation for operation in table if operation.op in names]
 
 
 def scale(millions: int, options: argparse.Namespace) -> Point:
@@ -128,4 +154,4 @@ def scale(millions: int, options: argparse.Namespace) -> Point:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

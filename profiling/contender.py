@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 
 import torch
 from workload import Tensors, Workload
 
 Call = Callable[[], Tensors]
+
+LR = 1e-3  # of Adam in training steps
+DIRECTIONS = 2  # in which the gradient of a training step is compared
+DIFFERENCE = 1e-7  # of the central differences; a larger one meets more kinks
 
 
 class Missing(Exception):
@@ -65,6 +71,88 @@ def prepare(build: Build, workload: Workload, inputs: Tensors, upstream: Upstrea
         return result
 
     return forward_backward
+
+
+def rotate(calls: Sequence[Call]) -> Call:
+    """A call that is each of these in turn."""
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
+
+
+def prepare_step(build: Build, workload: Workload, inputs: Tensors, captured: bool = False) -> Call:
+    """A call of a training step: the loss, its gradients, a step of fused Adam. Every call changes the parameters.
+
+    Args:
+        build: its forward pass gives the loss, its leaves are the inputs.
+        captured: whether the step is replayed as a CUDA graph.
+    """
+    on_gpu = workload.device.type == "cuda"
+    if captured and not on_gpu:
+        raise Missing("a CUDA graph needs a GPU")
+    leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    forward = build(workload, leaves).forward
+    optimizer = torch.optim.Adam(leaves.values(), lr=LR, fused=True, capturable=on_gpu)
+
+    def step() -> Tensors:
+        loss = forward()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        gradients = {f"gradient of {name}": x.grad for name, x in leaves.items() if x.grad is not None}
+        return {"out": loss.detach(), **gradients}
+
+    if not captured:
+        return step
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # what is made once is made outside of the graph
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    with torch.no_grad():
+        for name, x in leaves.items():
+            x.copy_(inputs[name])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    return partial(_replay, graph, result, step)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, result: Tensors, step: Call) -> Tensors:
+    """A replay of a step, which has the tensors that the graph knows by address, and so has to live as long."""
+    graph.replay()
+    return result
+
+
+def slopes(workload: Workload, given: Tensors, result: Tensors) -> Tensors:
+    """A training step's loss, and its slopes in a few random directions: what `exact_slopes` can find without a
+    backward pass in float64, which no memory holds for a large graph."""
+
+    def slope(number: int) -> torch.Tensor:
+        parts = [(result[f"gradient of {name}"].double() * d).sum() for name, d in direction(workload, given, number)]
+        return torch.stack(parts).sum()
+
+    return {"out": result["out"], "slopes": torch.stack([slope(number) for number in range(DIRECTIONS)])}
+
+
+def exact_slopes(build: Build, workload: Workload, inputs: Tensors) -> Tensors:
+    """The same from an oracle of the loss, by central differences; inputs are float64."""
+
+    def loss(number: int, way: float) -> torch.Tensor:
+        moved = {name: inputs[name] + way * d for name, d in direction(workload, inputs, number)}
+        return build(workload, moved).forward()
+
+    with torch.no_grad():
+        found = [
+            (loss(number, DIFFERENCE) - loss(number, -DIFFERENCE)) / (2 * DIFFERENCE) for number in range(DIRECTIONS)
+        ]
+        return {"out": build(workload, inputs).forward(), "slopes": torch.stack(found)}
+
+
+def direction(workload: Workload, like: Tensors, number: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Random numbers of the inputs' shapes, one after the other."""
+    for k, (name, x) in enumerate(like.items(), 100):
+        yield name, workload.normal(1000 * number + k, *x.shape)
 
 
 def worst_element(x: torch.Tensor, exact: torch.Tensor) -> float:

@@ -21,18 +21,27 @@ def bfloat16_features(w: Workload) -> Tensors:
     return {"x": features(w)["x"].bfloat16().float()}
 
 
+def embeddings(w: Workload) -> Tensors:
+    """Features as a model starts with."""
+    return {"x": 0.1 * features(w)["x"]}
+
+
 def weight(w: Workload, seed: int, *shape: int) -> torch.Tensor:
     """Weights that keep the size of what they are multiplied with."""
     return w.normal(seed, *shape) / math.sqrt(shape[-1])
 
 
-def ngcf_inputs(w: Workload) -> Tensors:
+def ngcf_inputs(w: Workload, layers: int = LAYERS) -> Tensors:
     tensors = features(w)
-    for number in range(LAYERS):
+    for number in range(layers):
         for seed, name in enumerate(("1", "2"), 10 * number + 1):
             tensors[f"w{name}_{number}"] = weight(w, seed, w.dim, w.dim)
             tensors[f"b{name}_{number}"] = weight(w, seed + 2, w.dim)
     return tensors
+
+
+def ngcf_layer_inputs(w: Workload) -> Tensors:
+    return ngcf_inputs(w, 1)
 
 
 def gat_inputs(w: Workload) -> Tensors:

@@ -12,7 +12,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from contender import Missing, Step, require
-from peers import REG, bpr, dgl_graph, edge_index, torch_coo
+from peers import REG, bpr, dgl_graph, edge_index, torch_coo, torch_csr
 from workload import RELATIONS, Tensors, Workload
 
 SLOPE = 0.2  # of LeakyReLU
@@ -43,7 +43,7 @@ def dgl_ngcf(w: Workload, t: Tensors) -> Step:
     counts = {"user": graph.num_users, "item": graph.num_items}
     edges = graph.num_edges
     owner, item = w.rows[:edges], w.cols[:edges] - users
-    everyone = {kind: torch.arange(count) for kind, count in counts.items()}
+    everyone = {kind: torch.arange(count, device=w.device) for kind, count in counts.items()}
     relations = {("user", "bought", "item"): (owner, item), ("item", "bought_by", "user"): (item, owner)}
     loops = {(kind, f"{kind}_self", kind): (each, each) for kind, each in everyone.items()}
     hetero = dgl.heterograph(relations | loops, num_nodes_dict=counts)
@@ -84,14 +84,63 @@ def torch_ngcf(w: Workload, t: Tensors) -> Step:
     def forward() -> torch.Tensor:
         outputs = [t["x"]]
         for number in range(layers_of(t)):
-            h = outputs[-1]
-            s = torch.sparse.mm(matrix, h)
-            first = F.linear(h + s, t[f"w1_{number}"], t[f"b1_{number}"])
-            second = F.linear(s * h, t[f"w2_{number}"], t[f"b2_{number}"])
-            outputs.append(F.normalize(F.leaky_relu(first + second, SLOPE)))
+            outputs.append(_recbole_layer(matrix, outputs[-1], t, number))
         return ngcf_loss(w, outputs)
 
     return Step(forward, t)
+
+
+def edge_ngcf_layer(w: Workload, t: Tensors) -> Step:
+    """The first layer by messages, as the paper writes it: two linear layers for every edge."""
+    layer = _edge_layer(w, t)
+    return Step(lambda: layer(t["x"], 0), t)
+
+
+def edge_ngcf(w: Workload, t: Tensors) -> Step:
+    """A step with such layers."""
+    layer = _edge_layer(w, t)
+
+    def forward() -> torch.Tensor:
+        outputs = [t["x"]]
+        for number in range(layers_of(t)):
+            outputs.append(layer(outputs[-1], number))
+        return ngcf_loss(w, outputs)
+
+    return Step(forward, t)
+
+
+def _edge_layer(w: Workload, t: Tensors) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    norm = w.values[:, None]
+
+    def layer(h: torch.Tensor, number: int) -> torch.Tensor:
+        w1, b1, w2, b2 = (t[f"{name}_{number}"] for name in ("w1", "b1", "w2", "b2"))
+        source = h[w.cols]
+        message = norm * (F.linear(source, w1, b1) + F.linear(source * h[w.rows], w2, b2))
+        return F.normalize(F.leaky_relu(F.linear(h, w1, b1).index_add(0, w.rows, message), SLOPE))
+
+    return layer
+
+
+def torch_ngcf_step(w: Workload, t: Tensors) -> Step:
+    """The loss of a training step with layers as RecBole's, put together for the batch alone."""
+    matrix, triples = torch_csr(w, torch.int32), w.triples(w.step_batch)
+    places = torch.arange(triples.numel(), device=w.device).view_as(triples)
+
+    def forward() -> torch.Tensor:
+        outputs = [t["x"]]
+        for number in range(layers_of(t)):
+            outputs.append(_recbole_layer(matrix, outputs[-1], t, number))
+        final = torch.cat([F.embedding(triples.flatten(), output) for output in outputs], dim=1)
+        return bpr(final, final, places, REG)
+
+    return Step(forward, t)
+
+
+def _recbole_layer(matrix: torch.Tensor, h: torch.Tensor, t: Tensors, number: int) -> torch.Tensor:
+    s = torch.sparse.mm(matrix, h)
+    first = F.linear(h + s, t[f"w1_{number}"], t[f"b1_{number}"])
+    second = F.linear(s * h, t[f"w2_{number}"], t[f"b2_{number}"])
+    return F.normalize(F.leaky_relu(first + second, SLOPE))
 
 
 def _heads(attention: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -101,7 +150,7 @@ def _heads(attention: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tens
 def dgl_gat(w: Workload, t: Tensors) -> Step:
     nn, graph = require("dgl.nn.pytorch"), dgl_graph(w)
     heads, width = t["attn_row"].shape
-    conv = nn.GATConv(w.dim, width, heads, negative_slope=SLOPE, bias=False, allow_zero_in_degree=True)
+    conv = nn.GATConv(w.dim, width, heads, negative_slope=SLOPE, bias=False, allow_zero_in_degree=True).to(w.device)
     leaves = {
         "x": t["x"],
         "weight": fill(conv.fc.weight, t["weight"]),
@@ -115,7 +164,7 @@ def dgl_gat(w: Workload, t: Tensors) -> Step:
 def pyg_gat(w: Workload, t: Tensors) -> Step:
     nn, index = require("torch_geometric.nn"), edge_index(w)
     heads, width = t["attn_row"].shape
-    conv = nn.GATConv(w.dim, width, heads, negative_slope=SLOPE, add_self_loops=False, bias=False)
+    conv = nn.GATConv(w.dim, width, heads, negative_slope=SLOPE, add_self_loops=False, bias=False).to(w.device)
     leaves = {
         "x": t["x"],
         "weight": fill(conv.lin.weight, t["weight"]),
@@ -129,7 +178,7 @@ def pyg_gat(w: Workload, t: Tensors) -> Step:
 def dgl_edge_conv(w: Workload, t: Tensors) -> Step:
     """DGL's difference is x_i - x_j, the paper's x_j - x_i: theta changes its sign."""
     nn, graph = require("dgl.nn.pytorch"), dgl_graph(w)
-    conv = nn.EdgeConv(w.dim, w.dim, allow_zero_in_degree=True)
+    conv = nn.EdgeConv(w.dim, w.dim, allow_zero_in_degree=True).to(w.device)
     theta, phi = fill(conv.theta.weight, -t["theta"]), fill(conv.phi.weight, t["phi"])
     for bias in (conv.theta.bias, conv.phi.bias):
         fill(bias, torch.zeros(w.dim)).requires_grad_(False)
@@ -151,7 +200,8 @@ def pyg_edge_conv(w: Workload, t: Tensors) -> Step:
 def dgl_gmm(w: Workload, t: Tensors) -> Step:
     nn, graph = require("dgl.nn.pytorch"), dgl_graph(w)
     kernels, out, into = t["weight"].shape
-    conv = nn.GMMConv(into, out, t["mu"].shape[1], kernels, "sum", bias=False, allow_zero_in_degree=True)
+    sizes = into, out, t["mu"].shape[1], kernels
+    conv = nn.GMMConv(*sizes, "sum", bias=False, allow_zero_in_degree=True).to(w.device)
     leaves = {
         "x": t["x"],
         "pseudo": t["pseudo"],
@@ -165,7 +215,8 @@ def dgl_gmm(w: Workload, t: Tensors) -> Step:
 def pyg_gmm(w: Workload, t: Tensors) -> Step:
     nn, index = require("torch_geometric.nn"), edge_index(w)
     kernels, out, into = t["weight"].shape
-    conv = nn.GMMConv(into, out, t["mu"].shape[1], kernels, aggr="add", root_weight=False, bias=False)
+    sizes = into, out, t["mu"].shape[1], kernels
+    conv = nn.GMMConv(*sizes, aggr="add", root_weight=False, bias=False).to(w.device)
     conv.root = None  # the layer asks for it without the option, too
     sigma = fill(conv.sigma, 1 / t["inv_sigma"])
     leaves = {
@@ -193,7 +244,7 @@ def dgl_rgcn(w: Workload, t: Tensors) -> Step:
     graph, types = dgl.graph((w.cols[order], w.rows[order]), num_nodes=w.nodes), w.edge_types[order]
     degrees = torch.bincount(w.rows * RELATIONS + w.edge_types, minlength=w.nodes * RELATIONS)
     norm = 1 / degrees[w.rows[order] * RELATIONS + types].float()[:, None]
-    conv = nn.RelGraphConv(w.dim, w.dim, RELATIONS, bias=False)
+    conv = nn.RelGraphConv(w.dim, w.dim, RELATIONS, bias=False).to(w.device)
     leaves = {
         "x": t["x"],
         "weights": fill(conv.linear_r.W, _transposed(t["weights"])),
@@ -218,7 +269,7 @@ def pyg_fast_rgcn(w: Workload, t: Tensors) -> Step:
 
 def _pyg_rgcn(name: str, w: Workload, t: Tensors) -> Step:
     nn, index = require("torch_geometric.nn"), edge_index(w)
-    conv: Any = getattr(nn, name)(w.dim, w.dim, RELATIONS, aggr="mean", bias=False)
+    conv: Any = getattr(nn, name)(w.dim, w.dim, RELATIONS, aggr="mean", bias=False).to(w.device)
     leaves = {
         "x": t["x"],
         "weights": fill(conv.weight, _transposed(t["weights"])),

@@ -1,4 +1,4 @@
-"""Seconds, bytes, bandwidth and load, measured in this process.
+"""Seconds, bytes, bandwidth and load, measured in this process; for calls on a GPU see measure_gpu.py.
 
 Peak memory is the high-water mark of the resident memory (VmHWM) above what was resident before the call. Free heap
 goes back to the system first (malloc_trim), so that memory which a call reuses counts as well, and "5" written to
@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from contender import Missing
 
+import gnnrec
 from gnnrec import ops
 
 LEAST = 3  # timed calls
 SHORT = 0.2  # seconds: shorter calls follow an untimed one, so that none pays for the caches its predecessor left
 LINE = 256  # bytes of a gathered row
 BUSY = 0.1  # share of the processor's time in other programs above which timings are doubtful
-PACKAGES = ("gnnrec", "torch", "numpy", "scipy", "numba", "dgl", "torch_geometric", "faiss-cpu")
+PACKAGES = ("torch", "triton", "numpy", "scipy", "numba", "dgl", "torch_geometric", "faiss-cpu")
 
 
 def peak_bytes(call: Callable[[], Any]) -> int | None:
@@ -53,13 +54,30 @@ def _resident(kind: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) * 1024
 
 
-def interleave(calls: Mapping[str, Callable[[], Any]], budget: float, repeats: int) -> dict[str, list[float]]:
+def seconds_of(call: Callable[[], Any], last: float | None) -> float:
+    """Seconds of a call that took `last` seconds when it was measured before."""
+    if last is not None and last < SHORT:
+        call()
+    begin = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - begin
+    del result
+    return seconds
+
+
+Timer = Callable[[Callable[[], Any], float | None], float]  # as seconds_of
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], Any]], budget: float, repeats: int, timer: Timer = seconds_of
+) -> dict[str, list[float]]:
     """Seconds of each call, measured in turn; a call that has used its share of the budget sits out after LEAST rounds.
 
     Args:
         calls: by name.
         budget: seconds for all of them together.
         repeats: the most rounds.
+        timer: measures a call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
@@ -72,13 +90,8 @@ def interleave(calls: Mapping[str, Callable[[], Any]], budget: float, repeats: i
                 if len(done) >= LEAST and spent[name] > budget / len(calls):
                     continue
                 start = time.perf_counter()
-                if done and done[-1] < SHORT:
-                    call()
-                begin = time.perf_counter()
-                result = call()
-                done.append(time.perf_counter() - begin)
+                done.append(timer(call, done[-1] if done else None))
                 spent[name] += time.perf_counter() - start
-                del result
     finally:
         gc.enable()
     return seconds
@@ -156,7 +169,7 @@ def openmp_runtimes() -> list[str]:
 
 def versions() -> dict[str, str | None]:
     """Versions of what is measured; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version(), "gnnrec": gnnrec.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -167,6 +180,46 @@ def versions() -> dict[str, str | None]:
         asked = subprocess.run([limit.COMPILER, "-dumpfullversion"], capture_output=True, text=True)
         found["g++"] = asked.stdout.strip()
     return found
+
+
+class Clock:
+    """How contenders are measured on the CPU.
+
+    Attributes:
+        copy_bandwidth: bytes a second, read and written, of a large copy; None where results are not compared with it.
+        failures: what a contender may raise without ending the run: nothing here, since memory and kernels are enough.
+    """
+
+    copy_bandwidth: float | None = None
+    failures: tuple[type[Exception], ...] = ()
+
+    def cache_bytes(self) -> int:
+        """Size of the largest cache."""
+        return last_level_cache()
+
+    def sets(self, size: int) -> int:
+        """How many sets of inputs of that many bytes the calls go through in turn."""
+        return 1
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        """Bytes that a call needs above what is there; None where the system does not tell."""
+        return peak_bytes(call)
+
+    def seconds(self, call: Callable[[], Any], last: float | None) -> float:
+        """Seconds of a call that took `last` seconds when it was measured before."""
+        return seconds_of(call, last)
+
+    def step_seconds(self, call: Callable[[], Any], last: float | None) -> float:
+        """Seconds of a training step among others."""
+        return seconds_of(call, last)
+
+    def gather_bandwidth(self, operand_bytes: int, threads: int) -> float:
+        """Bytes a second of gathering random rows of LINE bytes out of a buffer."""
+        return gather_bandwidth(operand_bytes, threads)
+
+    def machine(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        return machine()
 
 
 def quartiles(seconds: list[float]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""The table: each operator with our call, the peers' calls, the oracle and the targets."""
+"""The table: each operator with our call, the peers' calls, the oracle and the targets. A GPU's: operations_gpu.py."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ from gnnrec import ops
 from gnnrec.ops._operator import Case
 
 FORWARD, TRAINING = "forward", "forward + backward"
+STEP = "training step"  # whose oracle gives the loss
 BEST = "best peer"  # of those that compute the same, in the target's own measure
+COPY = "copy bandwidth"
 
 
 @dataclass(frozen=True)
 class Target:
-    """peer / ours is to be at least `least`; below 1 it bounds ours from above by 1 / least peers."""
+    """peer / ours is to be at least `least`; below 1 it bounds ours from above by 1 / least peers.
+
+    Args:
+        peer: a contender, the best of several where their names go on after it with a comma, or BEST.
+        least: the ratio.
+        of: "seconds"; "bytes": peak memory; "bandwidth": ours is to have at least that share of the copy bandwidth;
+            "limit": the peer, which may be ours, is to take less than `least` seconds.
+    """
 
     peer: str
     least: float
-    of: str = "seconds"  # or "bytes": peak memory
+    of: str = "seconds"
 
     def __str__(self) -> str:
+        if self.of == "limit":
+            return f"time of {self.peer} < {1e3 * self.least:.3g} ms"
+        if self.of == "bandwidth":
+            return f"at least {self.least:.0%} of the {self.peer}"
         what = {"seconds": "time", "bytes": "peak memory"}[self.of]
         if self.least < 1:
             return f"{what}: ours <= {1 / self.least:.3g} x {self.peer}"
@@ -62,12 +75,14 @@ class Peer:
         build: makes it.
         check: its own where it computes something else, which then only stands beside ours for a target.
         differentiable: whether it has a backward pass.
+        captured: whether its training step is replayed as a CUDA graph.
     """
 
     name: str
     build: Build
     check: Check | None = None
     differentiable: bool = True
+    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,8 @@ class Operation:
         options: the operator's other arguments.
         ours: builds our call where it is more than one call of the operator with inputs and options.
         modes: what is measured.
-        wide: whether the graph is the large synthetic one.
+        wide, large: whether the graph is one of the synthetic ones.
+        together: whether contenders take turns; else one after the other is built, measured and forgotten.
         itemsize: bytes of a number as ours stores it.
     """
 
@@ -98,6 +114,8 @@ class Operation:
     ours: Build | None = None
     modes: tuple[str, ...] = (FORWARD, TRAINING)
     wide: bool = False
+    large: bool = False
+    together: bool = True
     itemsize: int = 4
 
     def build_ours(self, w: Workload, t: Tensors) -> Step:

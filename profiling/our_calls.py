@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from contender import Build, Missing, Step
 from inputs import LAYERS
 from layer_peers import SLOPE
@@ -46,7 +47,7 @@ def our_bfloat16_spmm(w: Workload, t: Tensors) -> Step:
 
 
 def our_topk(w: Workload, t: Tensors) -> Step:
-    seen = w.graph.user_item()
+    seen = w.seen
     return Step(lambda: ops.topk_scores(t["users"], t["items"], k=K, seen=seen)[0])
 
 
@@ -68,6 +69,39 @@ def our_ngcf(bias: str, keep_aggregate: bool = False) -> Build:
         return Step(forward, t)
 
     return build
+
+
+def our_ngcf_layer(w: Workload, t: Tensors) -> Step:
+    weights = [t[f"{name}_0"] for name in ("w1", "b1", "w2", "b2")]
+    options: dict[str, Any] = {"negative_slope": SLOPE, "bias": "edge"}
+    return Step(lambda: ops.ngcf_layer(w.adjacency, t["x"], *weights, **options), t)
+
+
+def our_lightgcn_step(w: Workload, t: Tensors) -> Step:
+    """The loss of a training step."""
+    triples = w.triples(w.step_batch)
+
+    def forward() -> torch.Tensor:
+        final = ops.lightgcn_propagate(w.adjacency, t["x"], num_layers=LAYERS)
+        return ops.bpr_loss(final, t["x"], triples, REG)
+
+    return Step(forward, t)
+
+
+def our_ngcf_step(w: Workload, t: Tensors) -> Step:
+    """The same for NGCF; layers are put together for the batch alone."""
+    triples = w.triples(w.step_batch)
+    places = torch.arange(triples.numel(), device=w.device).view_as(triples)
+
+    def forward() -> torch.Tensor:
+        outputs = [t["x"]]
+        for number in range(LAYERS):
+            weights = (t[f"{name}_{number}"] for name in ("w1", "b1", "w2", "b2"))
+            outputs.append(ops.ngcf_layer(w.adjacency, outputs[-1], *weights, negative_slope=SLOPE))
+        final = torch.cat([F.embedding(triples.flatten(), output) for output in outputs], dim=1)
+        return ops.bpr_loss(final, final, places, REG)
+
+    return Step(forward, t)
 
 
 def on_pattern(**options: Any) -> Callable[[Workload], dict[str, Any]]:

@@ -28,7 +28,7 @@ def dgl_graph(w: Workload) -> Any:
     """The adjacency as a DGL graph, edges numbered as ours are."""
     dgl = require("dgl")
     a = w.adjacency
-    numbers = torch.arange(a.nnz)  # left out, LibXSMM refuses what reads edges
+    numbers = torch.arange(a.nnz, device=w.device)  # left out, LibXSMM refuses what reads edges
     return dgl.graph(("csc", (a.indptr, w.cols, numbers)), num_nodes=w.nodes).int()
 
 
@@ -38,9 +38,10 @@ def edge_index(w: Workload) -> torch.Tensor:
     return torch.stack([w.cols, w.rows])
 
 
-def torch_csr(w: Workload) -> torch.Tensor:
-    """The normalised adjacency with its values."""
-    return torch.sparse_csr_tensor(w.adjacency.indptr, w.cols, w.values, w.adjacency.shape)
+def torch_csr(w: Workload, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """The normalised adjacency with its values, indices of the given type."""
+    a = w.adjacency
+    return torch.sparse_csr_tensor(a.indptr.to(dtype), a.indices.to(dtype), w.values, a.shape)
 
 
 def torch_coo(w: Workload) -> torch.Tensor:
@@ -67,6 +68,12 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 def csr_product(w: Workload) -> Product:
     matrix = torch_csr(w)
+    return lambda x: matrix @ x
+
+
+def int32_csr_product(w: Workload) -> Product:
+    """Half the bytes for the indices."""
+    matrix = torch_csr(w, torch.int32)
     return lambda x: matrix @ x
 
 
@@ -211,6 +218,16 @@ def torch_bpr(w: Workload, t: Tensors) -> Step:
     return Step(lambda: bpr(t["final"], t["ego"], triples, REG), t)
 
 
+def lightgcn_step(product: Callable[[Workload], Product]) -> Callable[[Workload, Tensors], Step]:
+    """The loss of a training step: three layers, their mean, BPR."""
+
+    def build(w: Workload, t: Tensors) -> Step:
+        propagate, triples = three_products(product)(w, t).forward, w.triples(w.step_batch)
+        return Step(lambda: bpr(propagate(), t["x"], triples, REG), t)
+
+    return build
+
+
 def bpr(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float) -> torch.Tensor:
     """The loss as a user of torch writes it: mean softplus(s(u, n) - s(u, p)) + reg / 2 * squared norms."""
     user, positive, negative = F.embedding(triples, final)
@@ -222,16 +239,18 @@ def bpr(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: floa
 
 def torch_topk(w: Workload, t: Tensors) -> Step:
     """Blocks of users: product, mask by index, topk."""
-    users, items, seen = t["users"], t["items"], w.graph.user_item()
-    owners = torch.repeat_interleave(torch.arange(len(users)), seen.indptr.diff())
+    users, items, seen = t["users"], t["items"], w.seen
+    owners = torch.repeat_interleave(torch.arange(len(users), device=w.device), seen.indptr.diff())
+    borders = [*seen.indptr[::SCORE_BLOCK].tolist(), seen.nnz]
 
     def forward() -> torch.Tensor:
-        result = torch.empty(len(users), K, dtype=torch.int64)
-        scores = torch.empty(min(SCORE_BLOCK, len(users)), len(items))  # one buffer: fresh ones cost page faults
+        result = torch.empty(len(users), K, dtype=torch.int64, device=w.device)
+        # one buffer: fresh ones cost page faults
+        scores = torch.empty(min(SCORE_BLOCK, len(users)), len(items), device=w.device)
         for start in range(0, len(users), SCORE_BLOCK):
             block = users[start : start + SCORE_BLOCK]
             out = torch.mm(block, items.T, out=scores[: len(block)])
-            entries = slice(int(seen.indptr[start]), int(seen.indptr[start + len(block)]))
+            entries = slice(*borders[start // SCORE_BLOCK :][:2])
             out[owners[entries] - start, seen.indices[entries].long()] = -torch.inf
             result[start : start + SCORE_BLOCK] = out.topk(K).indices
         return result
@@ -242,7 +261,7 @@ def torch_topk(w: Workload, t: Tensors) -> Step:
 def torch_gemm(w: Workload, t: Tensors) -> Step:
     """All scores in blocks of users and nothing else; the last block's are the result."""
     users, items = t["users"], t["items"]
-    scores = torch.empty(min(SCORE_BLOCK, len(users)), len(items))
+    scores = torch.empty(min(SCORE_BLOCK, len(users)), len(items), device=w.device)
 
     def forward() -> torch.Tensor:
         for block in users.split(SCORE_BLOCK):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from operations import BEST
 from rich.console import Console
 from rich.table import Table
-from runner import FAILED, MISSING, Result, Row, Verdict
+from runner import OK, Result, Row, Verdict, meant
 
 from gnnrec.storage import atomic_write
 
@@ -35,6 +34,7 @@ class Report:
     Args:
         machine, versions, options, data: what the numbers depend on.
         bandwidth: bytes a second of random rows out of a buffer of the operand's size and out of a large one.
+        copy_bandwidth: bytes a second, read and written, of a large copy within a GPU; None on a CPU.
         results: of the operations.
         scaling: spmm against edges.
         load_before, load_after: the system's load averages.
@@ -49,6 +49,7 @@ class Report:
     bandwidth: dict[str, float]
     results: list[Result] = field(default_factory=list)
     scaling: list[Point] = field(default_factory=list)
+    copy_bandwidth: float | None = None
     load_after: tuple[float, ...] = ()
     openmp: list[str] = field(default_factory=list)
 
@@ -65,6 +66,12 @@ def show_head(report: Report, console: Console) -> None:
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"last-level cache {machine['last_level_cache_bytes'] // MIB} MiB; {machine['system']}"
     )
+    if "gpu" in machine:
+        console.print(
+            f"{machine['gpu']}, compute capability {machine['compute_capability']}, {machine['multiprocessors']} "
+            f"multiprocessors, {machine['gpu_memory_bytes'] / 2**30:.0f} GiB, L2 {machine['l2_bytes'] // MIB} MiB; "
+            f"CUDA {machine['cuda']}, driver {machine['driver']}"
+        )
     console.print(", ".join(f"{name} {version or 'is not installed'}" for name, version in report.versions.items()))
     console.print(
         f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['directed_edges']:,} directed edges; "
@@ -72,10 +79,14 @@ def show_head(report: Report, console: Console) -> None:
     )
     rates = ", ".join(f"{rate / 1e9:.1f} GB/s {where}" for where, rate in report.bandwidth.items())
     console.print(f"gather of random {measure.LINE}-byte rows: {rates}")
+    if report.copy_bandwidth:
+        console.print(f"copy within the GPU: {report.copy_bandwidth / 1e9:.0f} GB/s, read and written")
     console.print(f"load before: {_loads(report.load_before)}")
+    memory = "GPU" if "gpu" in machine else "resident"
     console.print(
-        "ms: median of interleaved calls with quartiles; ratio: theirs / ours; MiB: high-water mark of the resident "
-        "memory above the inputs; gather: bytes by the operator's count / time / bandwidth of an operand-sized buffer"
+        f"ms: median of interleaved calls with quartiles; ratio: theirs / ours; MiB: high-water mark of the {memory} "
+        "memory above the inputs; gather: bytes by the operator's count / time / bandwidth of an operand-sized buffer; "
+        "copy: the same / bandwidth of a copy, more than 100% where caches hold what is gathered again"
     )
     if report.options["quick"]:
         console.print("quick: results are checked, but times on a tiny graph and verdicts on targets mean nothing")
@@ -85,11 +96,15 @@ def show_result(result: Result, console: Console) -> None:
     """One operation's table."""
     table = Table(title=f"{result.operation}, {result.mode}", title_justify="left", title_style="bold")
     table.add_column("")
-    for name in ("ms", "quartiles", "calls", "ratio", "MiB", "MiB ratio", "gather", "error"):
+    for name in ("ms", "quartiles", "calls", "ratio", "MiB", "MiB ratio", "gather", "copy", "error"):
         table.add_column(name, justify="right")
     for row in result.rows:
         table.add_row(row.name, *_cells(row))
     console.print(table)
+    console.print(
+        f"  {result.edges:,} directed edges ({result.graph}); inputs in turn: {result.sets} x "
+        f"{result.set_bytes / MIB:,.1f} MiB, {'more' if result.exceeds_cache else 'less'} than the last cache"
+    )
     for verdict in result.verdicts:
         console.print(f"  {_verdict(verdict):12} {verdict.target}: {_measured(verdict)}")
     if result.others_load > measure.BUSY:
@@ -97,7 +112,7 @@ def show_result(result: Result, console: Console) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    if row.status in (MISSING, FAILED):
+    if row.status != OK:
         return [row.status, row.note]
     times = [None if seconds is None else 1e3 * seconds for seconds in (row.low, row.median, row.high)]
     return [
@@ -108,6 +123,7 @@ def _cells(row: Row) -> list[str]:
         _number(None if row.peak_bytes is None else row.peak_bytes / MIB, ",.1f"),
         _number(row.bytes_ratio, ".2f"),
         _number(row.gather_share, ".0%"),
+        _number(row.copy_share, ".0%"),
         _number(row.error, ".0e"),
     ]
 
@@ -133,10 +149,15 @@ def show_end(report: Report, console: Console) -> None:
         console.print(f"WARNING: other programs were busy during {names}: repeat on an idle machine")
 
 
-def save(report: Report, console: Console, folder: Path) -> None:
-    """Write bench_ops.txt and bench_ops.json, and bench_ops.png where there is matplotlib."""
+def save_numbers(report: Report, folder: Path) -> None:
+    """Write bench_ops.json."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "bench_ops.json", json.dumps(asdict(report), indent=1).encode())
+
+
+def save(report: Report, console: Console, folder: Path) -> None:
+    """Write bench_ops.txt and bench_ops.json, and bench_ops.png where there is matplotlib."""
+    save_numbers(report, folder)
     try:
         import matplotlib
     except ImportError as error:
@@ -165,8 +186,7 @@ def plot(report: Report, path: Path) -> None:
     bar_axis.set_xlabel("median time, theirs / ours")
     for at, (result, row) in enumerate(bars):
         for verdict in result.verdicts:
-            meant = row.same if verdict.peer == BEST else row.name == verdict.peer
-            if meant and verdict.of == "seconds":
+            if verdict.of == "seconds" and meant(verdict.peer, row):
                 bar_axis.vlines(verdict.least, at - 0.45, at + 0.45, color="tab:red")
     if report.scaling:
         axis, points = axes[0][1], report.scaling
@@ -191,9 +211,13 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _measured(verdict: Verdict) -> str:
-    """As the target puts it: theirs / ours, or ours / theirs where it bounds ours from above."""
+    """As the target puts it: theirs / ours, ours / theirs where it bounds ours from above, a share or a time."""
     if verdict.measured is None:
         return ""
+    if verdict.of == "limit":
+        return f"{1e3 * verdict.measured:.2f} ms"
+    if verdict.of == "bandwidth":
+        return f"{verdict.measured:.0%}"
     return f"{verdict.measured if verdict.least >= 1 else 1 / verdict.measured:.2f} x"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gnnrec.data import catalog, synthetic
@@ -15,7 +17,11 @@ from gnnrec.ops import SparseMatrix
 
 Tensors = dict[str, torch.Tensor]
 
+CPU = torch.device("cpu")
 QUICK = (300, 200, 5_000)  # users, items, interactions
+LARGE_NAME = "synthetic, large"
+LARGE = (6_000_000, 4_000_000, 100_000_000)
+GPU_STEP_BATCH = 65_536
 WIDE = (52_643, 91_599, 2_400_000)  # 4.8 M directed edges on amazon-book's numbers of nodes
 RELATIONS = 3
 
@@ -30,6 +36,7 @@ class Workload:
         dim: columns of node features.
         threads: of ours, the peers and the limit.
         bpr_batch, step_batch: triples of the loss by itself and of a whole training step.
+        device: where the tensors lie.
     """
 
     name: str
@@ -38,6 +45,7 @@ class Workload:
     threads: int
     bpr_batch: int = 65_536
     step_batch: int = 2048
+    device: torch.device = CPU
 
     @property
     def nodes(self) -> int:
@@ -47,7 +55,12 @@ class Workload:
     @property
     def adjacency(self) -> SparseMatrix:
         """D^-1/2 A D^-1/2."""
-        return self.graph.norm_adjacency()
+        return self.graph.norm_adjacency().to(self.device)
+
+    @property
+    def seen(self) -> SparseMatrix:
+        """Users x items, ones."""
+        return self.graph.user_item().to(self.device)
 
     @cached_property
     def pattern(self) -> SparseMatrix:
@@ -58,7 +71,7 @@ class Workload:
     @cached_property
     def rows(self) -> torch.Tensor:
         """int64 [nnz], the row of every entry."""
-        return torch.repeat_interleave(torch.arange(self.nodes), self.adjacency.indptr.diff())
+        return torch.repeat_interleave(torch.arange(self.nodes, device=self.device), self.adjacency.indptr.diff())
 
     @cached_property
     def cols(self) -> torch.Tensor:
@@ -80,7 +93,7 @@ class Workload:
     @cached_property
     def edge_types(self) -> torch.Tensor:
         """int64 [nnz], a random relation for every entry."""
-        return torch.randint(RELATIONS, self.rows.shape, generator=torch.Generator().manual_seed(3))
+        return torch.randint(RELATIONS, self.rows.shape, generator=self._generator(3), device=self.device)
 
     @cached_property
     def relations(self) -> list[SparseMatrix]:
@@ -91,36 +104,82 @@ class Workload:
     @cached_property
     def shuffled(self) -> torch.Tensor:
         """int64 [nnz], the rows in random order: an index that is not sorted."""
-        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(4))
+        order = torch.randperm(len(self.rows), generator=self._generator(4), device=self.device)
         return self.rows[order]
 
     def normal(self, seed: int, *shape: int) -> torch.Tensor:
         """float32 of the given shape from N(0, 1)."""
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(shape, generator=self._generator(seed), device=self.device)
 
     def triples(self, batch: int) -> torch.Tensor:
         """int64 [3, batch]: user, positive and negative node numbers, positives drawn from the edges."""
-        generator = torch.Generator().manual_seed(5)
-        edges = torch.randint(self.graph.num_edges, (batch,), generator=generator)
-        negatives = torch.randint(self.graph.num_items, (batch,), generator=generator) + self.graph.num_users
-        return torch.stack([self.rows[edges], self.cols[edges], negatives])  # users' rows come first
+        generator = self._generator(5)
+        edges = torch.randint(self.graph.num_edges, (batch,), generator=generator, device=self.device)
+        negatives = torch.randint(self.graph.num_items, (batch,), generator=generator, device=self.device)
+        # users' rows come first
+        return torch.stack([self.rows[edges], self.cols[edges], negatives + self.graph.num_users])
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def copy(self) -> Workload:
+        """The same numbers elsewhere in the device's memory."""
+        g = self.graph
+        return replace(self, graph=BipartiteGraph(g.user_indptr, g.user_items, g.item_indptr, g.item_users))
 
 
-def load(data: str, dim: int, threads: int, quick: bool) -> Workload:
-    """The training part of a data set of the catalog, or a synthetic log of its size where it is not there."""
+def load(data: str, dim: int, threads: int, quick: bool, **fields: Any) -> Workload:
+    """The training part of a data set of the catalog, or a synthetic log of its size where it is not there.
+
+    `fields` are further ones of the workload.
+    """
     if quick:
-        return Workload("synthetic, tiny", _graph(_log(*QUICK)), dim, threads, bpr_batch=512, step_batch=128)
+        batches = {"bpr_batch": 512, "step_batch": 128}
+        return Workload("synthetic, tiny", _graph(_log(*QUICK)), dim, threads, **(fields | batches))
     known = catalog.entry(data)
     there = catalog.folder(data)
     if all(file.state(there) == "verified" for file in known.files):
-        return Workload(data, _graph(catalog.read(data)[0]), dim, threads)
+        return Workload(data, _graph(catalog.read(data)[0]), dim, threads, **fields)
     log = _log(known.users, known.items, known.interactions[0])
-    return Workload(f"synthetic, of the size of {data}, which is not there (GNNREC_DATA)", _graph(log), dim, threads)
+    name = f"synthetic, of the size of {data}, which is not there (GNNREC_DATA)"
+    return Workload(name, _graph(log), dim, threads, **fields)
 
 
 def load_wide(dim: int, threads: int, quick: bool) -> Workload:
     """A synthetic graph that outgrows the caches."""
     return Workload("synthetic", _graph(_log(*(QUICK if quick else WIDE))), dim, threads)
+
+
+def load_large(like: Workload, quick: bool) -> Workload:
+    """A synthetic graph with 10 M nodes and 200 M directed edges, drawn on the other workload's device in seconds.
+
+    Users and items are drawn independently, with powers of uniform numbers as ranks: the degrees have long tails.
+    """
+    users, items, edges = QUICK if quick else LARGE
+    graph = _drawn(users, items, edges, like.device)
+    return replace(like, name=LARGE_NAME, graph=graph)
+
+
+def _drawn(users: int, items: int, edges: int, device: torch.device) -> BipartiteGraph:
+    generator = torch.Generator(device).manual_seed(6)
+    draws = 5 * edges // 4  # pairs that come up again are one edge
+
+    def nodes(count: int, power: float) -> torch.Tensor:
+        order = torch.randperm(count, generator=generator, device=device)
+        uniform = torch.rand(draws, generator=generator, device=device, dtype=torch.float64)
+        return order[(count * uniform**power).long()]
+
+    pairs = (nodes(users, 2.0) * items + nodes(items, 2.5)).unique()
+    kept = torch.randperm(len(pairs), generator=generator, device=device)[:edges].sort().values
+    owners, owned = pairs[kept] // items, pairs[kept] % items
+    by_item = owned.argsort(stable=True)
+
+    def pointers(numbers: torch.Tensor, count: int) -> npt.NDArray[np.int64]:
+        ends = torch.bincount(numbers, minlength=count).cumsum(0)
+        return np.concatenate([np.zeros(1, np.int64), ends.cpu().numpy()])
+
+    by_user = pointers(owners, users), owned.int().cpu().numpy()
+    return BipartiteGraph(*by_user, pointers(owned, items), owners[by_item].int().cpu().numpy())
 
 
 def load_synthetic(edges: int, dim: int, threads: int) -> Workload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,3 +63,26 @@ def peak_memory() -> Callable[[Callable[[], Any]], tuple[Any, int]]:
         return function(), resident("VmHWM") - before
 
     return measure
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Fresh memory holds NaN, or a number no result has. Returns the list of what was handed out."""
+    import numpy as np
+    import torch
+
+    handed_out = []
+
+    def poisoned(make: Callable[..., Any]) -> Callable[..., Any]:
+        def fresh(*args: Any, **kwargs: Any) -> Any:
+            memory = make(*args, **kwargs)
+            floating = memory.is_floating_point() if isinstance(memory, torch.Tensor) else memory.dtype.kind == "f"
+            memory[...] = math.nan if floating else -77
+            handed_out.append(memory)
+            return memory
+
+        return fresh
+
+    for module, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (np, "empty")):
+        monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
+    return handed_out

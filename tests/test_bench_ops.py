@@ -118,6 +118,37 @@ def test_the_table_and_the_plot_are_written(quick):
         assert (quick.folder / "bench_ops.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_gpu_that_is_not_there_is_one_line_and_exit_code_2():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for script in ("bench_ops.py --device cuda", "tune.py"):
+        done = subprocess.run(f"{sys.executable} {PROFILING}/{script}", shell=True, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("device=cuda: torch sees no GPU. Use device=cpu")
+
+
+def test_a_gpu_session_needs_no_hydra_and_its_table_says_what_was_not_measured(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    block = "import sys\nfor name in ('hydra', 'omegaconf'):\n    sys.modules[name] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(block)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHON": sys.executable}
+    session = [str(PROFILING / "gpu_session.sh"), str(tmp_path / "out")]
+    done = subprocess.run(session, capture_output=True, text=True, env=environment)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    code = "import bench_ops, gpu_table, tune; sys.exit(bench_ops.main(['--device', 'cuda']))"
+    command = [sys.executable, "-c", block + f"sys.path.insert(0, {str(PROFILING)!r})\n" + code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    command = [sys.executable, str(PROFILING / "gpu_table.py"), str(tmp_path / "none.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| LightGCN, training step | time of ours, captured < 2 ms | not measured |" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "to reach" not in line]
+    assert all("not measured" in row for row in rows if "time of others" not in row)
+
+
 def test_an_unknown_operator_is_refused():
     command = [sys.executable, str(PROFILING / "bench_ops.py"), "--op", "spm"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NUMBA_NUM_THREADS": "1"})

@@ -21,6 +21,7 @@ import forked
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 GNNREC = str(Path(sys.executable).with_name("gnnrec"))
@@ -358,6 +359,16 @@ def test_the_composed_configuration_is_printed_and_nothing_else_happens(tmp_path
     printed = succeeds(forked.gnnrec("train", "model.layers=2", "--cfg", "job", cwd=tmp_path))
     config = yaml.safe_load(printed)
     assert (config["model"]["layers"], config["trainer"]["epochs"]) == (2, 40)
+    assert tree(tmp_path) == set()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_there_is_nothing_to_tune_without_a_gpu(tmp_path):
+    done = forked.gnnrec("tune", "operators=spmm", cwd=tmp_path)
+    assert "gnnrec tune: torch sees no GPU. Launch shapes exist for the GPU's kernels alone" in complains(done)
+    assert "operators: is 'spm'. Did you mean spmm?" in complains(
+        forked.gnnrec("tune", "operators=[spm]", cwd=tmp_path)
+    )
     assert tree(tmp_path) == set()
 
 

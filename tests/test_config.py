@@ -28,6 +28,7 @@ from gnnrec.config import (
     RecommendConfig,
     TrainConfig,
     TrainerConfig,
+    TuneConfig,
     did_you_mean,
     fill,
     from_yaml,
@@ -88,7 +89,25 @@ def test_every_app_has_a_config_that_fills_its_dataclass():
     assert recommend == RecommendConfig(run="a")
     assert fill(CatalogConfig, composed("data", "root=x")) == CatalogConfig(root="x")
     TrainConfig.from_dict(composed("train"))
-    assert {file.stem for file in CONF.glob("*.yaml")} == set(APPS) == {"train", "evaluate", "recommend", "data"}
+    tune = fill(TuneConfig, composed("tune", "operators=spmm", "data.root=null"))
+    tune.validate()
+    assert (tune.operators, tune.dims, tune.dtypes) == (["spmm"], TuneConfig().dims, TuneConfig().dtypes)
+    assert (
+        {file.stem for file in CONF.glob("*.yaml")} == set(APPS) == {"train", "evaluate", "recommend", "tune", "data"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["dims=[64,30]"], "dims: is 30. It must be a multiple of heads=4"),
+        (["dtypes=[float8]"], "dtypes: is 'float8'. Did you mean"),
+        (["heads=0"], "heads: is 0. It must be at least 1"),
+    ],
+)
+def test_what_cannot_be_tuned(options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        fill(TuneConfig, composed("tune", *options)).validate()
 
 
 def test_the_files_and_the_dataclasses_have_the_same_defaults(defaults, gfcf):
@@ -160,7 +179,7 @@ RULES = [
     ("evaluation.k", [], "is empty", "Give at least one cut-off, such as [20]"),
     ("evaluation.k", [20, 0], "is 0", "It must be at least 1"),
     ("seed", -1, "is -1", "It must lie within 0 and 9223372036854775807"),
-    ("device", "cuda", "is 'cuda'", "Known are: auto, cpu"),
+    ("device", "cuda:1", "is 'cuda:1'", "Did you mean cuda?"),
     ("threads", 0, "is 0", "It must be at least 1"),
     ("loss", None, "is not set", "model=lightgcn needs it"),
     ("optimizer", None, "is not set", "model=lightgcn needs it"),

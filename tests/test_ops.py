@@ -17,6 +17,19 @@ import pytest
 import scipy.sparse
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from walk import (
+    EPS,
+    assert_bit_equal,
+    check,
+    columns_first,
+    draw,
+    dtypes,
+    evaluate,
+    every_other_row,
+    inner_columns,
+    sample,
+    width,
+)
 
 from gnnrec import ops
 from gnnrec.graph import BipartiteGraph, SparseMatrix
@@ -28,90 +41,7 @@ autotune_module = import_module("gnnrec.ops.autotune")  # the name is the functi
 
 WALK = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in op.cases()]
 DIFFERENTIABLE = [pytest.param(op, id=op.name) for op in ops.OPS if op.differentiable]
-EPS = {d: torch.finfo(d).eps for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
-FLOOR = 4  # roundings: a handful of products and sums, however few terms there are
-
-
-def width(case):
-    return next(iter(case.tensors.values()))[-1]
-
-
-def sample(op, widths=(33, 64, 300)):
-    """The first case of each of a few widths: for what needs a kernel of its own but not every case."""
-    first = {width(case): case for case in reversed(op.cases())}
-    return [first[w] for w in widths]
-
-
-def dtypes(op, case):
-    """All of them on few cases, float32 on all: every dtype and width is a kernel to compile."""
-    return op.dtypes if any(case.name == one.name for one in sample(op)) else op.dtypes[:1]
-
-
 SAMPLE = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in sample(op)]
-
-
-def draw(shape, seed, dtype):
-    """Normal numbers that float32 holds exactly, so that every precision computes with the same ones."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def evaluate(op, function, case, dtype, layout=lambda x: x, drawn=torch.float32):
-    """Outputs of a call, and for each dense argument the gradient of the float outputs against random ones.
-
-    The numbers are those that dtype `drawn` can hold.
-    """
-
-    def argument(shape, seed):
-        x = draw(shape, seed, drawn).to(dtype)
-        return layout(x) if shape else x
-
-    tensors = {
-        name: argument(shape, seed).requires_grad_(op.differentiable)
-        for seed, (name, shape) in enumerate(case.tensors.items())
-    }
-    outputs = function(**case.options, **tensors)
-    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    if not op.differentiable:
-        return outputs
-    upstream = [argument(out.shape, 99).to(out.dtype) for out in outputs]
-    gradients = torch.autograd.grad(outputs, list(tensors.values()), upstream, materialize_grads=True)
-    return [*(out.detach() for out in outputs), *gradients]
-
-
-def check(op, case, dtype):
-    """Outputs and gradients stay within twice the error of the reference in the same precision.
-
-    The error is measured against the reference in float64. How far float64 itself is off is read from the float32 run,
-    in units of its eps. The floor is a few roundings of the largest magnitude: the result with all signs made positive,
-    or the result where that is larger (softmax of positive logits may have no gradient).
-    Halves are computed with in float32 and only the results are rounded to halves.
-    """
-    drawn = dtype if dtype.itemsize < 4 else torch.float32
-    got = evaluate(op, op.function, case, dtype, drawn=drawn)
-    oracle = evaluate(op, op.reference, case, torch.float64, drawn=drawn)
-    same = evaluate(op, op.reference, case, torch.float32, drawn=drawn)
-    magnitudes = evaluate(op, op.reference, case, torch.float64, layout=torch.abs, drawn=drawn)
-    computed_eps = min(EPS[dtype], EPS[torch.float32])
-    for ours, theirs, exact, magnitude in zip(got, same, oracle, magnitudes, strict=True):
-        assert ours.shape == exact.shape
-        if not exact.is_floating_point():
-            assert torch.equal(ours, exact)
-            continue
-        # A loss over halves is no half.
-        assert ours.dtype == (dtype if ours.dim() or dtype.itemsize >= 4 else torch.float32)
-        finite = exact.isfinite()
-        assert torch.equal(ours[~finite].double(), exact[~finite])
-        if not finite.any():
-            continue
-        reference_error = (theirs.double() - exact)[finite].abs().max() / EPS[torch.float32]
-        floor = FLOOR * max(magnitude[magnitude.isfinite()].abs().max(), exact[finite].abs().max())
-        error = (ours.double() - exact)[finite].abs().max()
-        assert error <= computed_eps * 2 * reference_error + EPS[ours.dtype] * floor
-
-
-def assert_bit_equal(results, expected):
-    assert len(results) == len(expected)
-    assert all(torch.equal(a, b) for a, b in zip(results, expected))
 
 
 @pytest.mark.parametrize(("op", "case"), WALK)
@@ -147,22 +77,6 @@ def test_bit_equal_whatever_the_threads_on_a_graph_with_work_for_them(thread_cou
         assert_bit_equal(result, results[0])
 
 
-def columns_first(x):
-    return x.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def every_other_row(x):
-    wide = torch.full((2 * len(x), *x.shape[1:]), torch.nan, dtype=x.dtype)
-    wide[::2] = x
-    return wide[::2]
-
-
-def inner_columns(x):
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + 4), torch.nan, dtype=x.dtype)
-    wide[..., 1:-3] = x
-    return wide[..., 1:-3]
-
-
 @pytest.mark.parametrize("layout", [columns_first, every_other_row, inner_columns])
 @pytest.mark.parametrize(("op", "case"), SAMPLE)
 def test_any_strides(op, case, layout):
@@ -178,26 +92,6 @@ def test_a_gradient_that_is_one_expanded_number(op):
     out = op.function(**case.options, **x)
     expected = torch.autograd.grad(out, list(x.values()), torch.ones_like(out), retain_graph=True)
     assert_bit_equal(torch.autograd.grad(out.sum(), list(x.values())), expected)
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    """Fresh memory holds NaN, or a number no result has. Returns the list of what was handed out."""
-    handed_out = []
-
-    def poisoned(make):
-        def fresh(*args, **kwargs):
-            memory = make(*args, **kwargs)
-            floating = memory.is_floating_point() if isinstance(memory, torch.Tensor) else memory.dtype.kind == "f"
-            memory[...] = np.nan if floating else -77
-            handed_out.append(memory)
-            return memory
-
-        return fresh
-
-    for module, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (np, "empty")):
-        monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
-    return handed_out
 
 
 @pytest.mark.parametrize(("op", "case"), WALK)

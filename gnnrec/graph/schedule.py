@@ -1,4 +1,4 @@
-"""Which rows a thread works on."""
+"""Which rows a thread, or a program on a GPU, works on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ MAX_CHUNKS = 256  # enough for every thread to get many, few enough to cost noth
 ROW_COST = 4  # writing a row costs about as much as gathering this many neighbours
 PREFETCH_DISTANCE = 16  # rows of neighbours ahead; 8 was 16 % slower on Gowalla's graph with dim 64
 LONG = 2048  # entries; rows with more are split, so that one of them does not keep all other threads waiting
+GPU_SHORT = 16  # entries; rows with no more share a program
+GPU_LONG = 512  # entries; a GPU has thousands of programs waiting, and each takes an entry in longer than a thread does
 
 
 def balanced_chunks(indptr: torch.Tensor, at_most: int = MAX_CHUNKS) -> torch.Tensor:
@@ -32,17 +34,40 @@ def balanced_chunks(indptr: torch.Tensor, at_most: int = MAX_CHUNKS) -> torch.Te
     return torch.from_numpy(_build.balanced_borders(short.numpy(), chunks, ROW_COST))
 
 
-def long_rows(indptr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with more than LONG entries, cut into pieces whose results are joined in their order.
+def long_rows(indptr: torch.Tensor, long: int = LONG) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with more than `long` entries, cut into pieces whose results are joined in their order.
 
     Returns:
         pieces int64 [pieces, 3]: row, first entry, end; and long rows int64 [long, 3]: row, first piece, end.
     """
-    rows = (indptr.diff() > LONG).nonzero().flatten()
-    counts = (indptr[rows + 1] - indptr[rows] + LONG - 1) // LONG
+    rows = (indptr.diff() > long).nonzero().flatten()
+    counts = (indptr[rows + 1] - indptr[rows] + long - 1) // long
     ends = counts.cumsum(0)
     row = rows.repeat_interleave(counts)
-    part = torch.arange(len(row)) - (ends - counts).repeat_interleave(counts)
-    start = indptr[row] + part * LONG
-    stop = torch.minimum(start + LONG, indptr[row + 1])
+    part = torch.arange(len(row), device=row.device) - (ends - counts).repeat_interleave(counts)
+    start = indptr[row] + part * long
+    stop = torch.minimum(start + long, indptr[row + 1])
     return torch.stack([row, start, stop], dim=1), torch.stack([rows, ends - counts, ends], dim=1)
+
+
+def degree_buckets(indptr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that a GPU's programs take whole, rows of about equal length side by side.
+
+    Returns:
+        Short rows, several a program, and those of up to GPU_LONG entries, one a program; both int32.
+    """
+    lengths = indptr.diff()
+    order = lengths.argsort(stable=True).int()
+    # Falling, so that the programs which take longest start first.
+    order = order.flip(0)
+    long, rest = int((lengths > GPU_LONG).sum()), int((lengths > GPU_SHORT).sum())
+    return order[rest:].contiguous(), order[long:rest].contiguous()
+
+
+def degree_histogram(indptr: torch.Tensor) -> torch.Tensor:
+    """What launch shapes are chosen by, on the CPU: the number of rows by powers of two, then, of ten parts of the
+    rows, how many have each power of two of their degree; int64."""
+    degrees = indptr.diff().cpu()
+    counts = torch.bincount(torch.log2(degrees + 1.0).long(), minlength=1)
+    shares = (10 * counts / max(1, len(degrees))).round().long()
+    return torch.cat([torch.tensor([len(degrees).bit_length()]), shares])

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph import _build
-from gnnrec.graph.schedule import PREFETCH_DISTANCE, balanced_chunks, long_rows
+from gnnrec.graph.schedule import (
+    GPU_LONG,
+    PREFETCH_DISTANCE,
+    balanced_chunks,
+    degree_buckets,
+    degree_histogram,
+    long_rows,
+)
 
 MAX_INT32 = 2**31 - 1
 
@@ -28,6 +36,7 @@ class SparseMatrix:
         row_scale: float32 [rows] or None; col_scale: float32 [cols] or None; values: float32 [nnz] or None.
         symmetric: whether the matrix equals its transpose, entry for entry.
         chunks, pieces, long: what threads take, see `gnnrec.graph.schedule`; prefetch: how far ahead, in entries.
+        short, medium, pieces, long, histogram: what programs take where the matrix lies on a GPU.
     """
 
     def __init__(
@@ -43,9 +52,15 @@ class SparseMatrix:
         self.indptr, self.indices, self.shape = indptr, indices, shape
         self.row_scale, self.col_scale, self.values, self.symmetric = row_scale, col_scale, values, symmetric
         # Not lazily, so that operators can be traced by torch.compile.
-        self.chunks = balanced_chunks(indptr)
-        self.pieces, self.long = long_rows(indptr)
+        if devices.on_gpu(indptr):
+            self.short, self.medium = degree_buckets(indptr)
+            self.pieces, self.long = long_rows(indptr, GPU_LONG)
+            self.histogram = degree_histogram(indptr)
+        else:
+            self.chunks = balanced_chunks(indptr)
+            self.pieces, self.long = long_rows(indptr)
         self.prefetch = PREFETCH_DISTANCE
+        self._elsewhere: dict[torch.device, SparseMatrix] = {}
         self._sorted: bool | None = None
         if symmetric:
             self.__dict__["T"] = self
@@ -63,6 +78,8 @@ class SparseMatrix:
     ) -> SparseMatrix:
         """A matrix from row pointers and column numbers (any integer dtype; columns need not be sorted).
 
+        It lies where the column numbers do.
+
         Raises:
             ValueError: pointers that do not start at 0, fall or do not end at nnz, columns outside the shape, values or
                 scales of another length or dtype, dimensions beyond int32.
@@ -70,6 +87,9 @@ class SparseMatrix:
         rows, cols = shape
         if max(rows, cols) > MAX_INT32 or min(rows, cols) < 0:
             raise ValueError(f"shape must lie within 0 and {MAX_INT32}, got {shape}")
+        device = indices.device if isinstance(indices, torch.Tensor) else torch.device("cpu")
+        indptr, indices = (x.cpu() if isinstance(x, torch.Tensor) else x for x in (indptr, indices))
+        row_scale, col_scale, values = (None if x is None else x.cpu() for x in (row_scale, col_scale, values))
         # Copies: what is checked here, kernels trust for as long as the matrix lives.
         pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
         columns = torch.from_numpy(np.array(_build.numbers("indices", indices, cols), np.int32))
@@ -84,7 +104,7 @@ class SparseMatrix:
         for name, given, length in named:
             if given is not None and (given.shape != (length,) or given.dtype != torch.float32):
                 raise ValueError(f"{name} must be float32 [{length}], got {given.dtype} {list(given.shape)}")
-        return cls(pointers, columns, (rows, cols), row_scale, col_scale, values)
+        return cls(pointers, columns, (rows, cols), row_scale, col_scale, values).to(device)
 
     @classmethod
     def from_coo(
@@ -99,19 +119,23 @@ class SparseMatrix:
     ) -> SparseMatrix:
         """A matrix from pairs of row and column numbers (any integer dtype, any order); repeated pairs add up.
 
+        It lies where the column numbers do.
+
         Raises:
             ValueError: rows and cols that differ in length or lie outside the shape, and as for `from_csr`.
         """
+        device = cols.device if isinstance(cols, torch.Tensor) else torch.device("cpu")
+        rows, cols = (x.cpu() if isinstance(x, torch.Tensor) else x for x in (rows, cols))
         row_array, col_array = _build.numbers("rows", rows, shape[0]), _build.numbers("cols", cols, shape[1])
         if len(row_array) != len(col_array):
             raise ValueError(f"rows has {len(row_array)} entries where cols has {len(col_array)}")
         if values is not None:
             if values.shape != (len(row_array),):
                 raise ValueError(f"values must be float32 [{len(row_array)}], got {values.dtype} {list(values.shape)}")
-            values = values[torch.from_numpy(_build.transposed_entries(row_array, shape[0]))]
+            values = values.cpu()[torch.from_numpy(_build.transposed_entries(row_array, shape[0]))]
         indptr, indices = _build.group_by(row_array, col_array, shape[0])
         pattern = torch.from_numpy(indptr), torch.from_numpy(indices)
-        return cls.from_csr(*pattern, values, shape=shape, row_scale=row_scale, col_scale=col_scale)
+        return cls.from_csr(*pattern, values, shape=shape, row_scale=row_scale, col_scale=col_scale).to(device)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> SparseMatrix:
@@ -139,13 +163,40 @@ class SparseMatrix:
         """Number of stored entries."""
         return self.indices.numel()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lies."""
+        return self.indices.device
+
+    def to(self, device: torch.device | str) -> SparseMatrix:
+        """The matrix on another device, made at the first call and kept; its transpose comes along if there is one."""
+        device = torch.device(device)
+        if device == self.device or (device.type == self.device.type and device.index is None):
+            return self
+        if device not in self._elsewhere:
+            copied = self._elsewhere[device] = self._copied_to(device)
+            if not self.symmetric and "T" in self.__dict__:
+                back = self.T._elsewhere[device] = self.T._copied_to(device)
+                copied.__dict__["T"], back.__dict__["T"] = back, copied
+        return self._elsewhere[device]
+
+    def _copied_to(self, device: torch.device) -> SparseMatrix:
+        given = self.row_scale, self.col_scale, self.values
+        row_scale, col_scale, values = (None if x is None else x.to(device) for x in given)
+        pattern = self.indptr.to(device), self.indices.to(device)
+        return SparseMatrix(*pattern, self.shape, row_scale, col_scale, values, self.symmetric)
+
     @cached_property
     def T(self) -> SparseMatrix:
         """The transpose, with this matrix as its own transpose."""
-        indptr, indices = _build.transpose(self.indptr.numpy(), self.indices.numpy(), self.shape[1])
+        if devices.on_gpu(self.indptr):
+            indptr, indices = _transposed_on_gpu(self)
+        else:
+            arrays = _build.transpose(self.indptr.numpy(), self.indices.numpy(), self.shape[1])
+            indptr, indices = map(torch.from_numpy, arrays)
         result = SparseMatrix(
-            torch.from_numpy(indptr),
-            torch.from_numpy(indices),
+            indptr,
+            indices,
             (self.shape[1], self.shape[0]),
             self.col_scale,
             self.row_scale,
@@ -163,12 +214,20 @@ class SparseMatrix:
         """
         # The transpose of a pattern comes out sorted; a matrix that is not was there before its transpose.
         if self.__dict__.get("T") is None or self.T.has_sorted_rows:
+            if devices.on_gpu(self.indptr):
+                return self.indices.argsort(stable=True)
             return torch.from_numpy(_build.transposed_entries(self.indices.numpy(), self.shape[1]))
         if self.symmetric:
             raise ValueError("the rows of a symmetric matrix must be sorted for values on its entries")
-        inverse = torch.empty(self.nnz, dtype=torch.int64)
-        inverse[self.T.transposed_entries] = torch.arange(self.nnz)
+        inverse = self.indptr.new_empty(self.nnz)
+        inverse[self.T.transposed_entries] = torch.arange(self.nnz, device=self.device)
         return inverse
+
+    def variant(self) -> SparseMatrix:
+        """A matrix that shares everything with this one, of which something is to be changed."""
+        result = copy(self)
+        result._elsewhere = {}
+        return result
 
     @cached_property
     def row_mean(self) -> SparseMatrix:
@@ -178,10 +237,10 @@ class SparseMatrix:
         scale = torch.where(counts > 0, 1 / counts.double(), 0.0)
         if self.row_scale is not None:
             scale = scale * self.row_scale
-        result = copy(self)
+        result = self.variant()
         result.row_scale, result.symmetric = scale, False
         if "T" in self.__dict__:
-            back = copy(self.T)
+            back = self.T.variant()
             back.col_scale, back.symmetric = scale, False
             result.__dict__["T"], back.__dict__["T"] = back, result
             back.__dict__.pop("row_mean", None)
@@ -190,10 +249,11 @@ class SparseMatrix:
     def select_rows(self, rows: torch.Tensor) -> SparseMatrix:
         """The matrix of these rows, int64 [n], in this order, also repeatedly."""
         lengths = self.indptr.diff()[rows]
-        indptr = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         # Entry t of the result comes from where its row starts in the matrix plus its place within the row.
-        source = torch.arange(int(indptr[-1])) + torch.repeat_interleave(self.indptr[rows] - indptr[:-1], lengths)
-        return SparseMatrix(
+        source = torch.arange(int(indptr[-1]), device=self.device)
+        source += torch.repeat_interleave(self.indptr[rows] - indptr[:-1], lengths)
+        result = SparseMatrix(
             indptr,
             self.indices[source],
             (len(rows), self.shape[1]),
@@ -201,6 +261,9 @@ class SparseMatrix:
             self.col_scale,
             None if self.values is None else self.values[source],
         )
+        if devices.on_gpu(self.indptr):
+            result.histogram = self.histogram  # launched like the whole, rows are equal to the whole's to the bit
+        return result
 
     @property
     def has_sorted_rows(self) -> bool:
@@ -214,4 +277,13 @@ class SparseMatrix:
 
     def __repr__(self) -> str:
         scales = ", ".join(name for name in ("row_scale", "col_scale", "values") if getattr(self, name) is not None)
-        return f"SparseMatrix({self.shape[0]} x {self.shape[1]}, nnz={self.nnz}{', ' + scales if scales else ''})"
+        kind = "" if self.device.type == "cpu" else f", {self.device}"
+        return f"SparseMatrix({self.shape[0]} x {self.shape[1]}, nnz={self.nnz}{', ' + scales if scales else ''}{kind})"
+
+
+def _transposed_on_gpu(matrix: SparseMatrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pointers and columns of the transpose, by a sort where the matrix lies."""
+    rows = torch.repeat_interleave(matrix.indptr.diff())
+    indptr = matrix.indptr.new_zeros(matrix.shape[1] + 1)
+    torch.cumsum(torch.bincount(matrix.indices, minlength=matrix.shape[1]), 0, out=indptr[1:])
+    return indptr, rows[matrix.transposed_entries].int()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gnnrec import device as devices
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.models.scorer import FilterScorer
 from gnnrec.models.spectral import truncated_svd
@@ -29,13 +30,16 @@ class GFCF(nn.Module):
 
     def fit(self) -> GFCF:
         """Decompose the graph; afterwards `vectors` holds the leading right singular vectors."""
-        _, vectors = truncated_svd(self.graph.norm_user_item(), self.vectors.shape[1], seed=self.seed)
+        matrix = self.graph.norm_user_item().to(self.vectors.device)
+        with devices.memory_errors("the decomposition", lower="model.factors"):
+            _, vectors = truncated_svd(matrix, self.vectors.shape[1], seed=self.seed)
         self.vectors.copy_(vectors)
         return self
 
     def scorer(self) -> FilterScorer:
         """This model frozen for inference."""
-        matrix = self.graph.norm_user_item()
+        device = self.vectors.device
+        matrix, interactions = self.graph.norm_user_item().to(device), self.graph.user_item().to(device)
         assert matrix.col_scale is not None
-        root = torch.from_numpy(self.graph.item_degrees).float().sqrt()
-        return FilterScorer(self.graph.user_item(), matrix, self.vectors, matrix.col_scale, root, self.ideal_weight)
+        root = torch.from_numpy(self.graph.item_degrees).float().sqrt().to(device)
+        return FilterScorer(interactions, matrix, self.vectors, matrix.col_scale, root, self.ideal_weight)

@@ -37,14 +37,14 @@ class LightGCN(nn.Module):
         self.graph, self.layers = graph, layers
         self.layer_weights = [1 / (layers + 1)] * (layers + 1) if layer_weights is None else list(layer_weights)
         generator = torch.Generator().manual_seed(seed)
-        # Ego embeddings (layer 0) of users, then items.
+        # Ego embeddings (layer 0) of users, then items. Drawn on the CPU: every device starts from the same numbers.
         self.embedding = nn.Parameter(torch.empty(graph.num_nodes, dim).normal_(0, init_std, generator=generator))
 
     def forward(self) -> torch.Tensor:
         """Final embeddings [num_users + num_items, dim] of users, then items."""
-        return ops.lightgcn_propagate(
-            self.graph.norm_adjacency(), self.embedding, num_layers=self.layers, layer_weights=self.layer_weights
-        )
+        adjacency = self.graph.norm_adjacency().to(self.embedding.device)
+        layers, weights = self.layers, self.layer_weights
+        return ops.lightgcn_propagate(adjacency, self.embedding, num_layers=layers, layer_weights=weights)
 
     @torch.no_grad()
     def scorer(self) -> FactorScorer:
@@ -61,9 +61,9 @@ class LightGCN(nn.Module):
             if self.layers == 0:
                 return ego[users:]
             layers, weights = self.layers - 1, self.layer_weights[1:]
-            adjacency = self.graph.norm_adjacency()
+            adjacency = self.graph.norm_adjacency().to(ego.device)
             return ops.lightgcn_propagate(adjacency, ego, num_layers=layers, layer_weights=weights)[users:]
 
         item_scale = self.graph.norm_user_item().col_scale
         assert item_scale is not None
-        return FactorScorer(final[:users], final[users:], fold_in, item_scale)
+        return FactorScorer(final[:users], final[users:], fold_in, item_scale.to(ego.device))

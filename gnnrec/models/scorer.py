@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec import ops
 from gnnrec.graph.sparse import SparseMatrix
 
@@ -17,7 +18,8 @@ class Scorer(Protocol):
     """What evaluation and recommendation ask of a model.
 
     `seen` holds the entries to leave out, one row per row of the answer. An answer is items int32 [rows, k], best
-    first, -1 where none is left, and their scores float32 [rows, k].
+    first, -1 where none is left, and their scores float32 [rows, k], both where the item vectors lie. What is given may
+    lie elsewhere, and is then copied.
     """
 
     item_vectors: torch.Tensor  # float32 [num_items, dim], for the similarity of items
@@ -53,12 +55,15 @@ class FactorScorer:
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
-        return ops.topk_scores(self.user_vectors[users], self.item_vectors, k=k, seen=seen)
+        device = self.item_vectors.device
+        chosen = self.user_vectors[users.to(device)]
+        return ops.topk_scores(chosen, self.item_vectors, k=k, seen=None if seen is None else seen.to(device))
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
-        vectors = ops.spmm(normalised(history, self.item_scale), self.fold_in_vectors())
-        return ops.topk_scores(vectors, self.item_vectors, k=k, seen=seen)
+        device = self.item_vectors.device
+        vectors = ops.spmm(normalised(history.to(device), self.item_scale), self.fold_in_vectors())
+        return ops.topk_scores(vectors, self.item_vectors, k=k, seen=None if seen is None else seen.to(device))
 
 
 class FilterScorer:
@@ -76,6 +81,8 @@ class FilterScorer:
     """
 
     BLOCK = 64  # users: wide enough for the dense product, and two sparse products of this width stay in the caches
+    GPU_BLOCK = 4096  # users at the most on a GPU, which is kept busy by more of them,
+    GPU_SCORES = 2**27  # as long as a block has no more scores than this: 512 MiB, and a few times that in between
 
     def __init__(
         self,
@@ -90,26 +97,33 @@ class FilterScorer:
         self.back_vectors = (ideal_weight * vectors * item_root[:, None]).T.contiguous()
         self.front_vectors = vectors * item_scale[:, None]
         self.item_vectors = vectors
+        self.block = self.BLOCK
+        if devices.on_gpu(vectors):
+            self.block = max(self.BLOCK, min(self.GPU_BLOCK, self.GPU_SCORES // len(vectors)))
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
-        return self.topk_by_history(self.interactions.select_rows(users), k, seen)
+        return self.topk_by_history(self.interactions.select_rows(users.to(self.interactions.device)), k, seen)
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history."""
+        device = self.item_vectors.device
+        history, seen = history.to(device), None if seen is None else seen.to(device)
         # The results are allocated first: small blocks that stay, between large ones that go, would fragment the heap.
-        items = torch.empty(history.shape[0], k, dtype=torch.int32)
-        scores = torch.empty(history.shape[0], k)
-        for start in range(0, history.shape[0], self.BLOCK):
-            # Always BLOCK rows, the last one repeated: a library product rounds differently for another shape.
-            rows = torch.arange(start, start + self.BLOCK).clamp(max=history.shape[0] - 1)
+        items = torch.empty(history.shape[0], k, dtype=torch.int32, device=device)
+        scores = torch.empty(history.shape[0], k, device=device)
+        for start in range(0, history.shape[0], self.block):
+            # Always whole blocks, the last row repeated: a library product rounds differently for another shape.
+            rows = torch.arange(start, start + self.block, device=device).clamp(max=history.shape[0] - 1)
             masked = None if seen is None else seen.select_rows(rows)
-            items[rows], scores[rows] = ops.topk_dense(self._scores(history.select_rows(rows)), k=k, seen=masked)
+            found = ops.topk_dense(self._scores(history.select_rows(rows)), k=k, seen=masked)
+            stop = min(start + self.block, history.shape[0])
+            items[start:stop], scores[start:stop] = (part[: stop - start] for part in found)
         return items, scores
 
     def _scores(self, history: SparseMatrix) -> torch.Tensor:
-        signal = torch.zeros(history.shape[1], history.shape[0])
-        rows = torch.repeat_interleave(torch.arange(history.shape[0]), history.indptr.diff())
+        signal = self.item_vectors.new_zeros(history.shape[1], history.shape[0])
+        rows = torch.repeat_interleave(history.indptr.diff(), output_size=history.nnz)
         signal[history.indices.long(), rows] = 1.0
         linear = ops.spmm(self.normalised.T, ops.spmm(self.normalised, signal))
         return torch.mm(ops.spmm(history, self.front_vectors), self.back_vectors).add_(linear.T)

@@ -17,7 +17,7 @@ def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple
     the result: the Krylov basis, about 5 * factors * cols numbers.
 
     Args:
-        matrix: M [rows, cols].
+        matrix: M [rows, cols]; all is computed where it lies.
         factors: how many, at most min(rows, cols).
         seed: of the random start.
 
@@ -35,7 +35,7 @@ def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple
         raise ValueError(f"factors must lie within 1 and {min(rows, cols)}, got {factors}")
     block = max(8, -(-factors // 8))
     if STEPS * block >= cols:  # the whole space
-        basis = torch.eye(cols)
+        basis = torch.eye(cols, device=matrix.device)
         products = [ops.spmm(matrix.T, ops.spmm(matrix, columns.T.contiguous())) for columns in basis.split(block)]
         projected = torch.cat(products, dim=1)
     else:
@@ -47,9 +47,10 @@ def truncated_svd(matrix: SparseMatrix, factors: int, *, seed: int = 0) -> tuple
 
 def _krylov(matrix: SparseMatrix, block: int, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An orthonormal basis (its rows) of the block Krylov space, and M^T M within it."""
-    cols = matrix.shape[1]
-    basis, projected = torch.empty(steps * block, cols), torch.zeros(steps * block, steps * block)
-    fresh = _orthonormal(torch.randn(cols, block, generator=torch.Generator().manual_seed(seed)))
+    cols, width, device = matrix.shape[1], steps * block, matrix.device
+    basis, projected = torch.empty(width, cols, device=device), torch.zeros(width, width, device=device)
+    # Drawn on the CPU: every device starts from the same numbers.
+    fresh = _orthonormal(torch.randn(cols, block, generator=torch.Generator().manual_seed(seed)).to(device))
     for start in range(0, len(basis), block):
         stop = start + block
         basis[start:stop] = fresh.T
@@ -58,7 +59,7 @@ def _krylov(matrix: SparseMatrix, block: int, steps: int, seed: int) -> tuple[to
         within = known @ image
         projected[:stop, start:stop], projected[start:stop, :stop] = within, within.T
         fresh = _orthonormal(image - known.T @ within)
-        overlap = torch.ones(())
+        overlap = torch.ones((), device=device)
         while overlap.abs().max() > 1e-3:  # once, against rounding; more often where the space is exhausted
             overlap = known @ fresh
             fresh = _orthonormal(fresh - known.T @ overlap)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -43,7 +44,8 @@ def check_dense(
     cols: int | None = None,
     dtypes: Sequence[torch.dtype] = FLOATS,
 ) -> None:
-    """Raise a ValueError that says what was received unless `x` is a float CPU matrix of the wanted shape."""
+    """Raise a ValueError that says what was received unless `x` is a float matrix of the wanted shape on a device that
+    kernels run on."""
     _check_tensor(operator, name, x, dtypes)
     if x.dim() != 2 or x.shape[1] == 0 or (rows is not None and x.shape[0] != rows):
         wanted = f"[{'rows' if rows is None else rows}, {'dim >= 1' if cols is None else cols}]"
@@ -55,7 +57,7 @@ def check_dense(
 def check_vector(
     operator: str, name: str, x: Any, length: int | None = None, dtypes: Sequence[torch.dtype] = FLOATS
 ) -> None:
-    """The same for a float CPU vector."""
+    """The same for a float vector."""
     _check_tensor(operator, name, x, dtypes)
     if x.dim() != 1 or (length is not None and len(x) != length):
         raise ValueError(
@@ -66,8 +68,9 @@ def check_vector(
 def _check_tensor(operator: str, name: str, x: Any, dtypes: Sequence[torch.dtype]) -> None:
     if not isinstance(x, torch.Tensor):
         raise ValueError(f"{operator}: {name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.device.type != "cpu":
-        raise ValueError(f"{operator}: {name} lies on {x.device}; kernels exist for cpu. Move it with .cpu()")
+    if x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{operator}: {name} lies on {x.device}; kernels exist for cpu and cuda. Move it with .cpu()")
+    devices.check(operator, name, x)
     if x.layout != torch.strided:
         raise ValueError(f"{operator}: {name} must be dense, got {x.layout}")
     if x.dtype not in dtypes:
@@ -75,17 +78,30 @@ def _check_tensor(operator: str, name: str, x: Any, dtypes: Sequence[torch.dtype
 
 
 def check_indices(operator: str, name: str, x: Any) -> None:
-    """Raise a ValueError that says what was received unless `x` is an int64 CPU tensor."""
+    """Raise a ValueError that says what was received unless `x` is an int64 tensor."""
     _check_tensor(operator, name, x, (torch.int64,))
+
+
+def check_device(operator: str, reference: SparseMatrix | torch.Tensor, **tensors: torch.Tensor | None) -> None:
+    """Raise a ValueError unless all tensors lie where the reference, a matrix or the first tensor, does."""
+    for name, x in tensors.items():
+        if x is not None and x.device != reference.device:
+            other = "the matrix" if isinstance(reference, SparseMatrix) else "the other tensors"
+            raise ValueError(
+                f"{operator}: {name} lies on {x.device}, {other} on {reference.device}; bring them together with .to()"
+            )
 
 
 def pack(matrix: SparseMatrix, entries: torch.Tensor | None = None) -> list[torch.Tensor]:
     """The matrix as torch.library takes it: pointers, columns, scales, schedule, and which edge value belongs to an
     entry, where that is not its own number. What there is not is empty."""
-    none = torch.empty(0)
+    none = torch.empty(0, device=matrix.device)
     row_scale = none if matrix.row_scale is None else matrix.row_scale
     col_scale = none if matrix.col_scale is None else matrix.col_scale
-    schedule = [matrix.chunks, matrix.pieces, matrix.long]
+    if devices.on_gpu(matrix.indptr):
+        schedule = [matrix.short, matrix.medium, matrix.pieces, matrix.long, matrix.histogram]
+    else:
+        schedule = [matrix.chunks, matrix.pieces, matrix.long]
     return [matrix.indptr, matrix.indices, row_scale, col_scale, *schedule, none if entries is None else entries]
 
 

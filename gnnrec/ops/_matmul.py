@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.errors import RequireLiteralValue, TypingError
 
+from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._vector import LINE, RowType, declare, fma, intrinsic, row_load, row_pointer, row_store, splat
@@ -171,7 +172,8 @@ def matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x @ weight.T for many rows of x and a small weight.
 
     Differentiable with respect to both to any order. Sums run in float32 where halves are stored. The result and the
-    gradients are bit-equal for any number of threads.
+    gradients are bit-equal for any number of threads. On a GPU it is torch.mm, which computes as torch is told to:
+    float32 in IEEE arithmetic unless torch.backends.cuda.matmul.allow_tf32 is set.
 
     Args:
         x: [rows, in], float32, float64, bfloat16 or float16, any strides.
@@ -187,13 +189,17 @@ def matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     _arguments.check_dense("matmul", "weight", weight, cols=x.shape[1], dtypes=[x.dtype])
     if weight.shape[0] == 0:
         raise ValueError(f"matmul: weight must have shape [out >= 1, in], got {list(weight.shape)}")
+    _arguments.check_device("matmul", x, weight=weight)
     result: torch.Tensor = _matmul(x, weight)
     return result
 
 
 @torch.library.custom_op("gnnrec::matmul", mutates_args=())
 def _matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    out = x.new_empty((x.shape[0], weight.shape[0]))
+    out = devices.empty(x, (x.shape[0], weight.shape[0]), "the result of matmul")
+    if devices.on_gpu(x):
+        # Contiguous, since cuBLAS has other kernels for other strides, whose results differ in their last bits.
+        return torch.mm(x.contiguous(), weight.contiguous().T, out=out)
     run = _compile_matmul(_lanes(x), _lanes(out))
     run(
         _arguments.array(x),
@@ -206,6 +212,9 @@ def _matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("gnnrec::matmul_weight", mutates_args=())
 def _matmul_weight(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """grad.T @ x of [rows, out] and [rows, in]."""
+    if devices.on_gpu(x):
+        out = devices.empty(x, (grad.shape[1], x.shape[1]), "the gradient of a weight")
+        return torch.mm(grad.contiguous().T, x.contiguous(), out=out)
     chunks = min(max(x.shape[0] // CHUNK_ROWS, 1), CHUNKS)
     partial = torch.zeros((chunks, grad.shape[1], x.shape[1]), dtype=_arguments.compute_dtype(x.dtype))
     _compile_matmul_weight(_lanes(grad), _lanes(x))(_arguments.array(grad), _arguments.array(x), partial.numpy())

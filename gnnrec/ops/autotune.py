@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +17,10 @@ from statistics import median
 import numba
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.schedule import MAX_CHUNKS, PREFETCH_DISTANCE, balanced_chunks
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops import tuner, tuning
 from gnnrec.ops.spmm import spmm
 from gnnrec.storage import atomic_write
 
@@ -50,6 +51,9 @@ def path() -> Path:
 def autotune(matrix: SparseMatrix, *, dim: int = 64, dtype: torch.dtype = torch.float32) -> SparseMatrix:
     """Time spmm of the matrix under every candidate schedule, keep the fastest in the file, and apply it.
 
+    On a GPU the candidates are launch shapes, forward and backward are timed together, and every later product finds
+    the choice by itself; see `tuner.tune` for the other operators.
+
     Matrices of about the same rows, entries and degree histogram, under the same width, dtype and number of threads,
     are one key: `segment_reduce`, `gather_segment_reduce` and `index_scatter` find the choice by it.
 
@@ -61,6 +65,10 @@ def autotune(matrix: SparseMatrix, *, dim: int = 64, dtype: torch.dtype = torch.
     Returns:
         The matrix with the chosen schedule; its transpose keeps the usual one unless it is tuned itself.
     """
+    if devices.on_gpu(matrix.indptr):
+        for tuned in tuner.tune(matrix, operators=("spmm",), dims=(dim,), heads=1, dtypes=(dtype,)):
+            tuning.keep(dict.fromkeys(tuned.keys, tuned.shape))
+        return matrix
     x = torch.zeros(matrix.shape[1], dim, dtype=dtype)
     candidates = [with_choice(matrix, choice) for choice in CANDIDATES]
     seconds: list[list[float]] = [[] for _ in CANDIDATES]
@@ -88,7 +96,7 @@ def apply(matrix: SparseMatrix, dim: int, dtype: torch.dtype) -> SparseMatrix:
 
 def with_choice(matrix: SparseMatrix, choice: Choice) -> SparseMatrix:
     """The matrix with that schedule."""
-    result = copy(matrix)
+    result = matrix.variant()
     result.prefetch, result.chunks = choice.prefetch, balanced_chunks(matrix.indptr, choice.chunks)
     if matrix.symmetric:
         result.__dict__["T"] = result

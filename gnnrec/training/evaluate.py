@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from gnnrec import device as devices
 from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
@@ -43,11 +44,18 @@ class Evaluator:
         self.users = torch.from_numpy(np.flatnonzero(graph.user_degrees))
 
     def __call__(self, scorer: Scorer) -> dict[str, float]:
-        """Metrics by name, such as `recall@20`; defined in `training.metrics`."""
+        """Metrics by name, such as `recall@20`; defined in `training.metrics`. Ranks where the scorer is.
+
+        Raises:
+            DeviceMemoryError: no room on the GPU.
+        """
         metrics = MetricAccumulator(self.ks, self.num_items)
-        k = max(self.ks)
-        for users in self.users.split(ranking_block(k)):
-            ranked, _ = scorer.topk(users, k, self.seen.select_rows(users))
-            relevant = self._held_out.select_rows(users)
-            metrics.update(ranked.numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
+        k, device = max(self.ks), scorer.item_vectors.device
+        with devices.memory_errors("ranking", lower=f"evaluation.k (now {self.ks}) or model.dim"):
+            seen = self.seen.to(device)
+            for users in self.users.split(ranking_block(k)):
+                there = users.to(device)
+                ranked, _ = scorer.topk(there, k, seen.select_rows(there))
+                relevant = self._held_out.select_rows(users)
+                metrics.update(ranked.cpu().numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
         return metrics.result()

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from gnnrec import config as config_module
+from gnnrec import device as devices
 from gnnrec import models
 from gnnrec.config import TrainConfig
 from gnnrec.data import dataset
@@ -28,20 +30,24 @@ from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.trainer import Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
-# What may differ when a run goes on: how long it trains, what is measured, where the data came from.
-RESUMABLE = {"resume", "threads", "trainer.epochs", "trainer.patience", "trainer.checkpoint_every", "evaluation.k"} | {
-    f"data.{key}" for key in ("root", "log", "train", "valid", "test")
-}
+# What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
+RESUMABLE = {"resume", "device", "threads", "evaluation.k"}
+RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
+RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model with the data it was trained on, as `evaluate` and `recommend` need them."""
+    """A trained model with the data it was trained on, as `evaluate` and `recommend` need them.
+
+    The graph stays on the CPU, the model lies on `device`; both bring what they need to where they work.
+    """
 
     config: TrainConfig
     data: dataset.Dataset
     graph: BipartiteGraph
     model: models.LightGCN | models.GFCF
+    device: torch.device
 
     def seen(self, *, with_valid: bool) -> SparseMatrix:
         """The users x items matrix of the training part, with the validation part where asked."""
@@ -59,6 +65,9 @@ def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
     Raises:
         GnnrecError: whatever a user can mend; Interrupted by a signal, with a checkpoint written.
     """
+    device = devices.resolve(config.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of the run before in a sweep
     if config.threads is not None:
         set_threads(config.threads)
     _check_run_dir(config, run_dir)
@@ -72,8 +81,9 @@ def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
             save_data(data, run_dir)
         atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
         graph = graph_of(data.train)
-        run = Run(config, data, graph, models.build(config.model, graph, config.seed))
-        log.event("start", data=data.counts(), machine=runlog.machine(), versions=runlog.versions())
+        run = Run(config, data, graph, models.build(config.model, graph, config.seed), device)
+        facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
+        log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
         position = _fit(run, run_dir / "checkpoints", log)
         started = time.perf_counter()
         metrics = evaluate(run, ks=config.evaluation.k)
@@ -87,6 +97,7 @@ def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
 def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> Position:
     """Train the run's model, or compute it where it is in closed form."""
     config = run.config
+    place(run.model, run.device)
     if isinstance(run.model, models.GFCF):
         started = time.perf_counter()
         run.model.fit()
@@ -124,12 +135,18 @@ def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def open_run(run_dir: Path) -> Run:
+def open_run(run_dir: Path, device: str = "auto") -> Run:
     """The model that a training left in `run_dir`: the best by validation where there was one, else the last.
+
+    Args:
+        run_dir: the run's directory.
+        device: auto, cpu or cuda, whatever it was trained on.
 
     Raises:
         CheckpointError: no run lies there, or it is damaged.
+        DeviceError, DeviceMemoryError: no such device, or no room on it.
     """
+    found = devices.resolve(device)
     config = _read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
@@ -146,7 +163,14 @@ def open_run(run_dir: Path) -> Run:
             where=str(saved.path),
             remedy="Restore the config.yaml that the training wrote",
         ) from error
-    return Run(config, data, graph, model)
+    place(model, found)
+    return Run(config, data, graph, model, found)
+
+
+def place(model: torch.nn.Module, device: torch.device) -> None:
+    """Move a model's parameters, or raise a DeviceMemoryError."""
+    with devices.memory_errors("the model", lower="model.dim"):
+        model.to(device)
 
 
 def graph_of(*parts: Interactions) -> BipartiteGraph:
@@ -224,11 +248,12 @@ def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]])
         "compile_seconds": position.compile_seconds,
         "eval_seconds": position.eval_seconds,
         "peak_rss_bytes": runlog.peak_rss_bytes(),
+        **runlog.device_facts(run.device),
         "seed": run.config.seed,
         "model": asdict(run.config.model),
         "data": data,
         "machine": runlog.machine(),
-        "versions": runlog.versions(),
+        "versions": runlog.versions(gpu=run.device.type == "cuda"),
     }
 
 

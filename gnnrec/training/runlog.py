@@ -22,8 +22,10 @@ from gnnrec.storage import atomic_write, storage_errors
 
 if TYPE_CHECKING:
     import rich.progress
+    import torch
 
 _PACKAGES = ("gnnrec", "torch", "numpy", "numba", "hydra-core")
+_GPU_PACKAGES = ("triton",)
 _REFRESH_SECONDS = 0.1
 
 
@@ -172,13 +174,17 @@ def _memory_limit(membership: Path, root: Path) -> int | None:
     return min(limits, default=None)
 
 
-def versions() -> dict[str, str]:
+def versions(*, gpu: bool = False) -> dict[str, str]:
     """Versions of Python and of the packages that decide a result, and gnnrec's commit where it runs from a checkout.
 
-    The commit ends in `-dirty` where tracked files differ from it.
+    The commit ends in `-dirty` where tracked files differ from it. With `gpu` also triton's, and that of CUDA.
     """
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    if gpu:
+        import torch
+
+        found["cuda"] = str(torch.version.cuda)
+    for package in _PACKAGES + (_GPU_PACKAGES if gpu else ()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     root = Path(__file__).resolve().parents[2]
@@ -187,6 +193,16 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or a repository that it refuses
             found["commit"] = subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
     return found
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """`device` (cpu or cuda) and `device_name`; of a GPU also `peak_gpu_bytes`, the most that tensors have held."""
+    import torch
+
+    if device.type != "cuda":
+        return {"device": device.type, "device_name": _cpu_model()}
+    name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    return {"device": device.type, "device_name": name, "peak_gpu_bytes": peak}
 
 
 def peak_rss_bytes() -> int:

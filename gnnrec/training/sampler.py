@@ -24,12 +24,15 @@ class TripleSampler:
         sampling: "users": a uniform user, then a uniform item of the user, as many as there are edges in an epoch (the
             code of He et al. 2020); "interactions": every edge once an epoch, shuffled.
         seed: of the draws.
+        pinned: put batches into memory from which a GPU copies while the CPU goes on.
 
     Raises:
         DataError: no user has both an item and a missing item.
     """
 
-    def __init__(self, graph: BipartiteGraph, batch_size: int, sampling: str = "users", seed: int = 0) -> None:
+    def __init__(
+        self, graph: BipartiteGraph, batch_size: int, sampling: str = "users", seed: int = 0, *, pinned: bool = False
+    ) -> None:
         degrees = graph.user_degrees
         active = np.flatnonzero((degrees > 0) & (degrees < graph.num_items))
         if not len(active):
@@ -39,7 +42,7 @@ class TripleSampler:
                 where="training data",
                 remedy="Check the filters (data.min_rating, data.k_core) and the columns that were read",
             )
-        self.graph, self.batch_size, self.seed = graph, batch_size, seed
+        self.graph, self.batch_size, self.seed, self.pinned = graph, batch_size, seed, pinned
         self._active, self._shuffle = active.astype(np.int32), sampling == "interactions"
         self.epoch_size = int(degrees[active].sum())
         self.steps_per_epoch = -(-self.epoch_size // batch_size)
@@ -50,7 +53,8 @@ class TripleSampler:
         epoch, within = divmod(step, self.steps_per_epoch)
         first = within * self.batch_size
         count = min(self.batch_size, self.epoch_size - first)
-        triples = np.empty((3, count), np.int64)
+        batch = torch.empty((3, count), dtype=torch.int64, pin_memory=self.pinned)
+        triples = batch.numpy()
         if self._shuffle:
             edges = self._edges(epoch)[first : first + count]
             triples[0] = np.searchsorted(self.graph.user_indptr, edges, side="right") - 1
@@ -66,7 +70,7 @@ class TripleSampler:
             triples,
         )
         triples[1:] += self.graph.num_users
-        return torch.from_numpy(triples)
+        return batch
 
     def _edges(self, epoch: int) -> Any:
         """The edges of the active users in this epoch's order; kept for the epoch."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
 from gnnrec.models import LightGCN
@@ -24,6 +26,8 @@ from gnnrec.training.runlog import Progress, RunLog
 from gnnrec.training.sampler import TripleSampler
 
 LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
+READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do when they end
+AHEAD = 4  # steps that a GPU has before it; with more, a signal would wait for all of them
 
 
 class DivergedError(GnnrecError):
@@ -58,6 +62,9 @@ class Position:
 class Trainer:
     """Trains a model on triples with BPR, evaluates now and then, keeps the best, writes checkpoints.
 
+    Training happens where the model's parameters lie. The triples are drawn on the CPU, the same for every device. A
+    GPU always has the next steps before it, and its losses are looked at a few times a second.
+
     Args:
         model: the model; its parameters are trained in place.
         config: the loop's settings.
@@ -85,14 +92,19 @@ class Trainer:
     ) -> None:
         self.model, self.config, self.loss = model, config, loss
         self.optimizer = optim.build(optimizer, model)
-        self.sampler = TripleSampler(model.graph, config.batch_size, config.sampling, seed)
+        self.device = model.embedding.device
+        on_gpu = self.device.type == "cuda"
+        self.sampler = TripleSampler(model.graph, config.batch_size, config.sampling, seed, pinned=on_gpu)
+        self.read_seconds = READ_SECONDS if on_gpu else 0.0
+        self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
         self.position = Position()
         self.best_parameters: dict[str, torch.Tensor] | None = None
         self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
         # A run that ended before its first checkpoint starts again.
         if resume and checkpoints is not None and checkpoint.latest(checkpoints) is not None:
-            self._restore(checkpoints)
+            with self._memory_errors():
+                self._restore(checkpoints)
 
     def fit(self) -> Position:
         """Train to the last epoch, or until validation stops getting better; then the model holds the best parameters.
@@ -101,10 +113,15 @@ class Trainer:
             Interrupted: by SIGINT or SIGTERM, after the step in progress and a checkpoint.
             DivergedError: the loss became NaN or infinite; earlier checkpoints are intact.
             StorageError: a checkpoint could not be written.
+            DeviceMemoryError: no room on the GPU; earlier checkpoints are intact.
         """
         position, epochs = self.position, self.config.epochs
         total = epochs * self.sampler.steps_per_epoch
-        with _caught_signals() as caught, Progress(total, initial=position.step) as progress:
+        with (
+            self._memory_errors(),
+            _caught_signals() as caught,
+            Progress(total, initial=position.step) as progress,
+        ):
             if not position.finished:
                 progress.line("loading kernels; the first run compiles them, in seconds, and keeps them on disk")
                 self._warm_up()
@@ -123,16 +140,26 @@ class Trainer:
     def _train_epoch(self, caught: list[int], progress: Progress) -> None:
         """The rest of this epoch's steps, or up to a signal."""
         position, started = self.position, time.perf_counter()
-        for _ in range(position.step, (position.epoch + 1) * self.sampler.steps_per_epoch):
-            loss = self._step(position.step)
+        stop, read = (position.epoch + 1) * self.sampler.steps_per_epoch, started
+        losses: list[torch.Tensor] = []
+        for step in range(position.step, stop):
+            losses.append(self._step(step))
+            if caught or step + 1 == stop or time.perf_counter() - read >= self.read_seconds:
+                self._read(losses, progress)
+                losses, read = [], time.perf_counter()
+                if caught:
+                    break
+        position.train_seconds += time.perf_counter() - started
+
+    def _read(self, losses: list[torch.Tensor], progress: Progress) -> None:
+        """Take the losses of the latest steps into the position; waits until a GPU has done them."""
+        position, loss = self.position, 0.0
+        for loss in torch.stack(losses).tolist():
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss}")
             position.loss_sum += loss
             position.step += 1
-            progress.advance(1, loss=loss)
-            if caught:
-                break
-        position.train_seconds += time.perf_counter() - started
+        progress.advance(len(losses), loss=loss)
 
     def _diverged(self, found: str) -> DivergedError:
         position = self.position
@@ -142,13 +169,38 @@ class Trainer:
             remedy="Train anew with a lower optimizer.lr or model.init_std. Earlier checkpoints are as they were",
         )
 
-    def _step(self, step: int) -> float:
-        triples = self.sampler.batch(step)
+    def _memory_errors(self) -> AbstractContextManager[None]:
+        width, batch = self.model.embedding.shape[1], self.config.batch_size
+        lower = f"trainer.batch_size (now {batch}) or model.dim (now {width})"
+        return devices.memory_errors("training", lower)
+
+    def _step(self, step: int) -> torch.Tensor:
+        loss = self.compute(self._batch(step))
+        if self.device.type == "cuda":
+            end = torch.cuda.Event()
+            end.record()
+            self._started.append(end)
+            if len(self._started) > AHEAD:
+                self._started.popleft().synchronize()
+        return loss
+
+    def _batch(self, step: int) -> torch.Tensor:
+        return self.sampler.batch(step).to(self.device, non_blocking=True)
+
+    def compute(self, triples: torch.Tensor) -> torch.Tensor:
+        """A step: loss, gradient, optimiser. Never waits for a GPU, so that it can be captured in a CUDA graph.
+
+        Args:
+            triples: int64 [3, batch] as the sampler draws them, on the model's device.
+
+        Returns:
+            The loss, a scalar on that device.
+        """
         loss = bpr_loss(self.model(), self.model.embedding, triples, self.loss.reg)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     def _end_epoch(self, progress: Progress) -> None:
         """Log, evaluate where it is time, decide whether to stop, write a checkpoint where it is time."""
@@ -181,7 +233,8 @@ class Trainer:
             raise ConfigError(f"is {monitor!r}", where="trainer.monitor", remedy=f"Known are: {', '.join(metrics)}")
         if not position.best or metrics[monitor] > position.best[monitor]:
             position.best, position.best_epoch, position.worse = metrics, position.epoch, 0
-            self.best_parameters = {name: value.clone() for name, value in self.model.state_dict().items()}
+            # On the CPU, since nothing needs them on a GPU before the end.
+            self.best_parameters = {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         else:
             position.worse += 1
         return metrics
@@ -189,8 +242,10 @@ class Trainer:
     def _warm_up(self) -> None:
         """Compile the kernels on one step whose gradient is thrown away, so that its time can be told apart."""
         started = time.perf_counter()
-        bpr_loss(self.model(), self.model.embedding, self.sampler.batch(0), self.loss.reg).backward()
+        bpr_loss(self.model(), self.model.embedding, self._batch(0), self.loss.reg).backward()
         self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - started
         self.position.compile_seconds += seconds
         self.position.train_seconds += seconds

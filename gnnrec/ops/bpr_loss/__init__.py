@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.bpr_loss import cpu, reference
@@ -13,19 +14,24 @@ from gnnrec.ops.bpr_loss import cpu, reference
 __all__ = ["OP", "bpr_loss"]
 
 
-def bpr_loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float = 0.0) -> torch.Tensor:
+def bpr_loss(
+    final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float = 0.0, *, deterministic: bool = True
+) -> torch.Tensor:
     """Bayesian personalised ranking with L2 on the ego embeddings of the batch.
 
     mean over the batch of softplus(s(u, n) - s(u, p)) + reg / 2 * (|e_u|^2 + |e_p|^2 + |e_n|^2), with s the dot product
     of final embeddings and e the ego embeddings. Nothing of the batch is kept for the backward pass, which groups the
     batch by node and writes every row of the gradients once. The loss and its gradients are bit-equal for any number of
-    threads.
+    threads. On a GPU nothing waits for it, the check of `triples` included: there, numbers outside the nodes end the
+    process's work on that GPU with torch's assertion.
 
     Args:
         final: propagated embeddings, float32, float64, bfloat16 or float16 [nodes, dim].
         ego: embeddings before propagation, of the same dtype and shape.
         triples: int64 [3, batch]: user, positive and negative node numbers.
         reg: weight of the L2 term.
+        deterministic: False lets the backward pass on a GPU add in any order, with atomics and without a sort, unless
+            torch.use_deterministic_algorithms is on; on a CPU it changes nothing.
 
     Returns:
         A scalar, float32 for halves.
@@ -40,33 +46,43 @@ def bpr_loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg:
     _arguments.check_indices("bpr_loss", "triples", triples)
     if triples.dim() != 2 or len(triples) != 3 or triples.shape[1] == 0:
         raise ValueError(f"bpr_loss: triples must be int64 [3, batch >= 1], got {triples.dtype} {list(triples.shape)}")
-    result: torch.Tensor = _loss(final, ego, triples, float(reg))
+    _arguments.check_device("bpr_loss", final, ego=ego, triples=triples)
+    result: torch.Tensor = _loss(final, ego, triples, float(reg), deterministic)
     return result
 
 
 @torch.library.custom_op("gnnrec::bpr_loss", mutates_args=())
-def _loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float) -> torch.Tensor:
-    low, high = (int(bound) for bound in triples.aminmax())
-    if low < 0 or high >= len(final):
-        raise ValueError(f"bpr_loss: triples must lie within 0 and {len(final) - 1}, got {low} to {high}")
+def _loss(
+    final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float, deterministic: bool
+) -> torch.Tensor:
+    low, high = triples.aminmax()
     dtype = _arguments.compute_dtype(final.dtype)
+    if devices.on_gpu(final):
+        from gnnrec.ops.bpr_loss import cuda
+
+        torch._assert_async((low >= 0) & (high < len(final)), "bpr_loss: triples must lie within the nodes")
+        out = final.new_empty((), dtype=dtype)
+        cuda.loss(final, ego, triples, reg, out)
+        return out
+    if low < 0 or high >= len(final):
+        raise ValueError(f"bpr_loss: triples must lie within 0 and {len(final) - 1}, got {int(low)} to {int(high)}")
     loss = cpu.loss(_arguments.array(final), _arguments.array(ego), _arguments.array(triples), reg)
     return torch.tensor(loss, dtype=dtype)
 
 
 @_loss.register_fake
-def _(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float) -> torch.Tensor:
+def _(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float, deterministic: bool) -> torch.Tensor:
     return final.new_empty((), dtype=_arguments.compute_dtype(final.dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    final, ego, triples, ctx.reg = inputs
+    final, ego, triples, ctx.reg, ctx.deterministic = inputs
     ctx.save_for_backward(final, ego, triples)
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    grad_final, grad_ego = _loss_backward(grad, *ctx.saved_tensors, ctx.reg)
-    return grad_final, grad_ego if ctx.reg else None, None, None
+    grad_final, grad_ego = _loss_backward(grad, *ctx.saved_tensors, ctx.reg, ctx.deterministic)
+    return grad_final, grad_ego if ctx.reg else None, None, None, None
 
 
 _loss.register_autograd(_backward, setup_context=_setup_context)
@@ -74,10 +90,16 @@ _loss.register_autograd(_backward, setup_context=_setup_context)
 
 @torch.library.custom_op("gnnrec::bpr_loss_backward", mutates_args=())
 def _loss_backward(
-    grad: torch.Tensor, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float
+    grad: torch.Tensor, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float, deterministic: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grad_final = final.new_empty(final.shape)
-    grad_ego = ego.new_empty(ego.shape if reg else (0, ego.shape[1]))
+    grad_final = devices.empty(final, final.shape, "the gradient of the final embeddings")
+    grad_ego = devices.empty(ego, ego.shape if reg else (0, ego.shape[1]), "the gradient of the ego embeddings")
+    if devices.on_gpu(final):
+        from gnnrec.ops.bpr_loss import cuda
+
+        order = deterministic or torch.are_deterministic_algorithms_enabled()
+        cuda.loss_backward(grad, final, ego, triples, reg, order, grad_final, grad_ego if reg else None)
+        return grad_final, grad_ego
     inputs = _arguments.array(final), _arguments.array(ego), _arguments.array(triples)
     cpu.loss_backward(float(grad), *inputs, reg, _arguments.array(grad_final), _arguments.array(grad_ego))
     return grad_final, grad_ego
@@ -85,7 +107,7 @@ def _loss_backward(
 
 @_loss_backward.register_fake
 def _(
-    grad: torch.Tensor, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float
+    grad: torch.Tensor, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float, deterministic: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return final.new_empty(final.shape), ego.new_empty(ego.shape if reg else (0, ego.shape[1]))
 

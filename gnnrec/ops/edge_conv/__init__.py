@@ -62,6 +62,7 @@ def edge_conv(
         raise ValueError(f"edge_conv: x_rows [{rows}, {x.shape[1]}] is needed where the matrix is {rows} x {cols}")
     if reduce not in REDUCTIONS:
         raise ValueError(f"edge_conv: reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    _arguments.check_device("edge_conv", matrix, x=x, theta=theta, phi=phi, x_rows=x_rows)
     # Rounded to halves, different neighbours' products would tie for the maximum.
     computed = _arguments.compute_dtype(x.dtype)
     neighbours, own = x.to(computed), (x if x_rows is None else x_rows).to(computed)

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.edge_softmax import cpu, reference
 
@@ -39,6 +41,7 @@ def edge_softmax(matrix: SparseMatrix, logits: torch.Tensor) -> torch.Tensor:
         _arguments.check_vector("edge_softmax", "logits", logits, matrix.nnz)
     else:
         _arguments.check_dense("edge_softmax", "logits", logits, matrix.nnz)
+    _arguments.check_device("edge_softmax", matrix, logits=logits)
     result: torch.Tensor = _softmax(_arguments.pack(matrix), logits[:, None] if single else logits)
     return result[:, 0] if single else result
 
@@ -46,7 +49,12 @@ def edge_softmax(matrix: SparseMatrix, logits: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("gnnrec::edge_softmax", mutates_args=())
 def _softmax(matrix: list[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
     """Of logits [nnz, heads]."""
-    out = logits.new_empty(logits.shape)
+    out = devices.empty(logits, logits.shape, "the result of edge_softmax")
+    if devices.on_gpu(logits):
+        from gnnrec.ops.edge_softmax import cuda
+
+        cuda.softmax(unpack(matrix, logits.dtype), logits, out)
+        return out
     cpu.softmax(_pattern(matrix), _arguments.array(logits), _arguments.array(out), _arguments.numpy_dtype(out.dtype))
     return out
 
@@ -54,7 +62,12 @@ def _softmax(matrix: list[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("gnnrec::edge_softmax_gradient", mutates_args=())
 def _softmax_backward(matrix: list[torch.Tensor], p: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """p * (grad - sum over the row of p * grad)."""
-    out = p.new_empty(p.shape)
+    out = devices.empty(p, p.shape, "the gradient of edge_softmax")
+    if devices.on_gpu(p):
+        from gnnrec.ops.edge_softmax import cuda
+
+        cuda.backward(unpack(matrix, p.dtype), p, grad, out)
+        return out
     arrays = _arguments.array(p), _arguments.array(grad), _arguments.array(out)
     cpu.backward(_pattern(matrix), *arrays, _arguments.numpy_dtype(p.dtype))
     return out

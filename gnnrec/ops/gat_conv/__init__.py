@@ -8,8 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments, _dropout
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._matmul import matmul
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.gat_conv import cpu, reference
@@ -71,13 +73,19 @@ def gat_conv(
     _dropout.check_probability("gat_conv", "dropout", dropout)
     heads, dim = attn_row.shape
     wide = _arguments.compute_dtype(x.dtype)
-    # [heads, dim, in]; heads that fall into parts are filled up to equal ones. Contiguous, for one result to the bit.
-    blocks = F.pad(weight.to(wide).reshape(heads, dim, -1).contiguous(), (0, 0, 0, -dim % parts(dim)))
+    # [heads, dim, in]; contiguous, for one result to the bit.
+    blocks = weight.to(wide).reshape(heads, dim, -1).contiguous()
     # <attn, weight x> = <weight.T attn, x>
-    row_weight, col_weight = (
-        torch.cat([matmul(vector[None], block[:dim].T) for vector, block in zip(attn.to(wide), blocks)])
-        for attn in (attn_row, attn_col)
-    )
+    if devices.on_gpu(x):
+        both = torch.stack([attn.to(wide) for attn in (attn_row, attn_col)], dim=1)
+        row_weight, col_weight = torch.bmm(both, blocks).unbind(1)
+    else:
+        row_weight, col_weight = (
+            torch.cat([matmul(vector[None], block.T) for vector, block in zip(attn.to(wide), blocks)])
+            for attn in (attn_row, attn_col)
+        )
+        # Heads that fall into parts are filled up to equal ones.
+        blocks = F.pad(blocks, (0, 0, 0, -dim % parts(dim)))
     row_scores = None
     if x_rows is None:
         col_weight = torch.cat([col_weight, row_weight])
@@ -94,7 +102,7 @@ def gat_conv(
 
 def _pattern(packed: list[torch.Tensor]) -> list[torch.Tensor]:
     """A packed matrix without scales."""
-    return [*packed[:2], *[torch.empty(0)] * 2, *packed[4:]] if packed else packed
+    return [*packed[:2], *[packed[2][:0]] * 2, *packed[4:]] if packed else packed
 
 
 def _check(matrix: Any, x: Any, weight: Any, attn_row: Any, attn_col: Any, x_rows: Any) -> None:
@@ -111,6 +119,8 @@ def _check(matrix: Any, x: Any, weight: Any, attn_row: Any, attn_col: Any, x_row
         _arguments.check_dense("gat_conv", "x_rows", x_rows, matrix.shape[0], x.shape[1], (x.dtype,))
     elif matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"gat_conv: x_rows must be given for a matrix that is not square, got {matrix}")
+    tensors = {"x": x, "weight": weight, "attn_row": attn_row, "attn_col": attn_col, "x_rows": x_rows}
+    _arguments.check_device("gat_conv", matrix, **tensors)
 
 
 @torch.library.custom_op("gnnrec::gat_conv", mutates_args=())
@@ -127,6 +137,13 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The result, of weight's dtype, and `cpu.forward`'s stats. Without `row_scores`, `score_weight` gives them too."""
     out, stats = _empty(matrix, weight, score_weight, row_scores)
+    if devices.on_gpu(x):
+        from gnnrec.ops.gat_conv import cuda
+
+        wide = x.to(weight.dtype).contiguous()  # for one result to the bit
+        given = cuda.Attention(row_scores, negative_slope, _drop(seed, dropout))
+        cuda.forward(unpack(matrix, weight.dtype), wide, weight, score_weight, given, stats, out)
+        return out, stats
     memory = weight.new_empty(len(x) * len(weight) + SPARE)
     h, attention = _inputs(x.to(weight.dtype), weight, score_weight, row_scores, seed, negative_slope, dropout, memory)
     arrays = _arguments.matrix_arrays(matrix, weight.dtype)
@@ -139,7 +156,15 @@ def _empty(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = matrix[0].shape[0] - 1
     heads = score_weight.shape[0] // (2 if row_scores is None else 1)
-    return weight.new_empty((rows, weight.shape[0])), weight.new_empty((rows, 2, heads))
+    return (
+        devices.empty(weight, (rows, weight.shape[0]), "the result of gat_conv"),
+        devices.empty(weight, (rows, 2, heads), "what gat_conv keeps of rows"),
+    )
+
+
+def _drop(seed: torch.Tensor | None, dropout: float) -> tuple[int, int, float] | None:
+    """Seed, threshold and scale of dropout; none without a seed."""
+    return None if seed is None else (int(seed), _dropout.threshold(dropout), 1 / (1 - dropout))
 
 
 def _inputs(
@@ -157,8 +182,8 @@ def _inputs(
     h, scores = cpu.project(*map(_arguments.array, (x, weight, score_weight, memory)))
     heads = scores.shape[1] // 2
     given = (scores[:, heads:], scores[:, :heads]) if row_scores is None else (_arguments.array(row_scores), scores)
-    drop = None if seed is None else (seed.item(), _dropout.threshold(dropout), number(1 / (1 - dropout)))
-    return h, (*given, number(negative_slope), drop)
+    drop = _drop(seed, dropout)
+    return h, (*given, number(negative_slope), None if drop is None else (*drop[:2], number(drop[2])))
 
 
 @_attend.register_fake
@@ -190,13 +215,22 @@ def _attend_backward(
     stats: torch.Tensor,
     grad: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, weight, score_weight and of the row scores."""
+    """Gradients of x, weight, score_weight and of the row scores, empty where those were not given."""
     wide = x.to(weight.dtype)
+    if devices.on_gpu(x):
+        from gnnrec.ops.gat_conv import cuda
+
+        graphs = unpack(matrix, weight.dtype), unpack(transposed, weight.dtype)
+        given = cuda.Attention(row_scores, negative_slope, _drop(seed, dropout))
+        grads = cuda.backward(*graphs, wide.contiguous(), weight, score_weight, given, stats, grad)
+        return grads[0].to(x.dtype), *grads[1:]
     # The gradient of x will lie where h does now, if it fits.
     memory = weight.new_empty(len(x) * max(x.shape[1], len(weight)))
     h, attention = _inputs(wide, weight, score_weight, row_scores, seed, negative_slope, dropout, memory)
-    grads, numbers = _arguments.array(grad), _arguments.array(stats)
-    dots, grad_scores = cpu.row_gradient(_arguments.matrix_arrays(matrix, weight.dtype), h, attention, numbers, grads)
+    upstream, numbers = _arguments.array(grad), _arguments.array(stats)
+    dots, grad_scores = cpu.row_gradient(
+        _arguments.matrix_arrays(matrix, weight.dtype), h, attention, numbers, upstream
+    )
     del h
     grad_x = memory.view(x.shape) if len(weight) <= x.shape[1] else None
     del memory
@@ -209,13 +243,13 @@ def _attend_backward(
         _arguments.array(score_weight),
         attention,
         numbers,
-        grads,
+        upstream,
         dots,
         grad_scores,
         grad_x.numpy(),
     )
     weights = torch.from_numpy(grad_weight), torch.from_numpy(grad_score_weight)
-    return grad_x.to(x.dtype), *weights, torch.from_numpy(grad_scores)
+    return grad_x.to(x.dtype), *weights, weight.new_empty(0) if row_scores is None else torch.from_numpy(grad_scores)
 
 
 @_attend_backward.register_fake
@@ -233,7 +267,7 @@ def _(
     grad: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     weights = weight.new_empty(weight.shape), weight.new_empty(score_weight.shape)
-    return x.new_empty(x.shape), *weights, weight.new_empty((stats.shape[0], stats.shape[2]))
+    return x.new_empty(x.shape), *weights, weight.new_empty(0 if row_scores is None else row_scores.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._operator import Operator
 from gnnrec.ops._stacks import check_stack, computed, scaled_arrays
 from gnnrec.ops.gmm_conv import cpu, reference
@@ -64,6 +66,7 @@ def gmm_conv(
     check_stack("gmm_conv", "weight", weight, (len(mu), None, x.shape[1]), (x.dtype,))
     if reduce not in REDUCTIONS:
         raise ValueError(f"gmm_conv: reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    _arguments.check_device("gmm_conv", matrix, x=x, pseudo=pseudo, mu=mu, inv_sigma=inv_sigma, weight=weight)
     if reduce == "mean":
         matrix = matrix.row_mean
     transposed = _arguments.pack_transpose(matrix, x, pseudo, mu, inv_sigma, weight, values=True)
@@ -81,6 +84,12 @@ def _gmm(
     inv_sigma: torch.Tensor,
     weight: torch.Tensor,
 ) -> torch.Tensor:
+    if devices.on_gpu(x):
+        from gnnrec.ops.gmm_conv import cuda
+
+        out = devices.empty(x, (matrix[0].shape[0] - 1, weight.shape[1]), "the result of gmm_conv")
+        cuda.gmm(unpack(matrix, x.dtype), x, pseudo, mu, inv_sigma, weight, out)
+        return out
     out = torch.empty(matrix[0].shape[0] - 1, weight.shape[1], dtype=_arguments.compute_dtype(x.dtype))
     inputs = computed(pseudo), computed(mu), computed(inv_sigma), computed(weight.mT)
     cpu.gmm(scaled_arrays(matrix, x), _arguments.array(x.contiguous()), *inputs, out.numpy())
@@ -112,6 +121,10 @@ def _gmm_backward(
 ) -> list[torch.Tensor]:
     """The gradients of all dense arguments."""
     arguments = x, pseudo, mu, inv_sigma, weight
+    if devices.on_gpu(x):
+        from gnnrec.ops.gmm_conv import cuda
+
+        return [gradient.to(x.dtype) for gradient in cuda.gmm_backward(unpack(transposed, x.dtype), grad, *arguments)]
     gradients = [torch.empty(a.shape, dtype=_arguments.compute_dtype(x.dtype)) for a in arguments]
     cpu.gmm_backward(
         scaled_arrays(transposed, grad),

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.lightgcn_propagate import cpu, reference
-from gnnrec.ops.segment import index_scatter
+from gnnrec.ops.segment import sum_by_index
 
 __all__ = ["OP", "lightgcn_propagate"]
 
@@ -29,7 +31,8 @@ def lightgcn_propagate(
 
     The sum over layers happens while a layer's row is in registers; nothing is kept for the backward pass, which
     is this function again, since A is symmetric. The result is bit-equal for any number of threads. Memory beyond the
-    result: one buffer like x for two layers and more.
+    result: one buffer like x for two layers and more. On a GPU nothing waits for it, the check of `rows` included:
+    there, numbers outside the nodes end the process's work on that GPU with torch's assertion.
 
     Args:
         matrix: symmetric SparseMatrix A [nodes, nodes], as `graph.norm_adjacency()` gives it.
@@ -58,6 +61,7 @@ def lightgcn_propagate(
         )
     if rows is not None and (rows.dtype != torch.int64 or rows.dim() != 1):
         raise ValueError(f"lightgcn_propagate: rows must be int64 [n], got {rows.dtype} {list(rows.shape)}")
+    _arguments.check_device("lightgcn_propagate", matrix, x=x, rows=rows)
     result: torch.Tensor = _propagate(_arguments.pack(matrix), x, weights, rows)
     return result
 
@@ -68,9 +72,14 @@ def _propagate(
 ) -> torch.Tensor:
     if rows is not None:
         return _propagate_to(matrix, x, weights, rows)
-    out = x.new_empty(x.shape)
+    out = devices.empty(x, x.shape, "the propagated embeddings")
     if len(weights) == 1:
         return torch.mul(x, weights[0], out=out)
+    if devices.on_gpu(x):
+        from gnnrec.ops.lightgcn_propagate import cuda
+
+        cuda.propagate(unpack(matrix, x.dtype), x, weights, out)
+        return out
     work = x.new_empty(x.shape if len(weights) > 2 else (0, x.shape[1]))
     arrays, dtype = _arguments.matrix_arrays(matrix, x.dtype), _arguments.numpy_dtype(x.dtype)
     cpu.propagate(arrays, _arguments.array(x), weights, _arguments.array(work), _arguments.array(out), dtype)
@@ -81,22 +90,34 @@ def _propagate_to(
     matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor
 ) -> torch.Tensor:
     """The last layer over the wanted rows alone."""
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(x):
-        raise ValueError(
-            f"lightgcn_propagate: rows must lie within 0 and {len(x) - 1}, got {int(rows.min())} to {int(rows.max())}"
-        )
-    base = x[rows]
+    _check_rows(rows, len(x))
     if len(weights) == 1:
-        return base * weights[0]
+        return x[rows] * weights[0]
     # By Horner's rule, what the last layer gathers is the propagation by all the others. A single layer gathers x.
     source = x if len(weights) == 2 else _propagate(matrix, x, weights[1:], None)
     scale = weights[1] if len(weights) == 2 else 1.0
+    if devices.on_gpu(x):
+        from gnnrec.ops.lightgcn_propagate import cuda
+
+        out = devices.empty(x, (len(rows), x.shape[1]), "the propagated embeddings")
+        cuda.spmm_rows(unpack(matrix, x.dtype), rows, source, out, scale, x, weights[0])
+        return out
     row_scale, col_scale = (scale if scale.numel() else None for scale in matrix[2:4])
     whole = SparseMatrix(matrix[0], matrix[1], (len(x), len(x)), row_scale, col_scale)
     chosen = _arguments.pack(whole.select_rows(rows))
-    epilogue = scale, base, weights[0], PREFETCH_DISTANCE
+    epilogue = scale, x[rows], weights[0], PREFETCH_DISTANCE
     result: torch.Tensor = torch.ops.gnnrec.spmm(chosen, [], source, None, "sum", *epilogue)
     return result
+
+
+def _check_rows(rows: torch.Tensor, nodes: int) -> None:
+    if not len(rows):
+        return
+    low, high = rows.aminmax()
+    if devices.on_gpu(rows):
+        torch._assert_async((low >= 0) & (high < nodes), "lightgcn_propagate: rows must lie within the nodes")
+    elif low < 0 or high >= nodes:
+        raise ValueError(f"lightgcn_propagate: rows must lie within 0 and {nodes - 1}, got {int(low)} to {int(high)}")
 
 
 @_propagate.register_fake
@@ -111,7 +132,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     if ctx.rows is not None:
-        grad = index_scatter(grad, ctx.rows, ctx.nodes)
+        grad = sum_by_index(grad, ctx.rows, ctx.nodes)
     return [None] * len(ctx.matrix), _propagate(ctx.matrix, grad, ctx.weights, None), None, None
 
 

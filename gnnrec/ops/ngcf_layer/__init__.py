@@ -7,8 +7,10 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments, _dropout
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.ngcf_layer import passes, reference
 
@@ -69,6 +71,7 @@ def ngcf_layer(
     propagation-postponed one of Zhang et al. 2022, "Understanding GNN Computational Graph".
     """
     _check(matrix, x, w1, b1, w2, b2, x_rows, bias)
+    _arguments.check_device("ngcf_layer", matrix, x=x, w1=w1, b1=b1, w2=w2, b2=b2, x_rows=x_rows)
     if not negative_slope >= 0:
         raise ValueError(f"ngcf_layer: negative_slope must be at least 0, got {negative_slope}")
     _dropout.check_probability("ngcf_layer", "dropout", dropout)
@@ -129,8 +132,14 @@ def _layer(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The result, the rows' norms and their aggregates; what is not kept is empty. weights: [out, 2 in]."""
     out, norms, aggregates = _empty(matrix, x, weights, normalize, keep_aggregate)
-    arrays, dropout = _arguments.matrix_arrays(matrix, x.dtype), _decisions(seed, probabilities)
-    source = _rows(x)
+    dropout = _decisions(seed, probabilities)
+    if devices.on_gpu(x):
+        from gnnrec.ops.ngcf_layer import cuda
+
+        graph, own = unpack(matrix, x.dtype), x if x_rows is None else x_rows
+        cuda.forward(graph, x, own, weights, biases, slope, dropout, edge_bias, out, norms, aggregates)
+        return out, norms, aggregates
+    arrays, source = _arguments.matrix_arrays(matrix, x.dtype), _rows(x)
     passes.forward(
         arrays,
         passes.rows(arrays, source, weights.numpy(), dropout, edge_bias),
@@ -160,9 +169,9 @@ def _empty(
     matrix: list[torch.Tensor], x: torch.Tensor, weights: torch.Tensor, normalize: bool, keep_aggregate: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = matrix[0].shape[0] - 1
-    norms = weights.new_empty(rows if normalize else 0)
-    aggregates = weights.new_empty((rows if keep_aggregate else 0, x.shape[1]))
-    return x.new_empty((rows, weights.shape[0])), norms, aggregates
+    norms = devices.empty(weights, (rows if normalize else 0,), "the rows' norms")
+    aggregates = devices.empty(weights, (rows if keep_aggregate else 0, x.shape[1]), "the rows' aggregates")
+    return devices.empty(x, (rows, weights.shape[0]), "the result of ngcf_layer"), norms, aggregates
 
 
 @_layer.register_fake
@@ -227,12 +236,24 @@ def _layer_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x and of x_rows, empty where neither is needed, of weights and of biases."""
     grad_x, grad_rows, grad_weights, grad_biases = _empty_gradients(x, x_rows, weights, needs_x, needs_rows)
-    arrays, dropout = _arguments.matrix_arrays(matrix, x.dtype), _decisions(seed, probabilities)
-    source, kept = _rows(x), aggregates.numel() > 0
-    grad_aggregates = x.new_empty((matrix[0].shape[0] - 1 if needs_x or needs_rows else 0, x.shape[1]))
+    dropout, wanted = _decisions(seed, probabilities), needs_x or needs_rows
+    own_rows, grad_own = (x, grad_x) if x_rows is None else (x_rows, grad_rows)
+    shape = matrix[0].shape[0] - 1 if wanted else 0, x.shape[1]
+    grad_aggregates = devices.empty(x, shape, "the gradient of the rows' aggregates")
+    if devices.on_gpu(x):
+        from gnnrec.ops.ngcf_layer import cuda
+
+        settings = slope, dropout, edge_bias, out, norms, aggregates, grad
+        gradients = grad_own if wanted else None, grad_aggregates, grad_weights, grad_biases
+        cuda.backward(unpack(matrix, x.dtype), x, own_rows, weights, *settings, *gradients)
+        if needs_x:
+            base = None if x_rows is not None else grad_x
+            cuda.aggregate(unpack(transposed, x.dtype), grad_aggregates, grad_x, dropout, base, transposed=True)
+        return grad_x, grad_rows, grad_weights, grad_biases
+    arrays, source = _arguments.matrix_arrays(matrix, x.dtype), _rows(x)
     passes.backward(
         arrays,
-        passes.rows(arrays, source, weights.numpy(), dropout, edge_bias, not kept),
+        passes.rows(arrays, source, weights.numpy(), dropout, edge_bias, aggregates.numel() == 0),
         source,
         source if x_rows is None else _rows(x_rows),
         weights.numpy(),
@@ -242,7 +263,7 @@ def _layer_backward(
         norms.numpy(),
         aggregates.numpy(),
         _rows(grad),
-        _rows(grad_x if x_rows is None else grad_rows),
+        _rows(grad_own),
         _rows(grad_aggregates),
         grad_weights.numpy(),
         grad_biases.numpy(),
@@ -259,8 +280,9 @@ def _empty_gradients(
     x: torch.Tensor, x_rows: torch.Tensor | None, weights: torch.Tensor, needs_x: bool, needs_rows: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     dim = x.shape[1]
-    grad_x = x.new_empty((x.shape[0] if needs_x else 0, dim))
-    grad_rows = x.new_empty((0 if x_rows is None or not (needs_x or needs_rows) else x_rows.shape[0], dim))
+    grad_x = devices.empty(x, (x.shape[0] if needs_x else 0, dim), "the gradient of x")
+    own = 0 if x_rows is None or not (needs_x or needs_rows) else x_rows.shape[0]
+    grad_rows = devices.empty(x, (own, dim), "the gradient of x_rows")
     return grad_x, grad_rows, torch.empty_like(weights), weights.new_empty((2, weights.shape[0]))
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._matmul import matmul
 from gnnrec.ops._operator import Operator
 from gnnrec.ops._stacks import check_stack, computed, scaled_arrays
@@ -84,12 +86,14 @@ def _check(matrices: Any, x: Any, weights: Any, root: Any, x_rows: Any) -> None:
         _arguments.check_dense("rgcn_conv", "x_rows", x_rows, rows, x.shape[1], (x.dtype,))
     elif root is not None and rows != cols:
         raise ValueError(f"rgcn_conv: root needs x_rows [{rows}, {x.shape[1]}] where matrices are {rows} x {cols}")
+    for matrix in matrices:
+        _arguments.check_device("rgcn_conv", matrix, x=x, weights=weights, root=root, x_rows=x_rows)
 
 
-def _relations(packed: list[torch.Tensor], x: torch.Tensor) -> list[tuple[Any, ...]]:
-    """Each relation's matrix as kernels take it."""
-    parts = 8
-    return [scaled_arrays(packed[at : at + parts], x) for at in range(0, len(packed), parts)]
+def _relations(packed: list[torch.Tensor], count: int) -> list[list[torch.Tensor]]:
+    """Each relation's packed matrix."""
+    parts = len(packed) // count
+    return [packed[at : at + parts] for at in range(0, len(packed), parts)]
 
 
 @torch.library.custom_op("gnnrec::rgcn", mutates_args=())
@@ -101,14 +105,17 @@ def _rgcn(
     x_rows: torch.Tensor | None,
     root: torch.Tensor | None,
 ) -> torch.Tensor:
-    dtype = _arguments.compute_dtype(x.dtype)
-    if x_rows is None or root is None:
-        out = torch.empty(matrices[0].shape[0] - 1, weights.shape[1], dtype=dtype)
-    else:
-        out = matmul(x_rows.to(dtype), root.to(dtype))
+    dtype, relations = _arguments.compute_dtype(x.dtype), _relations(matrices, len(weights))
+    own = None if x_rows is None or root is None else matmul(x_rows.to(dtype), root.to(dtype))
+    if devices.on_gpu(x):
+        from gnnrec.ops.rgcn_conv import cuda
+
+        return cuda.rgcn([unpack(matrix, x.dtype) for matrix in relations], x, weights, own).to(x.dtype)
+    out = torch.empty(matrices[0].shape[0] - 1, weights.shape[1], dtype=dtype) if own is None else own
     features, factors = _arguments.array(x.contiguous()), computed(weights.mT)
-    for number, matrix in enumerate(_relations(matrices, x)):
-        cpu.aggregate_matmul(matrix, features, factors[number], out.numpy(), number > 0 or root is not None)
+    for number, matrix in enumerate(relations):
+        arrays, accumulate = scaled_arrays(matrix, x), number > 0 or own is not None
+        cpu.aggregate_matmul(arrays, features, factors[number], out.numpy(), accumulate)
     return out.to(x.dtype)
 
 
@@ -133,11 +140,17 @@ def _rgcn_backward(
     weights: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of x and weights without the rows' own features."""
+    relations = _relations(transposed, len(weights))
+    if devices.on_gpu(x):
+        from gnnrec.ops.rgcn_conv import cuda
+
+        gradients = cuda.rgcn_backward([unpack(matrix, x.dtype) for matrix in relations], grad, x, weights)
+        return gradients[0].to(x.dtype), gradients[1].to(x.dtype)
     features, factors, upstream = computed(x), computed(weights), _arguments.array(grad.contiguous())
     grad_x, grad_weights = (torch.empty(like.shape, dtype=_arguments.compute_dtype(x.dtype)) for like in (x, weights))
-    for number, matrix in enumerate(_relations(transposed, grad)):
-        grads = grad_x.numpy(), grad_weights[number].numpy()
-        cpu.aggregate_matmul_backward(matrix, upstream, factors[number], features, *grads, number > 0)
+    for number, matrix in enumerate(relations):
+        arrays, grads = scaled_arrays(matrix, grad), (grad_x.numpy(), grad_weights[number].numpy())
+        cpu.aggregate_matmul_backward(arrays, upstream, factors[number], features, *grads, number > 0)
     return grad_x.to(x.dtype), grad_weights.to(x.dtype)
 
 

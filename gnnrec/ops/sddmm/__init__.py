@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.sddmm import cpu, reference
 
@@ -41,6 +43,7 @@ def sddmm(matrix: SparseMatrix, a: torch.Tensor, b: torch.Tensor, *, op: str = "
     _arguments.check_dense("sddmm", "b", b, matrix.shape[1], a.shape[1], (a.dtype,))
     if op not in KINDS:
         raise ValueError(f"sddmm: op must be one of {', '.join(KINDS)}, got {op!r}")
+    _arguments.check_device("sddmm", matrix, a=a, b=b)
     transposed = _arguments.pack_transpose(matrix, a, b, values=True)
     result: torch.Tensor = _sddmm(_arguments.pack(matrix), transposed, a, b, op)
     return result
@@ -51,6 +54,12 @@ def _sddmm(
     matrix: list[torch.Tensor], transposed: list[torch.Tensor], a: torch.Tensor, b: torch.Tensor | None, kind: str
 ) -> torch.Tensor:
     entries = matrix[1].numel()
+    if devices.on_gpu(a):
+        from gnnrec.ops.sddmm import cuda
+
+        out = devices.empty(a, (entries,) if kind == "dot" else (entries, a.shape[1]), "the result of sddmm")
+        cuda.sddmm(unpack(matrix, a.dtype), a, b, kind, out)
+        return out
     if kind == "dot":
         # Every panel of columns adds its part.
         out = torch.zeros(entries, dtype=_arguments.compute_dtype(a.dtype))

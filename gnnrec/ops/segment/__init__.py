@@ -1,14 +1,18 @@
 """segment_reduce, gather_segment_reduce, index_scatter: reductions over groups of rows, the tensor-centric base.
 
-All three are spmm over a pattern that is made of the given numbers. Where the same numbers come again and again, make
-the SparseMatrix once and call `spmm`.
+All three are spmm over a pattern that is made of the given numbers; only sums over an index have a kernel of their own
+on a GPU. Where the same numbers come again and again, make the SparseMatrix once and call `spmm`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from gnnrec import device as devices
 from gnnrec.graph import _build
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments, autotune
@@ -16,14 +20,14 @@ from gnnrec.ops._operator import Operator
 from gnnrec.ops.segment import reference
 from gnnrec.ops.spmm import check_reduce, spmm
 
-__all__ = ["OPS", "gather_segment_reduce", "index_scatter", "segment_reduce"]
+__all__ = ["OPS", "gather_segment_reduce", "index_scatter", "segment_reduce", "sum_by_index"]
 
 
 def segment_reduce(x: torch.Tensor, indptr: torch.Tensor, *, reduce: str = "sum") -> torch.Tensor:
     """Reduce consecutive rows: y[i] = reduce of x[indptr[i]:indptr[i + 1]].
 
     Differentiable as `spmm` is, and bit-equal for any number of threads. Not for use inside torch.compile, as are the
-    other two: which work there is to do depends on the numbers.
+    other two: which work there is to do depends on the numbers. On a GPU, checking these waits for it, in all three.
 
     Args:
         x: float32, float64, bfloat16 or float16 [n, dim].
@@ -38,19 +42,18 @@ def segment_reduce(x: torch.Tensor, indptr: torch.Tensor, *, reduce: str = "sum"
     """
     _arguments.check_dense("segment_reduce", "x", x)
     check_reduce("segment_reduce", reduce)
-    pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
-    if len(pointers) == 0 or pointers[0] != 0 or pointers[-1] != len(x) or bool((pointers.diff() < 0).any()):
-        raise ValueError(f"segment_reduce: indptr must rise from 0 to {len(x)}, got {pointers}")
+    pointers = _pointers("segment_reduce", indptr, x)
     rows, counts = len(pointers) - 1, pointers.diff()
     if reduce in ("max", "min"):
-        matrix = SparseMatrix(pointers, torch.arange(len(x), dtype=torch.int32), (rows, len(x)))
+        places = torch.arange(len(x), dtype=torch.int32, device=x.device)
+        matrix = SparseMatrix(pointers, places, (rows, len(x)))
         if x.requires_grad:
             _link(matrix, torch.repeat_interleave(counts).int())
         return spmm(matrix, x, reduce=reduce)
     # The rows are the values of a matrix that multiplies ones, whose columns nobody looks at.
     scale = 1 / counts.clamp(min=1).double() if reduce == "mean" else None
-    matrix = SparseMatrix(pointers, torch.empty(len(x), dtype=torch.int32), (rows, 1), scale)
-    graph = _arguments.pack(autotune.apply(matrix, x.shape[1], x.dtype))
+    matrix = SparseMatrix(pointers, torch.empty(len(x), dtype=torch.int32, device=x.device), (rows, 1), scale)
+    graph = _arguments.pack(_scheduled(matrix, x))
     result: torch.Tensor = torch.ops.gnnrec.spmm(graph, [], None, x, "sum", 1.0, None, 0.0, matrix.prefetch)
     return result
 
@@ -73,11 +76,18 @@ def gather_segment_reduce(
         ValueError: another dtype, device or shape, pointers that fall or do not end at n, numbers outside the rows.
     """
     _arguments.check_dense("gather_segment_reduce", "x", x)
-    matrix = SparseMatrix.from_csr(indptr, indices, shape=(len(indptr) - 1, len(x)))
-    return spmm(autotune.apply(matrix, x.shape[1], x.dtype), x, reduce=reduce)
+    if devices.on_gpu(x):
+        columns = _numbers("gather_segment_reduce", "indices", indices, x, len(x)).to(torch.int32, copy=True)
+        pointers = _pointers("gather_segment_reduce", indptr, columns)
+        matrix = SparseMatrix(pointers, columns, (len(pointers) - 1, len(x)))
+    else:
+        matrix = SparseMatrix.from_csr(indptr, indices, shape=(len(indptr) - 1, len(x)))
+    return spmm(_scheduled(matrix, x), x, reduce=reduce)
 
 
-def index_scatter(src: torch.Tensor, index: torch.Tensor, size: int, *, reduce: str = "sum") -> torch.Tensor:
+def index_scatter(
+    src: torch.Tensor, index: torch.Tensor, size: int, *, reduce: str = "sum", deterministic: bool = True
+) -> torch.Tensor:
     """Scatter and reduce: y[i] = reduce of the rows src[k] with index[k] = i, in the order of k.
 
     Args:
@@ -85,6 +95,8 @@ def index_scatter(src: torch.Tensor, index: torch.Tensor, size: int, *, reduce: 
         index: integers [n] within 0 and size - 1, sorted or not; sorted ones save the counting sort.
         size: rows of the result.
         reduce: sum, mean, max or min; rows that no index names are 0.
+        deterministic: False lets a sum on a GPU add in any order, with atomics and without a sort, unless
+            torch.use_deterministic_algorithms is on; on a CPU, and for what is no sum, it changes nothing.
 
     Returns:
         [size, dim], of src's dtype.
@@ -93,20 +105,116 @@ def index_scatter(src: torch.Tensor, index: torch.Tensor, size: int, *, reduce: 
         ValueError: another dtype, device or shape, numbers outside the size.
     """
     _arguments.check_dense("index_scatter", "src", src)
-    numbers = _build.numbers("index", index, size)
-    if len(numbers) != len(src):
-        raise ValueError(f"index_scatter: index must have {len(src)} numbers, got {len(numbers)}")
-    indptr, places = _build.group_by(numbers, np.arange(len(numbers), dtype=np.int32), size)
+    check_reduce("index_scatter", reduce)
+    if devices.on_gpu(src):
+        numbers = _numbers("index_scatter", "index", index, src, size)
+        _check_count(len(numbers), src)
+        if reduce == "sum":
+            result: torch.Tensor = _index_sum(src, numbers.clone(), size, deterministic)
+            return result
+        return spmm(_index_matrix(numbers, size, src), src, reduce=reduce)
+    array = _build.numbers("index", index, size)
+    _check_count(len(array), src)
+    indptr, places = _build.group_by(array, np.arange(len(array), dtype=np.int32), size)
     matrix = SparseMatrix(torch.from_numpy(indptr), torch.from_numpy(places), (size, len(src)))
     if src.requires_grad:
-        _link(matrix, torch.from_numpy(numbers.astype(np.int32)))
-    return spmm(autotune.apply(matrix, src.shape[1], src.dtype), src, reduce=reduce)
+        _link(matrix, torch.from_numpy(array.astype(np.int32)))
+    return spmm(_scheduled(matrix, src), src, reduce=reduce)
+
+
+def sum_by_index(src: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
+    """index_scatter of a sum for numbers that were checked: on a GPU nothing waits for it."""
+    return _index_sum(src, index, size, True) if devices.on_gpu(src) else index_scatter(src, index, size)
+
+
+def _check_count(count: int, src: torch.Tensor) -> None:
+    if count != len(src):
+        raise ValueError(f"index_scatter: index must have {len(src)} numbers, got {count}")
+
+
+@torch.library.custom_op("gnnrec::index_sum", mutates_args=())
+def _index_sum(src: torch.Tensor, index: torch.Tensor, size: int, deterministic: bool) -> torch.Tensor:
+    """The sum of an index_scatter on a GPU."""
+    from gnnrec.ops.segment import cuda
+
+    out = devices.empty(src, (size, src.shape[1]), "the sums")
+    cuda.index_sum(src, index, out, deterministic or torch.are_deterministic_algorithms_enabled())
+    return out
+
+
+@_index_sum.register_fake
+def _(src: torch.Tensor, index: torch.Tensor, size: int, deterministic: bool) -> torch.Tensor:
+    return src.new_empty((size, src.shape[1]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    # embedding and not an index: its own derivative adds in a fixed order.
+    return F.embedding(ctx.saved_tensors[0], grad), None, None, None
+
+
+_index_sum.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _scheduled(matrix: SparseMatrix, x: torch.Tensor) -> SparseMatrix:
+    """The matrix with the schedule that was chosen for its like; on a GPU its product finds that by itself."""
+    return matrix if devices.on_gpu(x) else autotune.apply(matrix, x.shape[1], x.dtype)
+
+
+def _index_matrix(numbers: torch.Tensor, size: int, src: torch.Tensor) -> SparseMatrix:
+    """The matrix of an index_scatter on a GPU."""
+    row_of = numbers.to(torch.int32, copy=True)
+    keys, places = row_of.sort(stable=True)
+    indptr = torch.searchsorted(keys, torch.arange(size + 1, dtype=torch.int32, device=keys.device))
+    matrix = SparseMatrix(indptr, places.int(), (size, len(src)))
+    if src.requires_grad:
+        _link(matrix, row_of)
+    return matrix
+
+
+def _pointers(operator: str, indptr: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A copy of row pointers into x, int64."""
+    if devices.on_gpu(x):
+        pointers = _numbers(operator, "indptr", indptr, x).to(torch.int64, copy=True)
+    else:
+        pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
+    if len(pointers) == 0 or not bool(_rises(pointers, len(x))):
+        raise ValueError(f"{operator}: indptr must rise from 0 to {len(x)}, got {pointers}")
+    return pointers
+
+
+def _rises(pointers: torch.Tensor, end: int) -> torch.Tensor:
+    """Whether pointers rise from 0 to the end: one number, so that a GPU is waited for once."""
+    return (pointers[0] == 0) & (pointers[-1] == end) & (pointers.diff() >= 0).all()
+
+
+def _numbers(
+    operator: str, name: str, numbers: torch.Tensor, x: torch.Tensor, count: int | None = None
+) -> torch.Tensor:
+    """`_build.numbers` for numbers beside x on a GPU."""
+    if not isinstance(numbers, torch.Tensor):
+        raise ValueError(f"{operator}: {name} must be a torch.Tensor on {x.device}, got {type(numbers).__name__}")
+    _arguments.check_device(operator, x, **{name: numbers})
+    if numbers.dim() != 1 or (len(numbers) and numbers.dtype not in INTEGERS):
+        kind = str(numbers.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} must be a one-dimensional integer array, got {kind} {list(numbers.shape)}")
+    if count is not None and len(numbers):
+        low, high = torch.stack(numbers.aminmax()).tolist()
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} must lie within 0 and {count - 1}, got {low} to {high}")
+    return numbers
+
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def _link(matrix: SparseMatrix, row_of: torch.Tensor) -> None:
     """The transpose of a matrix with one entry a column is known: that entry's row."""
     rows, cols = matrix.shape
-    back = SparseMatrix(torch.arange(cols + 1), row_of, (cols, rows))
+    back = SparseMatrix(torch.arange(cols + 1, device=row_of.device), row_of, (cols, rows))
     matrix.__dict__["T"], back.__dict__["T"] = back, matrix
 
 

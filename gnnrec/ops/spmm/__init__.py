@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._launch import unpack
 from gnnrec.ops._operator import Operator
 from gnnrec.ops.spmm import cpu, reference
 
@@ -61,6 +63,7 @@ def spmm(
         values = matrix.values.to(_arguments.compute_dtype(x.dtype))
     if add is not None:
         _arguments.check_dense("spmm", "add", add, rows=matrix.shape[0], cols=x.shape[1], dtypes=(x.dtype,))
+    _arguments.check_device("spmm", matrix, x=x, values=values, add=add)
     if reduce == "mean":
         matrix, reduce = matrix.row_mean, "sum"
     transposed = _arguments.pack_transpose(matrix, x, values, values=values is not None)
@@ -89,6 +92,7 @@ def spmm_accumulate(out: torch.Tensor, matrix: SparseMatrix, x: torch.Tensor, *,
     _arguments.check_matrix("spmm_accumulate", matrix, values=True)
     _arguments.check_dense("spmm_accumulate", "x", x, rows=matrix.shape[1])
     _arguments.check_dense("spmm_accumulate", "out", out, matrix.shape[0], x.shape[1], (x.dtype,))
+    _arguments.check_device("spmm_accumulate", matrix, x=x, out=out)
     if torch.is_grad_enabled() and (out.requires_grad or x.requires_grad):
         raise ValueError("spmm_accumulate: has no gradient; use spmm(..., add=...) or torch.no_grad()")
     if out.stride(-1) != 1 or (len(out) > 1 and out.stride(0) < out.shape[1]):
@@ -113,6 +117,11 @@ def _spmm(
     prefetch: int,
 ) -> torch.Tensor:
     out = _empty(matrix, x, values)
+    if devices.on_gpu(out):
+        from gnnrec.ops.spmm import cuda
+
+        cuda.spmm(unpack(matrix, out.dtype), x, values, out, reduce, scale, add, add_scale)
+        return out
     arrays = _arguments.matrix_arrays(matrix, out.dtype)
     base = None if add is None else _arguments.array(add)
     dtype, edge_values = _arguments.numpy_dtype(out.dtype), _arguments.value_array(values)
@@ -124,7 +133,7 @@ def _spmm(
 def _empty(matrix: list[torch.Tensor], x: torch.Tensor | None, values: torch.Tensor | None) -> torch.Tensor:
     like = values if x is None else x
     assert like is not None
-    return like.new_empty((matrix[0].shape[0] - 1, like.shape[1]))
+    return devices.empty(like, (matrix[0].shape[0] - 1, like.shape[1]), "the result of spmm")
 
 
 @_spmm.register_fake
@@ -181,7 +190,14 @@ def _extreme_backward(
     reduce: str,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grad_x = x.new_empty(x.shape)
+    grad_x = devices.empty(x, x.shape, "the gradient of x")
+    if devices.on_gpu(x):
+        from gnnrec.ops.spmm import cuda
+
+        graphs = unpack(matrix, x.dtype), unpack(transposed, x.dtype)
+        grad_values = None if values is None else torch.empty_like(values)
+        cuda.extreme_backward(*graphs, x, values, grad, reduce, scale, grad_x, grad_values)
+        return grad_x, x.new_empty(0) if grad_values is None else grad_values
     # Values of one number an entry add up over panels of columns.
     wide = values is None or values.dim() == 2
     sums = x.new_empty(0 if values is None else values.shape)
@@ -219,6 +235,11 @@ def _(
 def _accumulate(
     out: torch.Tensor, matrix: list[torch.Tensor], x: torch.Tensor, values: torch.Tensor | None, scale: float
 ) -> None:
+    if devices.on_gpu(x):
+        from gnnrec.ops.spmm import cuda
+
+        cuda.spmm(unpack(matrix, x.dtype), x, values, out, "sum", scale, out, 1.0)
+        return
     arrays, target = _arguments.matrix_arrays(matrix, x.dtype), _arguments.array(out)
     dtype, edge_values = _arguments.numpy_dtype(x.dtype), _arguments.value_array(values)
     cpu.spmm(arrays, _arguments.array(x), target, dtype, edge_values, "sum", scale, target, 1.0)

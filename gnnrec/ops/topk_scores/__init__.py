@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
 from gnnrec.ops._operator import Operator
@@ -23,6 +24,9 @@ def topk_scores(
     A score is a left fold over partial sums of 16 columns, so it does not depend on how users and items are grouped.
     Equal scores are ordered by item number. Memory beyond the inputs: one copy of `items` and the result.
 
+    On a GPU a score is that of torch.mm, in the precision that torch is set to, and may depend in its last bits on how
+    many users there are. Memory there: about 256 MiB for the scores of a block of users, and the result.
+
     Args:
         users: float32 [num_users, dim].
         items: float32 [num_items, dim].
@@ -38,24 +42,35 @@ def topk_scores(
     """
     _arguments.check_dense("topk_scores", "users", users, dtypes=DTYPES)
     _arguments.check_dense("topk_scores", "items", items, cols=users.shape[1], dtypes=DTYPES)
-    out_items, out_scores = _results("topk_scores", users, len(items), k, seen)
-    cpu.topk_scores(
-        _arguments.array(users), _arguments.array(items), k, *_rows(seen, len(users)), out_items, out_scores
-    )
-    return torch.from_numpy(out_items), torch.from_numpy(out_scores)
+    _check("topk_scores", users, len(items), k, seen)
+    _arguments.check_device("topk_scores", users, items=items, seen=None if seen is None else seen.indices)
+    out_items, out_scores = results = _results(users, k)
+    if devices.on_gpu(users):
+        from gnnrec.ops.topk_scores import cuda
+
+        cuda.topk_scores(users, items, k, None if seen is None else (seen.indptr, seen.indices), *results)
+        return results
+    given = _arguments.array(users), _arguments.array(items), k, *_rows(seen, len(users))
+    cpu.topk_scores(*given, out_items.numpy(), out_scores.numpy())
+    return results
 
 
 def topk_dense(scores: torch.Tensor, *, k: int, seen: SparseMatrix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from scores float32 [num_users, num_items] of a model whose scores are no dot products."""
     _arguments.check_dense("topk_dense", "scores", scores, dtypes=DTYPES)
-    out_items, out_scores = _results("topk_dense", scores, scores.shape[1], k, seen)
-    cpu.topk_dense(_arguments.array(scores), k, *_rows(seen, len(scores)), out_items, out_scores)
-    return torch.from_numpy(out_items), torch.from_numpy(out_scores)
+    _check("topk_dense", scores, scores.shape[1], k, seen)
+    _arguments.check_device("topk_dense", scores, seen=None if seen is None else seen.indices)
+    out_items, out_scores = results = _results(scores, k)
+    if devices.on_gpu(scores):
+        from gnnrec.ops.topk_scores import cuda
+
+        cuda.topk_dense(scores, k, None if seen is None else (seen.indptr, seen.indices), *results)
+        return results
+    cpu.topk_dense(_arguments.array(scores), k, *_rows(seen, len(scores)), out_items.numpy(), out_scores.numpy())
+    return results
 
 
-def _results(
-    operator: str, x: torch.Tensor, num_items: int, k: int, seen: SparseMatrix | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _check(operator: str, x: torch.Tensor, num_items: int, k: int, seen: SparseMatrix | None) -> None:
     if not 1 <= k <= num_items:
         raise ValueError(f"{operator}: k must lie within 1 and the number of items {num_items}, got {k}")
     if seen is not None:
@@ -64,7 +79,11 @@ def _results(
             raise ValueError(f"{operator}: seen must be {len(x)} x {num_items}, got {seen.shape[0]} x {seen.shape[1]}")
         if not seen.has_sorted_rows:
             raise ValueError(f"{operator}: the columns of seen must be sorted within every row")
-    return np.empty((len(x), k), np.int32), np.empty((len(x), k), np.float32)
+
+
+def _results(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    items = devices.empty(x, (len(x), k), "the best items", torch.int32)
+    return items, devices.empty(x, (len(x), k), "their scores", torch.float32)
 
 
 def _rows(seen: SparseMatrix | None, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,12 +36,14 @@ def topk_dense(values: torch.Tensor, *, k: int, seen: SparseMatrix | None = None
 
 
 def cases() -> list[Case]:
-    """Odd widths, more and fewer users and items than a block and a tile, users who have seen everything."""
+    """Odd widths, more and fewer users and items than a block and a tile, users who have seen everything, more items
+    than a GPU has buckets for, and many wanted of them."""
     generator = torch.Generator().manual_seed(0)
     result = []
     tensors: dict[str, tuple[int, ...]]
+    sizes = ((1, 1, 1), (7, 33, 5), (100, 131, 20), (50, 31, 31))
     for dim in DIMS:
-        for num_users, num_items, k in ((1, 1, 1), (7, 33, 5), (100, 131, 20), (50, 31, 31)):
+        for num_users, num_items, k in (*sizes, *(((3, 5000, 20), (2, 2500, 1000)) if dim == 64 else ())):
             users = torch.randint(num_users, (4 * num_users,), generator=generator)
             items = torch.randint(num_items, (4 * num_users,), generator=generator)
             seen = BipartiteGraph.from_edges(users.numpy(), items.numpy(), num_users, num_items).user_item()

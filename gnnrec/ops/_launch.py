@@ -1,0 +1,165 @@
+"""How Triton kernels are launched: what they are told of a matrix, with which shape they run.
+
+Only this file and the operators' `cuda.py` know Triton, and `cuda.py` is imported once a tensor lies on a GPU.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import torch
+
+from gnnrec.ops import _arguments, tuning
+
+PANELS = (256, 128)  # columns of a program at the most, where a row has more than that
+
+
+class Matrix(NamedTuple):
+    """A packed matrix on a GPU. What there is not is None.
+
+    Args:
+        indptr: int64 [rows + 1]; indices: int32 [nnz]; row_scale, col_scale: in the dtype of the computation.
+        short: int32, rows of which several share a program; medium: int32, rows with one each.
+        pieces: int64 [pieces, 3]: row, first entry, end; long: int64 [long, 3]: row, first piece, end.
+        histogram: of degrees, int64 on the CPU.
+        entries: int64 [nnz], which edge value belongs to an entry.
+    """
+
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    row_scale: torch.Tensor | None
+    col_scale: torch.Tensor | None
+    short: torch.Tensor
+    medium: torch.Tensor
+    pieces: torch.Tensor
+    long: torch.Tensor
+    histogram: torch.Tensor
+    entries: torch.Tensor | None
+
+    @property
+    def rows(self) -> int:
+        return self.indptr.shape[0] - 1
+
+    @property
+    def nnz(self) -> int:
+        return self.indices.shape[0]
+
+
+def unpack(packed: list[torch.Tensor], dtype: torch.dtype) -> Matrix:
+    """A matrix that `_arguments.pack` packed, its scales in the dtype that x of this dtype is computed in."""
+    indptr, indices, row_scale, col_scale, *schedule, entries = packed
+    wide = _arguments.compute_dtype(dtype)
+    rows, cols = (scale.to(wide) if scale.numel() else None for scale in (row_scale, col_scale))
+    short, medium, pieces, long, histogram = schedule
+    values = entries if entries.numel() else None
+    return Matrix(indptr, indices, rows, cols, short, medium, pieces, long, histogram, values)
+
+
+def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
+    """x itself where its last dimension is contiguous, as kernels take it, or a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def bits(number: float) -> int:
+    """A float64 as the integer that kernels take it as: Triton would round a float argument to float32."""
+    result: int = struct.unpack("<q", struct.pack("<d", number))[0]
+    return result
+
+
+def power_of_2(number: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def panel(dim: int) -> int:
+    """Columns of a program for rows of `dim`: a power of two that leaves few of the program's lanes idle."""
+    return min((min(power_of_2(dim), most) for most in PANELS), key=lambda columns: -(-dim // columns) * columns)
+
+
+class Tile(NamedTuple):
+    """The tile [ROWS, NEIGHBOURS, DIM] of a kernel that walks over rows, see `_tiles`.
+
+    Args:
+        dim: columns of a program, a power of two; panels: how many programs share a row's columns.
+        lanes: neighbours that a medium row gathers at once, and short rows that share a program.
+        sharing: whether short rows share a program, or each has one as the others do.
+        warps: of a program.
+    """
+
+    dim: int
+    panels: int
+    lanes: int
+    sharing: bool
+    warps: int
+
+
+def tile(operator: str, matrix: Matrix, dim: int, dtype: torch.dtype, *, heads: int = 1, sums: int = 1) -> Tile:
+    """The tile that was tuned for a walk over this matrix.
+
+    Args:
+        operator: as in `gnnrec.ops`; dim: columns of what is gathered, all heads' together; dtype: of x.
+        sums: tiles that a program holds at once.
+    """
+    shape = tuning.choose(operator, dim, heads, dtype, matrix.histogram, matrix.indices.device)
+    columns = panel(dim)
+    # A row that is no multiple of 16 bytes is read number by number, with an address in registers for each.
+    single = dim * dtype.itemsize % 16 > 0
+    lanes = max(1, shape["numbers"] * 4 // _arguments.compute_dtype(dtype).itemsize // sums // columns >> single)
+    return Tile(columns, -(-dim // columns), lanes, bool(shape["sharing"]), shape["warps"])
+
+
+def walk(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
+    """Launch a kernel over all rows that are not long.
+
+    Its first parameters are those of `_tiles.row_range`, then `indices` and `args`; ROWS, NEIGHBOURS, PIECES and DIM
+    are among its constants.
+    """
+    for rows, at_once in ((matrix.short, shape.lanes if shape.sharing else 1), (matrix.medium, 1)):
+        _walk(kernel, matrix, shape, rows, at_once, False, *args, **constants)
+
+
+def walk_pieces(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
+    """Launch a kernel over the pieces of long rows, where it writes one row each."""
+    _walk(kernel, matrix, shape, matrix.pieces, 1, True, *args, **constants)
+
+
+def _walk(
+    kernel: Any,
+    matrix: Matrix,
+    shape: Tile,
+    rows: torch.Tensor,
+    at_once: int,
+    pieces: bool,
+    *args: Any,
+    **constants: Any,
+) -> None:
+    grid = -(-len(rows) // at_once), shape.panels
+    shapes = {"ROWS": at_once, "NEIGHBOURS": 1 if at_once > 1 else shape.lanes, "DIM": shape.dim, "PIECES": pieces}
+    given = rows, len(rows), matrix.indptr, matrix.indices
+    launch(kernel, grid, *given, *args, warps=shape.warps, **shapes, **constants)
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    warps: int = 4,
+    stages: int = 2,
+    registers: int | None = None,
+    **constants: Any,
+) -> None:
+    """Run a kernel on the current stream of its tensors' GPU; nothing where the grid is empty.
+
+    With `registers` the assembler takes up to so many a thread; left alone, it sometimes spills a few for a higher
+    occupancy.
+    """
+    if 0 in grid:
+        return
+    first = next(x for x in args if isinstance(x, torch.Tensor))
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options |= {} if registers is None else {"maxnreg": registers}
+    with torch.cuda.device_of(first):
+        kernel[grid](*args, **constants, **options)
+
+

@@ -1,0 +1,202 @@
+"""Triton kernels that add up rows by a number that each has: a stable sort of the numbers, then every result's rows in
+their order.
+
+All shapes are known beforehand, so nothing waits for the GPU. A result of few rows is added up by whoever writes it.
+One of many would keep its program long: the sorted list is cut into runs, each of which is added up by one program for
+its first and one for its last number, and whoever writes the result joins the runs in their order.
+"""
+
+# mypy: ignore-errors
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from gnnrec import device as devices
+from gnnrec.ops import _arguments
+from gnnrec.ops._launch import launch, panel, rows_contiguous
+
+RUN = 64  # sorted rows
+NUMBERS = 512  # of a program's tile, in float32
+
+
+class Groups(NamedTuple):
+    """What a stable sort of numbers says.
+
+    Args:
+        keys: int32 [n], the numbers sorted; order: int64 [n], where each of them stood.
+        indptr: int32 [size + 1]: where in them a number begins.
+    """
+
+    keys: torch.Tensor
+    order: torch.Tensor
+    indptr: torch.Tensor
+
+    @property
+    def parts(self) -> int:
+        """How many programs add up runs: two each."""
+        return 2 * -(-len(self.keys) // RUN)
+
+
+class Tile(NamedTuple):
+    """A tile [ROWS, NEIGHBOURS, DIM] as in `_tiles`; `panels` programs share a row's columns."""
+
+    rows: int
+    neighbours: int
+    dim: int
+    panels: int
+
+
+def group(numbers: torch.Tensor, size: int) -> Groups:
+    """Numbers within 0 and size - 1, in groups of equal ones."""
+    keys, order = numbers.to(torch.int32).sort(stable=True)
+    starts = torch.arange(size + 1, dtype=torch.int32, device=numbers.device)
+    return Groups(keys, order, torch.searchsorted(keys, starts, out_int32=True))
+
+
+def tile(dim: int, dtype: torch.dtype) -> Tile:
+    """The tile for rows of this dtype: rows have few neighbours in a batch, so several share a program."""
+    columns = panel(dim)
+    lanes = max(1, NUMBERS * 4 // _arguments.compute_dtype(dtype).itemsize // columns)
+    neighbours = min(4, max(1, lanes // 2))
+    return Tile(lanes // neighbours, neighbours, columns, -(-dim // columns))
+
+
+def walk(kernel, groups: Groups, shape: Tile, partial: torch.Tensor, *args, **constants) -> None:
+    """Launch a kernel over the runs, then over the results. Its first parameters are those of `group_range`, then
+    `order` and `partial`; ROWS, NEIGHBOURS, DIM, RUN and PARTS are among its constants."""
+    size = len(groups.indptr) - 1
+    given = groups.keys, len(groups.keys), groups.indptr, size, groups.order, partial
+    lanes = shape.rows * shape.neighbours
+    for programs, rows, parts in ((groups.parts, 1, True), (-(-size // shape.rows), shape.rows, False)):
+        tiles = {"ROWS": rows, "NEIGHBOURS": lanes // rows, "DIM": shape.dim, "RUN": RUN, "PARTS": parts}
+        launch(kernel, (programs, shape.panels), *given, *args, warps=1, **tiles, **constants)
+
+
+def partial_sums(groups: Groups, like: torch.Tensor) -> torch.Tensor:
+    """Room for the sums of runs."""
+    dtype = _arguments.compute_dtype(like.dtype)
+    return devices.empty(like, (groups.parts, like.shape[1]), "the sums of runs", dtype)
+
+
+def index_sum(src: torch.Tensor, index: torch.Tensor, out: torch.Tensor, deterministic: bool) -> None:
+    """out[i] = the sum of the rows src[k] with index[k] = i, in the order of k unless it need not be deterministic.
+
+    Args:
+        src: [n, dim]; index: integers [n] within the rows of out.
+    """
+    src, dim = rows_contiguous(src), src.shape[1]
+    shape = tile(dim, src.dtype)
+    if deterministic:
+        groups = group(index, len(out))
+        given = src, src.stride(0), out
+        walk(_sum, groups, shape, partial_sums(groups, src), *given, dim=dim, WORK=TYPES[src.dtype])
+        return
+    rows = shape.rows * shape.neighbours
+    sums = zeros(out)
+    given = src, src.stride(0), index, len(index), sums
+    launch(_add, (-(-len(index) // rows), shape.panels), *given, dim=dim, DIM=shape.dim, ROWS=rows)
+    if sums is not out:
+        out.copy_(sums)
+
+
+def zeros(out: torch.Tensor) -> torch.Tensor:
+    """What atomics add to: the result itself, or where it is of halves, a tensor that the sums lie in until then."""
+    wide = _arguments.compute_dtype(out.dtype)
+    return out.zero_() if out.dtype == wide else torch.zeros_like(out, dtype=wide)
+
+
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
+
+
+@triton.jit
+def group_range(keys, count, indptr, size, ROWS: tl.constexpr, RUN: tl.constexpr, PARTS: tl.constexpr):
+    """What this program adds up: the places [ROWS] it writes to and whether they are there, where in the sorted list
+    their entries start and how many there are.
+
+    With PARTS, whose programs have one row, these are a run's entries of its first number (even programs) or its last
+    (odd ones), if that one has more than a run's entries altogether. More than two such numbers a run cannot hold.
+    """
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if PARTS:
+        low = place // 2 * RUN
+        high = tl.minimum(low + RUN, count)
+        even = place % 2 == 0
+        key = tl.load(keys + tl.where(even, low, high - 1))
+        start, stop = tl.load(indptr + key), tl.load(indptr + key + 1)
+        there = (stop - start > RUN) & (even | (start > low))
+        first = tl.maximum(start, low)
+        return place, there, first, tl.where(there, tl.minimum(stop, high) - first, 0)
+    there = place < size
+    start = tl.load(indptr + place, mask=there, other=0)
+    stop = tl.load(indptr + place + 1, mask=there, other=0)
+    return place, there, start, stop - start
+
+
+@triton.jit
+def add_runs(total, partial, start, length, cols, dim: tl.constexpr, RUN: tl.constexpr, NEIGHBOURS: tl.constexpr):
+    """Add to the tile the sums of the runs of those rows that have more than RUN entries."""
+    first = start // RUN
+    runs = tl.where(length > RUN, (start + length - 1) // RUN - first + 1, 0)
+    lane = tl.arange(0, NEIGHBOURS)
+    for k in range(0, tl.max(runs, 0), NEIGHBOURS):
+        inside = (k + lane)[None, :] < runs[:, None]
+        # A number that does not begin with its first run is the last one there, and the first one in all others.
+        later = (k + lane == 0)[None, :] & (start % RUN != 0)[:, None]
+        part = 2 * (first[:, None] + (k + lane)[None, :]) + later.to(tl.int32)
+        mask = inside[:, :, None] & (cols < dim)[None, None, :]
+        total += tl.load(partial + part.to(tl.int64)[:, :, None] * dim + cols[None, None, :], mask=mask, other=0)
+    return total
+
+
+@triton.jit(do_not_specialize=["count", "size"])
+def _sum(
+    keys,
+    count,
+    indptr,
+    size,
+    order,
+    partial,
+    src,
+    src_stride,
+    out,
+    dim: tl.constexpr,
+    WORK: tl.constexpr,
+    ROWS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    DIM: tl.constexpr,
+    RUN: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    place, there, start, length = group_range(keys, count, indptr, size, ROWS, RUN, PARTS)
+    cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
+    lane = tl.arange(0, NEIGHBOURS)
+    total = tl.zeros((ROWS, NEIGHBOURS, DIM), WORK)
+    own = length if PARTS else tl.where(length > RUN, 0, length)
+    for k in range(0, tl.max(own, 0), NEIGHBOURS):
+        inside = (k + lane)[None, :] < own[:, None]
+        e = tl.load(order + start[:, None] + (k + lane)[None, :], mask=inside, other=0)
+        mask = inside[:, :, None] & (cols < dim)[None, None, :]
+        total += tl.load(src + e[:, :, None] * src_stride + cols[None, None, :], mask=mask, other=0).to(WORK)
+    target = out
+    if PARTS:
+        target = partial
+    else:
+        total = add_runs(total, partial, start, length, cols, dim, RUN, NEIGHBOURS)
+    here = there[:, None] & (cols < dim)[None, :]
+    result = tl.sum(total, axis=1).to(target.dtype.element_ty)
+    tl.store(target + place.to(tl.int64)[:, None] * dim + cols[None, :], result, mask=here)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _add(src, src_stride, index, count, out, dim: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):
+    """With atomics, in any order."""
+    place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
+    here = (place < count)[:, None] & (cols < dim)[None, :]
+    row = tl.load(index + place, mask=place < count, other=0).to(tl.int64)
+    value = tl.load(src + place[:, None] * src_stride + cols[None, :], mask=here, other=0)
+    target = out + row[:, None] * dim + cols[None, :]
+    tl.atomic_add(target, value.to(out.dtype.element_ty), mask=here, sem="relaxed")

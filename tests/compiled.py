@@ -1,0 +1,132 @@
+"""Compiles the Triton kernels that calls of an operator launch, without a GPU: `python tests/compiled.py OPERATOR`.
+
+A process of its own: operators run on CPU tensors as if these lay on a GPU, and every launch is compiled instead, for
+each of the two architectures. Prints a line of JSON for every kernel with what the compiler made of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from gnnrec import device, ops
+from gnnrec.graph import schedule, sparse
+from gnnrec.ops import tuning
+from gnnrec.ops._operator import Case, Operator
+
+device.on_gpu = lambda x: True
+schedule.GPU_SHORT, schedule.GPU_LONG, sparse.GPU_LONG = 4, 16, 16  # small graphs have rows of every kind
+ARCHITECTURES = (80, 90)
+WIDTHS = (33, 64, 300)
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+POINTERS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+POINTERS |= {torch.int32: "i32", torch.int64: "i64", torch.bool: "i1", torch.uint8: "u8"}
+
+launches: dict[str, tuple[ASTSource, dict[str, int]]] = {}
+
+
+def record(kernel, *args, grid, warmup, num_warps, num_stages, enable_fp_fusion, maxnreg=None, **constants):
+    """Note a launch as the compiler wants it, instead of running it."""
+    given = dict(zip(kernel.arg_names, args)) | constants
+    signature, constexprs, attributes = {}, {}, {}
+    for parameter in kernel.params:
+        value, at = given.get(parameter.name, parameter.default), (parameter.num,)
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constexprs[at] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{POINTERS[value.dtype]}"
+            attributes[at] = [["tt.divisibility", 16]]  # as torch allocates; slices are left out
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        elif value == 1 and not parameter.do_not_specialize:
+            signature[parameter.name], constexprs[at] = "constexpr", 1
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[at] = [["tt.divisibility", 16]]
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
+    options |= {} if maxnreg is None else {"maxnreg": maxnreg}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    # Alignment is that of the first call: whether a number of rows divides by 16 makes no other kernel.
+    key = json.dumps([kernel.__module__, kernel.__name__, signature, str(constexprs), options])
+    launches.setdefault(key, (source, options))
+
+
+def call(op: Operator, case: Case, dtype: torch.dtype) -> None:
+    """A forward and a backward call whose numbers do not matter."""
+    tensors = {name: torch.ones(shape, dtype=dtype) for name, shape in case.tensors.items()}
+    tensors = {name: x.requires_grad_(op.differentiable) for name, x in tensors.items()}
+    out = op.function(**case.options, **tensors)
+    if op.differentiable:
+        torch.autograd.grad(out, list(tensors.values()), torch.ones_like(out), allow_unused=True)
+
+
+def width(case: Case) -> int:
+    return next(iter(case.tensors.values()))[-1]
+
+
+def calls(op: Operator) -> Iterator[tuple[Case, torch.dtype]]:
+    """Cases of the usual widths in float32, first 64; one of width 64 in the other dtypes."""
+    cases = sorted((case for case in op.cases() if width(case) in WIDTHS), key=lambda case: width(case) != 64)
+    for case in cases:
+        yield case, torch.float32
+    for dtype in op.dtypes[1:]:
+        yield cases[0], dtype
+
+
+def compile_all() -> Iterator[dict[str, object]]:
+    for (source, options), architecture in itertools.product(launches.values(), ARCHITECTURES):
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+        yield {
+            "module": source.fn.__module__,
+            "kernel": source.fn.__name__,
+            "architecture": architecture,
+            "options": options,
+            "constants": {source.fn.arg_names[at[0]]: str(value) for at, value in source.constants.items()},
+            "pointers": {name: kind for name, kind in source.signature.items() if kind.startswith("*")},
+            "registers": registers,
+            "spilled_bytes": stack + local,
+            "shared_bytes": compiled.metadata.shared,
+            "loads": sorted(set(re.findall(r"ld\.global[\w:.]*", compiled.asm["ptx"]))),
+        }
+
+
+def main(name: str) -> None:
+    (op,) = (op for op in ops.OPS if op.name == name)
+    JITFunction.run = record
+    variants = [{}, {"deterministic": False}] if "deterministic" in signature(op.function).parameters else [{}]
+    for case, dtype in calls(op):
+        for variant in variants:
+            call(op, replace(case, options=case.options | variant), dtype)
+    usual = [case for case in op.cases() if width(case) == 64][:1]
+    for shaped, shapes in tuning.CANDIDATES.items():
+        for shape in shapes[1:]:
+            with tuning.forced(shaped, shape):
+                for case in usual:
+                    call(op, case, torch.float32)
+    for row in compile_all():
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

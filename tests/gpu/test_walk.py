@@ -1,0 +1,1 @@
+from triton_walk import *  # noqa: F403

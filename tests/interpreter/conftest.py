@@ -1,0 +1,19 @@
+"""The Triton kernels, interpreted on CPU tensors: a process of its own, since a kernel is bound to the interpreter when
+it is decorated. tests/test_triton.py starts it."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from gnnrec import device
+
+device.on_gpu = lambda x: True
+
+
+def pytest_addoption(parser):
+    parser.addoption("--operator", help="only the tests of this operator of gnnrec.ops")
+
+
+def pytest_collection_modifyitems(config, items):
+    if wanted := config.getoption("--operator"):
+        items[:] = [item for item in items if getattr(item.callspec.params.get("op"), "name", None) == wanted]

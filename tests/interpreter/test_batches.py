@@ -1,0 +1,107 @@
+"""What is done for the rows of a batch: last layers over them, sums over an index, gradients of the loss."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+from gnnrec import ops
+from gnnrec.graph import BipartiteGraph, schedule, sparse
+from gnnrec.ops._launch import launch
+from gnnrec.ops.bpr_loss import reference
+from gnnrec.ops.segment import cuda
+
+
+@pytest.fixture(params=[4, 64])
+def run(request, monkeypatch):
+    """Sorted entries that are added up at once."""
+    monkeypatch.setattr(cuda, "RUN", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (300, torch.float32), (33, torch.bfloat16)])
+def test_rows_of_a_propagation_are_those_of_the_whole(dim, dtype, monkeypatch):
+    for module in (schedule, sparse):
+        monkeypatch.setattr(module, "GPU_LONG", 16)
+    monkeypatch.setattr(schedule, "GPU_SHORT", 4)
+    rng = np.random.default_rng(0)
+    graph = BipartiteGraph.from_edges(rng.integers(60, size=700), rng.zipf(1.5, 700) % 50, 60, 50)
+    x, matrix = torch.randn(110, dim, generator=torch.Generator().manual_seed(0)).to(dtype), graph.norm_adjacency()
+    assert min(map(len, (matrix.short, matrix.medium, matrix.long))) > 2
+    rows = torch.cat([torch.from_numpy(rng.integers(110, size=30)), matrix.long[:, 0], matrix.long[:1, 0]])
+    for layers in range(4):
+        whole = ops.lightgcn_propagate(matrix, x, num_layers=layers)
+        assert torch.equal(ops.lightgcn_propagate(matrix, x, num_layers=layers, rows=rows), whole[rows])
+        none = ops.lightgcn_propagate(matrix, x, num_layers=layers, rows=rows[:0])
+        assert none.shape == (0, dim)
+
+
+def skewed(size, count, seed=0):
+    """Numbers of which one comes in half of the places, others often, once and never."""
+    rng = np.random.default_rng(seed)
+    index = rng.zipf(1.4, count) % size
+    index[rng.random(count) < 0.5] = min(3, size - 1)
+    return torch.from_numpy(index)
+
+
+@pytest.mark.parametrize(("size", "count", "dim"), [(20, 300, 3), (1, 9, 64), (5, 0, 7), (300, 40, 130), (7, 64, 1)])
+def test_sums_over_an_index(size, count, dim, run):
+    index = skewed(size, count)
+    src = torch.randint(-9, 10, (count, dim), generator=torch.Generator().manual_seed(0)).float()
+    expected = torch.zeros(size, dim).index_add_(0, index, src)  # of whole numbers, exact in any order
+    for deterministic in (True, False):
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            given = src.to(dtype).requires_grad_()
+            found = ops.index_scatter(given, index.int(), size, deterministic=deterministic)
+            assert torch.equal(found, expected.to(dtype))
+            upstream = torch.randn(size, dim).to(dtype)
+            assert torch.equal(torch.autograd.grad(found, given, upstream)[0], upstream[index])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(("dim", "reg"), [(64, 0.1), (33, 0.0), (300, 0.5)])
+def test_gradients_of_nodes_that_come_often(dim, reg, deterministic, run):
+    triples = skewed(50, 600).view(3, 200)
+    results = []
+    for function, dtype in ((ops.bpr_loss, torch.float32), (reference.bpr_loss, torch.float64)):
+        final, ego = (torch.randn(50, dim, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
+        inputs = [final.requires_grad_(), ego.requires_grad_()]
+        option = {"deterministic": deterministic} if function is ops.bpr_loss else {}
+        loss = function(*inputs, triples, reg, **option)
+        results.append([loss, *torch.autograd.grad(loss, inputs, materialize_grads=True)])
+    bound = 2e-6 if deterministic else 1e-5  # atomics add hundreds of numbers one by one
+    for ours, exact in zip(*results, strict=True):
+        assert (ours.detach().double() - exact).abs().max() <= bound * exact.abs().max()
+
+
+def test_losses_of_margins_that_are_large():
+    """Where 1 + exp(-margin) is 1, and where exp overflows."""
+    margins = torch.tensor([-200.0, -40.0, -17.0, -1e-8, 0.0, 1e-8, 20.0, 100.0, 1000.0])
+    for margin in margins:
+        final = torch.tensor([[1.0], [0.0], [margin]], requires_grad=True)
+        loss = ops.bpr_loss(final, final.detach(), torch.tensor([[0], [1], [2]]))
+        exact = margin.double().clamp(min=0) + (-margin.double().abs()).exp().log1p()
+        assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, final)
+        assert gradient[2].item() == pytest.approx(margin.double().sigmoid().item(), rel=1e-5, abs=1e-38)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_atomics_only_where_they_are_allowed(always, monkeypatch):
+    launched = []
+
+    def note(kernel, *args, **constants):
+        launched.append(kernel.fn.__name__)
+        launch(kernel, *args, **constants)
+
+    for name in ("segment", "bpr_loss"):
+        monkeypatch.setattr(import_module(f"gnnrec.ops.{name}.cuda"), "launch", note)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: always)
+    x = torch.ones(4, 8, requires_grad=True)
+    for deterministic in (True, False):
+        launched.clear()
+        ops.index_scatter(x, torch.arange(4), 5, deterministic=deterministic)
+        ops.bpr_loss(x, x.detach(), torch.arange(3)[:, None], deterministic=deterministic).backward()
+        atomic = {"_add", "_add_gradients"} & set(launched)
+        assert atomic == (set() if deterministic or always else {"_add", "_add_gradients"})

@@ -1,0 +1,108 @@
+"""The walk over gnnrec.ops.OPS through the Triton kernels, for tests/interpreter (on CPU tensors) and tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from walk import (
+    assert_bit_equal,
+    check,
+    columns_first,
+    draw,
+    dtypes,
+    evaluate,
+    every_other_row,
+    inner_columns,
+    on_device,
+    sample,
+)
+
+from gnnrec import ops
+from gnnrec.graph import schedule, sparse
+from gnnrec.ops import tuning
+from gnnrec.ops._operator import Case
+
+WALK = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in op.cases()]
+SAMPLE = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in sample(op)]
+SHAPED = [
+    pytest.param(op, shape, id=f"{op.name}-{'-'.join(map(str, shape.values()))}")
+    for op in ops.OPS
+    for shape in tuning.CANDIDATES.get(op.name, ())
+]
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize(("op", "case"), WALK)
+def test_against_the_reference(op, case, device):
+    for dtype in dtypes(op, case):
+        check(op, case, dtype, device)
+
+
+@pytest.mark.parametrize(("op", "case"), WALK)
+def test_fresh_memory_is_not_trusted(op, case, device, poison, monkeypatch):
+    result = evaluate(op, op.function, case, torch.float32, device=device)
+    assert poison
+    monkeypatch.undo()
+    assert_bit_equal(result, evaluate(op, op.function, case, torch.float32, device=device))
+
+
+@pytest.mark.parametrize("layout", [columns_first, every_other_row, inner_columns])
+@pytest.mark.parametrize(("op", "case"), SAMPLE)
+def test_any_strides(op, case, layout, device):
+    contiguous = evaluate(op, op.function, case, torch.float32, device=device)
+    assert_bit_equal(evaluate(op, op.function, case, torch.float32, layout=layout, device=device), contiguous)
+
+
+@pytest.mark.parametrize(("op", "shape"), SHAPED)
+def test_every_launch_shape(op, shape, device):
+    (case,) = sample(op, widths=(64,))
+    with tuning.forced(op.name, shape):
+        check(op, case, torch.float32, device)
+
+
+def rebuilt(case: Case) -> Case:
+    """The case with matrices made anew, under the schedule's limits as they are now."""
+
+    def again(option):
+        if isinstance(option, list):
+            return [again(part) for part in option]
+        if not isinstance(option, sparse.SparseMatrix):
+            return option
+        given = option.row_scale, option.col_scale, option.values, option.symmetric
+        return sparse.SparseMatrix(option.indptr, option.indices, option.shape, *given)
+
+    return Case(case.name, case.tensors, {name: again(option) for name, option in case.options.items()})
+
+
+@pytest.mark.parametrize(("op", "case"), SAMPLE)
+def test_rows_in_pieces_and_rows_of_their_own(op, case, device, monkeypatch):
+    for module in (schedule, sparse):
+        monkeypatch.setattr(module, "GPU_LONG", 8, raising=False)
+    monkeypatch.setattr(schedule, "GPU_SHORT", 2)
+    again = rebuilt(case)
+    for option in again.options.values():
+        if isinstance(option, sparse.SparseMatrix) and option.nnz > 50:
+            assert len(schedule.long_rows(option.indptr, 8)[1])
+    check(op, again, torch.float32, device)
+
+
+@pytest.mark.parametrize("op", [pytest.param(op, id=op.name) for op in ops.OPS if op.differentiable])
+def test_second_derivatives(op, device):
+    """Of the cases that have them, against the reference's in float64."""
+    for case in [case for case in op.cases() if op.twice_differentiable(case)][:1]:
+        results = []
+        for function in (op.function, op.reference):
+            where = device if function is op.function else "cpu"
+            tensors = [draw(shape, seed, torch.float64).to(where) for seed, shape in enumerate(case.tensors.values())]
+            tensors = [x.requires_grad_() for x in tensors]
+            options = {name: on_device(option, where) for name, option in case.options.items()}
+            y = function(**options, **dict(zip(case.tensors, tensors)))
+            gradients = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
+            loss = sum(gradient.square().sum() for gradient in gradients)
+            results.append([x.cpu() for x in torch.autograd.grad(loss, tensors, materialize_grads=True)])
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max() + 1))
