@@ -104,7 +104,7 @@ def empty(like: torch.Tensor, shape: Any, name: str, dtype: torch.dtype | None =
 
 
 @contextmanager
-def memory_errors(doing: str, lower: str = LOWER) -> Iterator[None]:
+def memory_errors(doing: str, lower: str = LOWER, device: torch.device | None = None) -> Iterator[None]:
     """Turn torch's out-of-memory errors into a DeviceMemoryError that says what was being done, and what to lower."""
     import torch
 
@@ -113,7 +113,7 @@ def memory_errors(doing: str, lower: str = LOWER) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         asked = str(error).partition("Tried to allocate ")[2].split(". ")[0]
         found = f"{doing} needs {asked} more" if asked else f"{doing} needs more than there is"
-        raise _no_memory(found, torch.device("cuda", torch.cuda.current_device()), lower) from error
+        raise _no_memory(found, device or torch.device("cuda", torch.cuda.current_device()), lower) from error
 
 
 def _no_memory(found: str, device: torch.device, lower: str = LOWER) -> DeviceMemoryError:

@@ -120,7 +120,12 @@ def _between(call: Callable[[], Any], times: int) -> float:
 def _median(call: Callable[[], Any]) -> float:
     """Median seconds, after a call that loads and compiles what there is to."""
     call()
-    return median(_between(call, 1) for _ in range(20))
+    times = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(CYCLES * 1e-3))  # longer than a launch
+        times.append(_between(call, 1))
+    return median(times)
 
 
 def _copy_bandwidth(device: torch.device) -> float:

@@ -164,12 +164,11 @@ def _drawn(users: int, items: int, edges: int, device: torch.device) -> Bipartit
     generator = torch.Generator(device).manual_seed(6)
     draws = 5 * edges // 4  # pairs that come up again are one edge
 
-    def nodes(count: int, power: float) -> torch.Tensor:
-        order = torch.randperm(count, generator=generator, device=device)
-        uniform = torch.rand(draws, generator=generator, device=device, dtype=torch.float64)
-        return order[(count * uniform**power).long()]
+    def nodes(count: int) -> torch.Tensor:
+        # All as likely: of popular ones, a cache would hold many, and bandwidth is what is asked for.
+        return torch.randint(count, (draws,), generator=generator, device=device)
 
-    pairs = (nodes(users, 2.0) * items + nodes(items, 2.5)).unique()
+    pairs = (nodes(users) * items + nodes(items)).unique()
     kept = torch.randperm(len(pairs), generator=generator, device=device)[:edges].sort().values
     owners, owned = pairs[kept] // items, pairs[kept] % items
     by_item = owned.argsort(stable=True)

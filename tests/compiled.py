@@ -50,8 +50,8 @@ def record(kernel, *args, grid, warmup, num_warps, num_stages, enable_fp_fusion,
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = f"*{POINTERS[value.dtype]}"
             attributes[at] = [["tt.divisibility", 16]]  # as torch allocates; slices are left out
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
+        elif parameter.annotation_type:
+            signature[parameter.name] = parameter.annotation_type
         elif value == 1 and not parameter.do_not_specialize:
             signature[parameter.name], constexprs[at] = "constexpr", 1
         else:

@@ -102,12 +102,12 @@ def columns_first(x):
 
 
 def every_other_row(x):
-    wide = torch.full((2 * len(x), *x.shape[1:]), torch.nan, dtype=x.dtype)
+    wide = x.new_full((2 * len(x), *x.shape[1:]), torch.nan)
     wide[::2] = x
     return wide[::2]
 
 
 def inner_columns(x):
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + 4), torch.nan, dtype=x.dtype)
+    wide = x.new_full((*x.shape[:-1], x.shape[-1] + 4), torch.nan)
     wide[..., 1:-3] = x
     return wide[..., 1:-3]

@@ -51,14 +51,11 @@ class SparseMatrix:
     ) -> None:
         self.indptr, self.indices, self.shape = indptr, indices, shape
         self.row_scale, self.col_scale, self.values, self.symmetric = row_scale, col_scale, values, symmetric
-        # Not lazily, so that operators can be traced by torch.compile.
-        if devices.on_gpu(indptr):
-            self.short, self.medium = degree_buckets(indptr)
-            self.pieces, self.long = long_rows(indptr, GPU_LONG)
-            self.histogram = degree_histogram(indptr)
-        else:
+        # A CPU's schedule not lazily, so that operators can be traced by torch.compile. A GPU's is waited for, and many
+        # matrices only say what has been seen.
+        if not devices.on_gpu(indptr):
             self.chunks = balanced_chunks(indptr)
-            self.pieces, self.long = long_rows(indptr)
+            self.__dict__["_pieces_and_long"] = long_rows(indptr)
         self.prefetch = PREFETCH_DISTANCE
         self._elsewhere: dict[torch.device, SparseMatrix] = {}
         self._sorted: bool | None = None
@@ -163,6 +160,39 @@ class SparseMatrix:
         """Number of stored entries."""
         return self.indices.numel()
 
+    @cached_property
+    def _buckets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return degree_buckets(self.indptr)
+
+    @property
+    def short(self) -> torch.Tensor:
+        """Rows of which several share a program, int32."""
+        return self._buckets[0]
+
+    @property
+    def medium(self) -> torch.Tensor:
+        """Rows that have a program each, int32."""
+        return self._buckets[1]
+
+    @cached_property
+    def _pieces_and_long(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return long_rows(self.indptr, GPU_LONG)
+
+    @property
+    def pieces(self) -> torch.Tensor:
+        """Pieces of long rows, int64 [pieces, 3]: row, first entry, end."""
+        return self._pieces_and_long[0]
+
+    @property
+    def long(self) -> torch.Tensor:
+        """Long rows, int64 [long, 3]: row, first piece, end."""
+        return self._pieces_and_long[1]
+
+    @cached_property
+    def histogram(self) -> torch.Tensor:
+        """Of degrees, see `schedule.degree_histogram`."""
+        return degree_histogram(self.indptr)
+
     @property
     def device(self) -> torch.device:
         """Where the matrix lies."""
@@ -171,7 +201,9 @@ class SparseMatrix:
     def to(self, device: torch.device | str) -> SparseMatrix:
         """The matrix on another device, made at the first call and kept; its transpose comes along if there is one."""
         device = torch.device(device)
-        if device == self.device or (device.type == self.device.type and device.index is None):
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device == self.device:
             return self
         if device not in self._elsewhere:
             copied = self._elsewhere[device] = self._copied_to(device)

@@ -43,7 +43,13 @@ def check_probability(operator: str, name: str, p: float) -> None:
 
 
 def draw_seed() -> torch.Tensor:
-    """A seed from torch's default generator: int64, 0-d, not negative."""
+    """A seed from torch's default generator: int64, 0-d, not negative.
+
+    Raises:
+        ValueError: a CUDA graph is being captured, which would drop the same elements in every replay.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise ValueError("dropout: a CUDA graph would drop the same elements in every replay; capture without dropout")
     return torch.randint(2**63 - 1, ())
 
 

@@ -42,6 +42,17 @@ def row_range(rows, count, indptr, ROWS: tl.constexpr, PIECES: tl.constexpr):
 
 
 @triton.jit
+def joined(partial, stride, first, last, cols, dim: tl.constexpr, WORK: tl.constexpr):
+    """The sum [1, DIM] of the rows first .. last - 1 of partial, several at once, in an order of its own."""
+    lane = tl.arange(0, 4)
+    total = tl.zeros((4, cols.shape[0]), WORK)
+    for piece in range(first, last, 4):
+        here = (piece + lane < last)[:, None] & (cols < dim)[None, :]
+        total += tl.load(partial + (piece + lane)[:, None] * stride + cols[None, :], mask=here, other=0)
+    return tl.sum(total, axis=0)[None, :]
+
+
+@triton.jit
 def words(seed, a, b, stream: tl.constexpr, column):
     """The 32-bit words (uint32) that decide about elements (a, b, column) under a stream; see `_dropout`. a, b and
     column are integer tensors whose shapes broadcast."""

@@ -172,13 +172,13 @@ class Trainer:
     def _memory_errors(self) -> AbstractContextManager[None]:
         width, batch = self.model.embedding.shape[1], self.config.batch_size
         lower = f"trainer.batch_size (now {batch}) or model.dim (now {width})"
-        return devices.memory_errors("training", lower)
+        return devices.memory_errors("training", lower, self.device)
 
     def _step(self, step: int) -> torch.Tensor:
         loss = self.compute(self._batch(step))
         if self.device.type == "cuda":
             end = torch.cuda.Event()
-            end.record()
+            end.record(torch.cuda.current_stream(self.device))
             self._started.append(end)
             if len(self._started) > AHEAD:
                 self._started.popleft().synchronize()

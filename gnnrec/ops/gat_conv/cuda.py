@@ -177,8 +177,8 @@ def _tile(matrix: Matrix, layer: Layer, dtype: torch.dtype) -> tuple[Tile, dict[
     width = min((min(whole, panel) for panel in PANELS), key=lambda columns: -(-dim // columns) * columns)
     together = min(power_of_2(heads), PANELS[0] // width)
     shape = tuning.choose("gat_conv", heads * dim, heads, dtype, matrix.histogram, matrix.indices.device)
-    # Columns that are read one by one have an address in registers each, and exp of a float64 takes many.
-    few = dim * dtype.itemsize % 16 > 0 or dtype == torch.float64
+    # Columns that are read one by one have an address in registers each, exp of a float64 and parts of heads take many.
+    few = dim * dtype.itemsize % 16 > 0 or dtype == torch.float64 or width < dim
     lanes = max(1, shape["numbers"] // (4 if few else 1) // (width * together))
     kinds = {"HEADS": together, "PARTS": -(-dim // width)}
     return Tile(width * together, -(-heads // together), lanes, bool(shape["sharing"]), shape["warps"]), kinds
@@ -246,8 +246,8 @@ def _forward(
     indices,
     h,
     row_scores,
-    row_scores_stride,
-    slope,
+    row_scores_stride: tl.constexpr,
+    slope: tl.int64,
     seed,
     threshold,
     scale,
@@ -357,17 +357,17 @@ def _rows(
     indices,
     h,
     row_scores,
-    row_scores_stride,
-    slope,
+    row_scores_stride: tl.constexpr,
+    slope: tl.int64,
     seed,
     threshold,
     scale,
     stats,
     grad,
-    grad_stride,
+    grad_stride: tl.constexpr,
     nodes,
     grad_scores,
-    grad_scores_stride,
+    grad_scores_stride: tl.constexpr,
     sums,
     heads: tl.constexpr,
     dim: tl.constexpr,
@@ -444,12 +444,12 @@ def _join_rows(
     long,
     sums,
     row_scores,
-    row_scores_stride,
-    slope,
+    row_scores_stride: tl.constexpr,
+    slope: tl.int64,
     stats,
     nodes,
     grad_scores,
-    grad_scores_stride,
+    grad_scores_stride: tl.constexpr,
     heads: tl.constexpr,
     WORK: tl.constexpr,
     HEADS: tl.constexpr,
@@ -485,13 +485,13 @@ def _columns(
     indptr,
     indices,
     h,
-    slope,
+    slope: tl.int64,
     seed,
     threshold,
     scale,
     nodes,
     grad,
-    grad_stride,
+    grad_stride: tl.constexpr,
     out,
     heads: tl.constexpr,
     dim: tl.constexpr,

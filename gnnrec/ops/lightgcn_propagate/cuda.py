@@ -12,7 +12,7 @@ from gnnrec import device as devices
 from gnnrec.graph import schedule
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, bits, launch, rows_contiguous, tile
-from gnnrec.ops._tiles import entry_factors
+from gnnrec.ops._tiles import entry_factors, joined
 from gnnrec.ops.spmm.cuda import _TYPES, _finish, _terms, spmm
 
 
@@ -48,7 +48,7 @@ def spmm_rows(
     """
     dim, wide = out.shape[1], _TYPES[_arguments.compute_dtype(out.dtype)]
     shape = tile("spmm", matrix, dim, out.dtype)
-    x, base = rows_contiguous(x), rows_contiguous(base)
+    x, base, rows = rows_contiguous(x), rows_contiguous(base), rows.contiguous()
     kinds = {"dim": dim, "WORK": wide, "NEIGHBOURS": shape.lanes, "DIM": shape.dim}
     given = matrix.indptr, matrix.indices, matrix.row_scale, matrix.col_scale, x, x.stride(0)
     partial = place = None
@@ -71,7 +71,7 @@ def _sum(
     indices,
     col_scale,
     x,
-    x_stride,
+    x_stride: tl.constexpr,
     start,
     length,
     at_once,
@@ -101,7 +101,7 @@ def _pieces(
     row_scale,
     col_scale,
     x,
-    x_stride,
+    x_stride: tl.constexpr,
     partial,
     dim: tl.constexpr,
     WORK: tl.constexpr,
@@ -126,14 +126,14 @@ def _rows(
     row_scale,
     col_scale,
     x,
-    x_stride,
+    x_stride: tl.constexpr,
     place_in_long,
     long,
     partial,
     base,
-    base_stride,
-    scale,
-    base_scale,
+    base_stride: tl.constexpr,
+    scale: tl.int64,
+    base_scale: tl.int64,
     out,
     dim: tl.constexpr,
     WORK: tl.constexpr,
@@ -157,10 +157,7 @@ def _rows(
         at = tl.load(place_in_long + place) * 3 + tl.arange(0, 1)
         first = tl.max(tl.load(long + at + 1, mask=in_pieces, other=0), 0)
         last = tl.max(tl.load(long + at + 2, mask=in_pieces, other=0), 0)
-        joined = tl.load(partial + first * dim + cols[None, :], mask=here & in_pieces[:, None], other=0)
-        for piece in range(first + 1, last):
-            joined += tl.load(partial + piece * dim + cols[None, :], mask=here, other=0)
-        result = tl.where(in_pieces[:, None], joined, result)
+        result = tl.where(in_pieces[:, None], joined(partial, dim, first, last, cols, dim, WORK), result)
     if row_scale is not None:
         result *= tl.load(row_scale + row)[:, None]
     result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, "sum", WORK)

@@ -286,16 +286,16 @@ def _put(x, stride, first, rows, columns, start, tile):
 @triton.jit(do_not_specialize=["rows", "slope", "seed", "threshold", "scale"])
 def _forward(
     x_rows,
-    x_stride,
+    x_stride: tl.constexpr,
     sums,
     weights,
     biases,
     totals,
     rows,
-    slope,
+    slope: tl.int64,
     seed: tl.int64,
     threshold: tl.int64,
-    scale,
+    scale: tl.int64,
     out,
     norms,
     dim: tl.constexpr,
@@ -351,14 +351,14 @@ def _divide(wide, norms, out, columns: tl.constexpr, OUT: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "slope", "seed", "threshold", "scale"])
 def _upstream(
     grad,
-    grad_stride,
+    grad_stride: tl.constexpr,
     out,
     norms,
     rows,
-    slope,
+    slope: tl.int64,
     seed: tl.int64,
     threshold: tl.int64,
-    scale,
+    scale: tl.int64,
     upstream,
     columns: tl.constexpr,
     DROP: tl.constexpr,
@@ -390,7 +390,7 @@ def _upstream(
 @triton.jit(do_not_specialize=["rows"])
 def _gradients(
     x_rows,
-    x_stride,
+    x_stride: tl.constexpr,
     sums,
     weights,
     upstream,
@@ -422,7 +422,7 @@ def _gradients(
 @triton.jit(do_not_specialize=["rows", "share"])
 def _weights(
     x_rows,
-    x_stride,
+    x_stride: tl.constexpr,
     sums,
     upstream,
     totals,

@@ -110,7 +110,7 @@ def index_scatter(
         numbers = _numbers("index_scatter", "index", index, src, size)
         _check_count(len(numbers), src)
         if reduce == "sum":
-            result: torch.Tensor = _index_sum(src, numbers.clone(), size, deterministic)
+            result: torch.Tensor = _index_sum(src, numbers.to(torch.int64, copy=True), size, deterministic)
             return result
         return spmm(_index_matrix(numbers, size, src), src, reduce=reduce)
     array = _build.numbers("index", index, size)

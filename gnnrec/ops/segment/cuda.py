@@ -160,7 +160,7 @@ def _sum(
     order,
     partial,
     src,
-    src_stride,
+    src_stride: tl.constexpr,
     out,
     dim: tl.constexpr,
     WORK: tl.constexpr,

@@ -195,7 +195,7 @@ def _extreme_backward(
         from gnnrec.ops.spmm import cuda
 
         graphs = unpack(matrix, x.dtype), unpack(transposed, x.dtype)
-        grad_values = None if values is None else torch.empty_like(values)
+        grad_values = None if values is None else devices.empty(values, values.shape, "the gradient of values")
         cuda.extreme_backward(*graphs, x, values, grad, reduce, scale, grad_x, grad_values)
         return grad_x, x.new_empty(0) if grad_values is None else grad_values
     # Values of one number an entry add up over panels of columns.

@@ -9,7 +9,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_pieces
-from gnnrec.ops._tiles import entry_factors, number, row_range
+from gnnrec.ops._tiles import entry_factors, joined, number, row_range
 
 
 def spmm(
@@ -69,7 +69,7 @@ def _reduce_rows(
         grid = len(matrix.long), shape.panels
         launched = matrix.long, scale_too, partial, dim, *added, out, out.stride(0)
         constants = {"dim": dim, "DIM": shape.dim, "MODE": mode, "WORK": _TYPES[wide]}
-        launch(_join, grid, *launched, warps=1, **constants)
+        launch(_join, grid, *launched, warps=shape.warps, **constants)  # as lightgcn_propagate joins: the same bits
     walk(_reduce, matrix, shape, *scales, *given, *added, out, out.stride(0), **kinds)
 
 
@@ -139,16 +139,16 @@ def _reduce(
     entries,
     kept,
     x,
-    x_stride,
+    x_stride: tl.constexpr,
     values,
-    values_stride,
+    values_stride: tl.constexpr,
     best,
     base,
-    base_stride,
-    scale,
-    base_scale,
+    base_stride: tl.constexpr,
+    scale: tl.int64,
+    base_scale: tl.int64,
     out,
-    out_stride,
+    out_stride: tl.constexpr,
     dim: tl.constexpr,
     MODE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -223,13 +223,13 @@ def _join(
     long,
     row_scale,
     partial,
-    partial_stride,
+    partial_stride: tl.constexpr,
     base,
-    base_stride,
-    scale,
-    base_scale,
+    base_stride: tl.constexpr,
+    scale: tl.int64,
+    base_scale: tl.int64,
     out,
-    out_stride,
+    out_stride: tl.constexpr,
     dim: tl.constexpr,
     DIM: tl.constexpr,
     MODE: tl.constexpr,
@@ -241,15 +241,16 @@ def _join(
     first, last = tl.load(long + tl.program_id(0) * 3 + 1), tl.load(long + tl.program_id(0) * 3 + 2)
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
     here = (cols < dim)[None, :]
-    result = tl.load(partial + first * partial_stride + cols[None, :], mask=here, other=0)
-    for piece in range(first + 1, last):
-        part = tl.load(partial + piece * partial_stride + cols[None, :], mask=here, other=0)
-        if MODE == "max":
-            result = tl.maximum(result, part, propagate_nan=tl.PropagateNan.ALL)
-        elif MODE == "min":
-            result = tl.minimum(result, part, propagate_nan=tl.PropagateNan.ALL)
-        else:
-            result += part
+    if MODE == "max" or MODE == "min":
+        result = tl.load(partial + first * partial_stride + cols[None, :], mask=here, other=0)
+        for piece in range(first + 1, last):
+            part = tl.load(partial + piece * partial_stride + cols[None, :], mask=here, other=0)
+            if MODE == "max":
+                result = tl.maximum(result, part, propagate_nan=tl.PropagateNan.ALL)
+            else:
+                result = tl.minimum(result, part, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        result = joined(partial, partial_stride, first, last, cols, dim, WORK)
     if row_scale is not None:
         result *= tl.load(row_scale + row)[:, None]
     result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE, WORK)
@@ -266,13 +267,13 @@ def _collect(
     col_scale,
     entries,
     x,
-    x_stride,
+    x_stride: tl.constexpr,
     values,
-    values_stride,
+    values_stride: tl.constexpr,
     best,
     share,
     out,
-    out_stride,
+    out_stride: tl.constexpr,
     dim: tl.constexpr,
     WIDE: tl.constexpr,
     WORK: tl.constexpr,
@@ -321,13 +322,13 @@ def _to_values(
     col_scale,
     entries,
     x,
-    x_stride,
+    x_stride: tl.constexpr,
     values,
-    values_stride,
+    values_stride: tl.constexpr,
     best,
     share,
     out,
-    out_stride,
+    out_stride: tl.constexpr,
     dim: tl.constexpr,
     WIDE: tl.constexpr,
     WORK: tl.constexpr,
