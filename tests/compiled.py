@@ -122,8 +122,8 @@ def main(name: str) -> None:
     for shaped, shapes in tuning.CANDIDATES.items():
         for shape in shapes[1:]:
             with tuning.forced(shaped, shape):
-                for case in usual:
-                    call(op, case, torch.float32)
+                for case, dtype in itertools.product(usual, (torch.float32, torch.bfloat16)):
+                    call(op, case, dtype)
     for row in compile_all():
         print(json.dumps(row), flush=True)
 

@@ -40,7 +40,7 @@ def device() -> str:
 
 @pytest.mark.parametrize(("op", "case"), WALK)
 def test_against_the_reference(op, case, device):
-    for dtype in dtypes(op, case) if width(case) <= 64 else op.dtypes[:1]:  # interpreted, a wide case takes half a minute
+    for dtype in dtypes(op, case) if width(case) <= 64 else op.dtypes[:1]:  # a wide one takes half a minute
         check(op, case, dtype, device)
 
 

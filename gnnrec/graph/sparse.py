@@ -200,9 +200,8 @@ class SparseMatrix:
 
     def to(self, device: torch.device | str) -> SparseMatrix:
         """The matrix on another device, made at the first call and kept; its transpose comes along if there is one."""
-        device = torch.device(device)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
+        current = str(device) == "cuda"  # as torch has it
+        device = torch.device("cuda", torch.cuda.current_device()) if current else torch.device(device)
         if device == self.device:
             return self
         if device not in self._elsewhere:

@@ -99,7 +99,9 @@ class FilterScorer:
         self.item_vectors = vectors
         self.block = self.BLOCK
         if devices.on_gpu(vectors):
-            self.block = max(self.BLOCK, min(self.GPU_BLOCK, self.GPU_SCORES // len(vectors)) // self.BLOCK * self.BLOCK)
+            self.block = max(
+                self.BLOCK, min(self.GPU_BLOCK, self.GPU_SCORES // len(vectors)) // self.BLOCK * self.BLOCK
+            )
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""

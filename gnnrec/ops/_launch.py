@@ -161,5 +161,3 @@ def launch(
     options |= {} if registers is None else {"maxnreg": registers}
     with torch.cuda.device_of(first):
         kernel[grid](*args, **constants, **options)
-
-

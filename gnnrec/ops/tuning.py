@@ -67,9 +67,7 @@ def choose(
     return CANDIDATES[operator][0] if found is None else found
 
 
-def key(
-    operator: str, dim: int, heads: int, dtype: torch.dtype, histogram: torch.Tensor, device: torch.device
-) -> str:
+def key(operator: str, dim: int, heads: int, dtype: torch.dtype, histogram: torch.Tensor, device: torch.device) -> str:
     """What a choice is kept under: operator, dim, heads, dtype, degree histogram and device name."""
     degrees = ".".join(map(str, histogram.tolist()))
     return "/".join((operator, str(dim), str(heads), str(dtype).removeprefix("torch."), degrees, device_name(device)))

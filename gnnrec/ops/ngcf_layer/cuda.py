@@ -223,6 +223,8 @@ def _sum_over_rows(
     shares = max(1, SHARES // (tiles[0] * tiles[1]))
     share = STEP * max(1, -(-matrix.rows // (STEP * shares)))
     shares = -(-matrix.rows // share)
+    # Numbers that are fetched one by one have an address in registers each, a second time where they are fetched ahead.
+    single = dim % 4 > 0 or columns % 4 > 0
     partial = devices.empty(upstream, (shares, *grad_weights.shape), "the partial gradients of the weights")
     partial_biases = devices.empty(upstream, (shares, *grad_biases.shape), "the partial gradients of the biases")
     launch(
@@ -231,6 +233,7 @@ def _sum_over_rows(
         *(x_rows, x_rows.stride(0), sums, upstream, totals, matrix.rows, share, partial, partial_biases),
         **{"dim": dim, "columns": columns, "WORK": _TYPES[upstream.dtype], "ROWS": STEP, "IN": deep, "OUT": wide},
         warps=max(1, wide * deep // (32 * NUMBERS)),
+        stages=1 if single else 2,
     )
     torch.sum(partial, 0, out=grad_weights)
     torch.sum(partial_biases, 0, out=grad_biases)

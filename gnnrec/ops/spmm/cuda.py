@@ -115,7 +115,20 @@ _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit
-def _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim: tl.constexpr, WIDE: tl.constexpr, WORK: tl.constexpr):
+def _terms(
+    x,
+    x_stride,
+    values,
+    values_stride,
+    j,
+    e,
+    inside,
+    cols,
+    factor,
+    dim: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+):
     """The terms [ROWS, NEIGHBOURS, DIM] of entries; 0 beyond the end."""
     here = inside[:, :, None] & (cols < dim)[None, None, :]
     term = factor[:, :, None]
@@ -165,7 +178,9 @@ def _reduce(
     lowest = float("-inf") if MODE == "max" else float("inf")
     total = tl.full((ROWS, NEIGHBOURS, DIM), lowest if extreme else 0.0, WORK)
     if MODE == "count":
-        wanted = tl.load(best + row[:, None] * dim + cols[None, :], mask=there[:, None] & (cols < dim)[None, :], other=0)
+        wanted = tl.load(
+            best + row[:, None] * dim + cols[None, :], mask=there[:, None] & (cols < dim)[None, :], other=0
+        )
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < length[:, None]
         place_of = start[:, None] + (k + lane)[None, :]
@@ -338,7 +353,7 @@ def _to_values(
     PIECES: tl.constexpr,
 ):
     """The gradient of an entry's value, [nnz] or, where values are wide, [nnz, dim]."""
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    _, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
     lane = tl.arange(0, NEIGHBOURS)
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < length[:, None]
