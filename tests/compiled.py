@@ -122,7 +122,7 @@ def main(name: str) -> None:
     for shaped, shapes in tuning.CANDIDATES.items():
         for shape in shapes[1:]:
             with tuning.forced(shaped, shape):
-                for case, dtype in itertools.product(usual, (torch.float32, torch.bfloat16)):
+                for case, dtype in itertools.product(usual, {torch.float32, torch.bfloat16}.intersection(op.dtypes)):
                     call(op, case, dtype)
     for row in compile_all():
         print(json.dumps(row), flush=True)

@@ -20,17 +20,17 @@ def run(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (300, torch.float32), (33, torch.bfloat16)])
+@pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (160, torch.float32), (33, torch.bfloat16)])
 def test_rows_of_a_propagation_are_those_of_the_whole(dim, dtype, monkeypatch):
     for module in (schedule, sparse):
         monkeypatch.setattr(module, "GPU_LONG", 16)
     monkeypatch.setattr(schedule, "GPU_SHORT", 4)
     rng = np.random.default_rng(0)
-    graph = BipartiteGraph.from_edges(rng.integers(60, size=700), rng.zipf(1.5, 700) % 50, 60, 50)
-    x, matrix = torch.randn(110, dim, generator=torch.Generator().manual_seed(0)).to(dtype), graph.norm_adjacency()
+    graph = BipartiteGraph.from_edges(rng.integers(40, size=350), rng.zipf(1.5, 350) % 20, 40, 20)
+    x, matrix = torch.randn(60, dim, generator=torch.Generator().manual_seed(0)).to(dtype), graph.norm_adjacency()
     assert min(map(len, (matrix.short, matrix.medium, matrix.long))) > 2
-    rows = torch.cat([torch.from_numpy(rng.integers(110, size=30)), matrix.long[:, 0], matrix.long[:1, 0]])
-    for layers in range(4):
+    rows = torch.cat([torch.from_numpy(rng.integers(60, size=20)), matrix.long[:, 0], matrix.long[:1, 0]])
+    for layers in range(3):
         whole = ops.lightgcn_propagate(matrix, x, num_layers=layers)
         assert torch.equal(ops.lightgcn_propagate(matrix, x, num_layers=layers, rows=rows), whole[rows])
         none = ops.lightgcn_propagate(matrix, x, num_layers=layers, rows=rows[:0])
@@ -45,7 +45,7 @@ def skewed(size, count, seed=0):
     return torch.from_numpy(index)
 
 
-@pytest.mark.parametrize(("size", "count", "dim"), [(20, 300, 3), (1, 9, 64), (5, 0, 7), (300, 40, 130), (7, 64, 1)])
+@pytest.mark.parametrize(("size", "count", "dim"), [(20, 300, 3), (1, 9, 64), (5, 0, 7), (90, 40, 130), (7, 64, 1)])
 def test_sums_over_an_index(size, count, dim, run):
     index = skewed(size, count)
     src = torch.randint(-9, 10, (count, dim), generator=torch.Generator().manual_seed(0)).float()

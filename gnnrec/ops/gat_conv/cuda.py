@@ -232,8 +232,12 @@ def _leaky(s, slope):
 def _dropped(w, i, j, head, seed, threshold, scale, COUNT: tl.constexpr, WORK: tl.constexpr):
     """Weights [ROWS, NEIGHBOURS, HEADS] of entries (i, j) after dropout, whose streams are panels of COUNT heads."""
     if seed is not None:
-        stream = head // COUNT * COUNT
-        word = words(seed, i[:, :, None], j[:, :, None], stream[None, None, :], (head - stream)[None, None, :])
+        stream = (head // COUNT * COUNT)[None, None, :]
+        a, b, column = i[:, :, None].to(tl.uint32), j[:, :, None].to(tl.uint32), head[None, None, :] - stream
+        if COUNT <= 16:
+            word, _, _, _ = tl.philox(seed, a, b, column, stream)  # the first of four, as `words` would find
+        else:
+            word = words(seed, a, b, stream, column)
         w = tl.where(word.to(tl.int64) >= threshold, w * number(scale, WORK), 0)
     return w
 
