@@ -32,6 +32,7 @@ device.on_gpu = lambda x: True
 schedule.GPU_SHORT, schedule.GPU_LONG, sparse.GPU_LONG = 4, 16, 16  # small graphs have rows of every kind
 ARCHITECTURES = (80, 90)
 WIDTHS = (33, 64, 300)
+VARIANTS = ({"deterministic": False}, {"dropout": 0.5, "training": True}, {"node_dropout": 0.5, "training": True})
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 POINTERS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 POINTERS |= {torch.int32: "i32", torch.int64: "i64", torch.bool: "i1", torch.uint8: "u8"}
@@ -114,7 +115,8 @@ def compile_all() -> Iterator[dict[str, object]]:
 def main(name: str) -> None:
     (op,) = (op for op in ops.OPS if op.name == name)
     JITFunction.run = record
-    variants = [{}, {"deterministic": False}] if "deterministic" in signature(op.function).parameters else [{}]
+    known = signature(op.function).parameters
+    variants = [{}, *(variant for variant in VARIANTS if set(variant) <= set(known))]
     for case, dtype in calls(op):
         for variant in variants:
             call(op, replace(case, options=case.options | variant), dtype)

@@ -179,7 +179,10 @@ def _tile(matrix: Matrix, layer: Layer, dtype: torch.dtype) -> tuple[Tile, dict[
     shape = tuning.choose("gat_conv", heads * dim, heads, dtype, matrix.histogram, matrix.indices.device)
     # Columns that are read one by one have an address in registers each, exp of a float64 and parts of heads take many.
     few = dim * dtype.itemsize % 16 > 0 or dtype == torch.float64 or width < dim
-    lanes = max(1, shape["numbers"] // (4 if few else 1) // (width * together))
+    lanes = shape["numbers"] // (4 if few else 1) // (width * together)
+    if layer.numbers[1] is not None:
+        lanes = min(lanes, 32 * shape["warps"] // together)  # a thread draws for an entry and head at a time
+    lanes = max(1, lanes)
     kinds = {"HEADS": together, "PARTS": -(-dim // width)}
     return Tile(width * together, -(-heads // together), lanes, bool(shape["sharing"]), shape["warps"]), kinds
 
