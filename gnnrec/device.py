@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from gnnrec.errors import GnnrecError
@@ -75,7 +75,7 @@ def _problem(device: torch.device) -> tuple[str, str] | None:
     """Why kernels cannot run on this GPU, and what to do about it."""
     import torch
 
-    if importlib.util.find_spec("triton") is None:
+    if find_spec("triton") is None:
         return "triton is not installed", "Install gnnrec[cuda], or use the CPU (device=cpu, tensors moved with .cpu())"
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:

@@ -59,7 +59,7 @@ def gpu(monkeypatch):
     }
     for name, replacement in replacements.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(devices, "find_spec", lambda name: object())
     devices._problem.cache_clear()
     yield answers
     devices._problem.cache_clear()
@@ -104,7 +104,7 @@ def test_a_gpu_that_is_too_old(gpu, capsys):
 
 
 def test_triton_is_missing(gpu, monkeypatch):
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
     assert devices.resolve("auto") == CPU
     with pytest.raises(
         DeviceError, match=r"device=cuda: triton is not installed\. Install gnnrec\[cuda\], or use the CPU"
@@ -325,13 +325,15 @@ def test_the_cpu_is_no_more_than_a_few_steps_ahead(parts, monkeypatch):
     made, log = [], []
 
     class Event:
-        def record(self):
+        def record(self, stream):
+            assert stream == f"stream of {GPU}"
             made.append(self)
 
         def synchronize(self):
             log.append((len(made), made.index(self)))
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     trainer = make(parts, math.inf)
     monkeypatch.setattr(Trainer, "_batch", lambda self, step: self.sampler.batch(step))
     trainer.device = GPU
