@@ -142,3 +142,12 @@ def test_a_seed_follows_torch():
 def test_impossible_probabilities(p):
     with pytest.raises(ValueError, match=rf"^op: rate must lie in \[0, 1\), got {p}"):
         _dropout.check_probability("op", "rate", p)
+
+
+def test_a_cuda_graph_would_repeat_the_seed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ValueError, match="would drop the same elements in every replay"):
+        _dropout.draw_seed()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert _dropout.draw_seed() >= 0

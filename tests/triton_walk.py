@@ -112,3 +112,31 @@ def test_second_derivatives(op, device):
             results.append([x.cpu() for x in torch.autograd.grad(loss, tensors, materialize_grads=True)])
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max() + 1))
+
+
+def only(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("op", [pytest.param(op, id=op.name) for op in ops.OPS if op.name == name])
+
+
+@only("lightgcn_propagate")
+def test_rows_that_are_every_other_number(op, device):
+    matrix = op.cases()[0].options["matrix"].to(device)
+    x, rows = draw((51, 16), 0, torch.float32).to(device), torch.arange(20, device=device)[::2]
+    assert torch.equal(op.function(matrix, x, rows=rows), op.function(matrix, x)[rows])
+
+
+@only("spmm")
+def test_gradients_of_values_that_lie_column_after_column(op, device):
+    (case,) = (case for case in op.cases() if case.name == "square-33-max-wide")
+    got = evaluate(op, op.function, case, torch.float32, layout=columns_first, device=device)
+    for ours, theirs in zip(got, evaluate(op, op.reference, case, torch.float32), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@only("index_scatter")
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_an_index_of_any_integers(op, kind, device):
+    src = draw((5, 8), 0, torch.float32).to(device).requires_grad_()
+    index = torch.tensor([3, 0, 3, 1, 3], dtype=kind, device=device)
+    out = op.function(src, index, 4)
+    assert torch.equal(torch.autograd.grad(out, src, out)[0], out.detach()[index.long()])
