@@ -8,8 +8,12 @@ vector over (ROWS, NEIGHBOURS), for a vertex one over ROWS, so attention, softma
 Source: Zhang et al. 2022, "Understanding GNN computational graph", section 5 (unified thread mapping).
 """
 
+import torch
 import triton
 import triton.language as tl
+
+# What kernels compute in, by the dtype of what they are given.
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import bits, launch, panel, rows_contiguous
-from gnnrec.ops._tiles import number
+from gnnrec.ops._tiles import TYPES, number
 from gnnrec.ops.segment import cuda as segment
 
 NUMBERS = 1024  # of a program's tile of triples, in float32
@@ -51,7 +51,7 @@ def loss_backward(
     _launch_triples("weights", final, None, triples, weights, bits(0.0), grad)
     places = triples.reshape(-1).to(torch.int32)  # users, positive and negative items
     given = places, batch, weights, grad, bits(reg), final, final.stride(0), ego, ego.stride(0)
-    kinds = {"dim": dim, "WORK": segment.TYPES[wide]}
+    kinds = {"dim": dim, "WORK": TYPES[wide]}
     if deterministic:
         groups, shape = segment.group(places, nodes), segment.tile(dim, final.dtype)
         partial = segment.partial_sums(groups, final)
@@ -82,7 +82,7 @@ def _launch_triples(
     batch, dim, rows = triples.shape[1], final.shape[1], _triples_at_once(final)
     final, ego = rows_contiguous(final), None if ego is None else rows_contiguous(ego)
     given = triples.contiguous(), batch, final, final.stride(0), ego, 0 if ego is None else ego.stride(0)
-    work = segment.TYPES[final.dtype]
+    work = TYPES[final.dtype]
     kinds = {"dim": dim, "MODE": mode, "WORK": work, "ROWS": rows, "DIM": panel(dim)}
     launch(_triples, (-(-batch // rows),), *given, reg, grad, out, warps=WARPS, **kinds)
 

@@ -13,9 +13,8 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, launch, rows_contiguous, tile
-from gnnrec.ops._tiles import row_range
+from gnnrec.ops._tiles import TYPES, row_range
 
-TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 AT_ONCE = 4  # entries that rows sharing a program read at once: 4 heads of them fill half a line
 JOINED = 8  # pieces that are joined at once
 

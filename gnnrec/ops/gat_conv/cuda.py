@@ -17,8 +17,8 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import tuning
 from gnnrec.ops._launch import PANELS, Matrix, Tile, bits, launch, power_of_2, rows_contiguous, walk, walk_pieces
-from gnnrec.ops._tiles import number, row_range, words
-from gnnrec.ops.edge_softmax.cuda import TYPES, over_lanes, running
+from gnnrec.ops._tiles import TYPES, number, row_range, words
+from gnnrec.ops.edge_softmax.cuda import over_lanes, running
 from gnnrec.ops.gat_conv.panels import panels, parts
 
 LINE = 8  # columns of which h's rows have a multiple, so that they begin where 32 bytes do, as memory is read

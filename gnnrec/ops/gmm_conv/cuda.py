@@ -16,13 +16,11 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, Tile, launch, power_of_2, rows_contiguous, tile, walk, walk_pieces
-from gnnrec.ops._tiles import entry_factors, row_range
+from gnnrec.ops._tiles import TYPES, entry_factors, row_range
 
 BLOCK = 256 * 2**20  # bytes of a temporary with every kernel's sums of some rows
 WEIGHTS = 64  # of a warp at once, at the most: neighbours times kernels
 ONCE = 32  # bytes of the kernels' numbers that a walk serves: 8 kernels in float32, or it would spill
-
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def gmm(
@@ -129,7 +127,7 @@ def _constants(dim: int, mu: torch.Tensor, shape: Tile) -> dict[str, object]:
     kernels, coordinates = mu.shape
     # With as many weights as a warp has lanes, each lane computes one.
     wide = {"KERNELS": kernels, "LANES": max(power_of_2(kernels), 32 // shape.lanes), "COORDINATES": coordinates}
-    return {"dim": dim, **wide, "WORK": _TYPES[mu.dtype]}
+    return {"dim": dim, **wide, "WORK": TYPES[mu.dtype]}
 
 
 def _tile(matrix: Matrix, dim: int, kernels: int, dtype: torch.dtype, *, one_warp: bool) -> Tile:

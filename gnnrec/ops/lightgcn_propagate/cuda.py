@@ -12,8 +12,8 @@ from gnnrec import device as devices
 from gnnrec.graph import schedule
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, bits, launch, rows_contiguous, tile
-from gnnrec.ops._tiles import entry_factors, joined
-from gnnrec.ops.spmm.cuda import _TYPES, _finish, _terms, spmm
+from gnnrec.ops._tiles import TYPES, entry_factors, joined
+from gnnrec.ops.spmm.cuda import _finish, _terms, spmm
 
 
 def propagate(matrix: Matrix, x: torch.Tensor, weights: Sequence[float], out: torch.Tensor) -> None:
@@ -46,7 +46,7 @@ def spmm_rows(
         rows: int64 [n], within the matrix.
         out: [n, dim].
     """
-    dim, wide = out.shape[1], _TYPES[_arguments.compute_dtype(out.dtype)]
+    dim, wide = out.shape[1], TYPES[_arguments.compute_dtype(out.dtype)]
     shape = tile("spmm", matrix, dim, out.dtype)
     x, base, rows = rows_contiguous(x), rows_contiguous(base), rows.contiguous()
     kinds = {"dim": dim, "WORK": wide, "NEIGHBOURS": shape.lanes, "DIM": shape.dim}

@@ -13,7 +13,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _dropout, tuning
 from gnnrec.ops._launch import Matrix, Tile, bits, launch, power_of_2, rows_contiguous, walk, walk_pieces
-from gnnrec.ops._tiles import kept_columns, kept_entries, number, row_range
+from gnnrec.ops._tiles import TYPES, kept_columns, kept_entries, number, row_range
 from gnnrec.ops.ngcf_layer import cpu
 from gnnrec.ops.ngcf_layer.passes import Dropout
 from gnnrec.ops.spmm import cuda as spmm_cuda
@@ -26,7 +26,6 @@ SHARES = 256  # programs, about, that sums over rows are shared out among
 
 THIN = Tile(dim=1, panels=1, lanes=32, sharing=True, warps=1)  # of walks over entries that gather no rows
 
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _FLOOR = tl.constexpr(cpu.NORM_FLOOR)
 _MESSAGES, _ENTRIES = tl.constexpr(cpu.MESSAGES), tl.constexpr(cpu.ENTRIES)
 
@@ -67,7 +66,7 @@ def forward(
         (-(-matrix.rows // rows), -(-columns // width)),
         *(x_rows, x_rows.stride(0), sums, weights, biases.contiguous(), totals, matrix.rows, bits(slope)),
         *(*_messages(dropout), target, norms if at_once else None),
-        **{"dim": dim, "columns": columns, "DROP": dropout.messages > 0, "WORK": _TYPES[weights.dtype]},
+        **{"dim": dim, "columns": columns, "DROP": dropout.messages > 0, "WORK": TYPES[weights.dtype]},
         **{"ROWS": rows, "IN": STEP, "OUT": width},
         warps=warps,
     )
@@ -101,7 +100,7 @@ def backward(
         grad_rows, grad_aggregates: of x_rows and of the aggregates, [rows, in]; neither is computed for None.
         grad_weights, grad_biases: of the weights and of the biases.
     """
-    dim, columns, work = x.shape[1], out.shape[1], _TYPES[weights.dtype]
+    dim, columns, work = x.shape[1], out.shape[1], TYPES[weights.dtype]
     x_rows, grad, weights = rows_contiguous(x_rows), rows_contiguous(grad), weights.contiguous()
     upstream = devices.empty(weights, out.shape, "the gradient of the products")
     width = min(power_of_2(columns), 512)
@@ -231,7 +230,7 @@ def _sum_over_rows(
         _weights,
         (shares, *tiles),
         *(x_rows, x_rows.stride(0), sums, upstream, totals, matrix.rows, share, partial, partial_biases),
-        **{"dim": dim, "columns": columns, "WORK": _TYPES[upstream.dtype], "ROWS": STEP, "IN": deep, "OUT": wide},
+        **{"dim": dim, "columns": columns, "WORK": TYPES[upstream.dtype], "ROWS": STEP, "IN": deep, "OUT": wide},
         warps=max(1, wide * deep // (32 * NUMBERS)),
         stages=1 if single else 2,
     )

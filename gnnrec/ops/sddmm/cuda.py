@@ -9,9 +9,7 @@ import triton.language as tl
 
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, rows_contiguous, tile, walk, walk_pieces
-from gnnrec.ops._tiles import entry_factors, row_range
-
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+from gnnrec.ops._tiles import TYPES, entry_factors, row_range
 
 
 def sddmm(matrix: Matrix, a: torch.Tensor, b: torch.Tensor | None, kind: str, out: torch.Tensor) -> None:
@@ -29,7 +27,7 @@ def sddmm(matrix: Matrix, a: torch.Tensor, b: torch.Tensor | None, kind: str, ou
         shape = shape._replace(panels=1)
     a, b = rows_contiguous(a), None if b is None else rows_contiguous(b)
     given = matrix.row_scale, matrix.col_scale, matrix.entries, a, a.stride(0), b, 0 if b is None else b.stride(0), out
-    kinds = {"dim": dim, "KIND": kind, "WORK": _TYPES[_arguments.compute_dtype(a.dtype)]}
+    kinds = {"dim": dim, "KIND": kind, "WORK": TYPES[_arguments.compute_dtype(a.dtype)]}
     for go in (walk_pieces, walk):
         go(_sddmm, matrix, shape, *given, **kinds)
 

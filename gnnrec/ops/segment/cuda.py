@@ -17,6 +17,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import launch, panel, rows_contiguous
+from gnnrec.ops._tiles import TYPES
 
 RUN = 64  # sorted rows
 NUMBERS = 512  # of a program's tile, in float32
@@ -106,9 +107,6 @@ def zeros(out: torch.Tensor) -> torch.Tensor:
     """What atomics add to: the result itself, or where it is of halves, a tensor that the sums lie in until then."""
     wide = _arguments.compute_dtype(out.dtype)
     return out.zero_() if out.dtype == wide else torch.zeros_like(out, dtype=wide)
-
-
-TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
 
 
 @triton.jit

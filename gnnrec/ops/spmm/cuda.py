@@ -9,7 +9,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_pieces
-from gnnrec.ops._tiles import entry_factors, joined, number, row_range
+from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range
 
 
 def spmm(
@@ -59,7 +59,7 @@ def _reduce_rows(
     x, values, base = (None if t is None else rows_contiguous(t) for t in (x, values, base))
     added = base, 0 if base is None else base.stride(0), bits(scale), bits(base_scale)
     given = x, 0 if x is None else x.stride(0), values, 0 if values is None else values.stride(0), best
-    kinds = {"dim": dim, "MODE": mode, "WIDE": values is not None and values.dim() == 2, "WORK": _TYPES[wide]}
+    kinds = {"dim": dim, "MODE": mode, "WIDE": values is not None and values.dim() == 2, "WORK": TYPES[wide]}
     scales = matrix.row_scale, matrix.col_scale, matrix.entries, kept
     if len(matrix.pieces):
         partial = devices.empty(out, (len(matrix.pieces), dim), "the sums of long rows' pieces", wide)
@@ -68,7 +68,7 @@ def _reduce_rows(
         scale_too = None if mode != "sum" else matrix.row_scale
         grid = len(matrix.long), shape.panels
         launched = matrix.long, scale_too, partial, dim, *added, out, out.stride(0)
-        constants = {"dim": dim, "DIM": shape.dim, "MODE": mode, "WORK": _TYPES[wide]}
+        constants = {"dim": dim, "DIM": shape.dim, "MODE": mode, "WORK": TYPES[wide]}
         launch(_join, grid, *launched, warps=shape.warps, **constants)  # as lightgcn_propagate joins: the same bits
     walk(_reduce, matrix, shape, *scales, *given, *added, out, out.stride(0), **kinds)
 
@@ -94,7 +94,7 @@ def extreme_backward(
     _reduce_rows(matrix, shape, x, values, None, best, reduce, 1.0, None, 0.0)
     _reduce_rows(matrix, shape, x, values, best, share, "count", 1.0, grad, scale)
     given = x, x.stride(0), values, 0 if values is None else values.stride(0), best, share
-    kinds = {"dim": dim, "WIDE": values is not None and values.dim() == 2, "WORK": _TYPES[wide]}
+    kinds = {"dim": dim, "WIDE": values is not None and values.dim() == 2, "WORK": TYPES[wide]}
     scales = transposed.row_scale, transposed.col_scale, transposed.entries
     if len(transposed.pieces):
         partial = devices.empty(x, (len(transposed.pieces), dim), "the sums of long rows' pieces", wide)
@@ -102,16 +102,13 @@ def extreme_backward(
         added = None, 0, bits(1.0), bits(0.0)
         grid = len(transposed.long), shape.panels
         launched = transposed.long, None, partial, dim, *added, grad_x, grad_x.stride(0)
-        launch(_join, grid, *launched, warps=1, dim=dim, DIM=shape.dim, MODE="sum", WORK=_TYPES[wide])
+        launch(_join, grid, *launched, warps=1, dim=dim, DIM=shape.dim, MODE="sum", WORK=TYPES[wide])
     walk(_collect, transposed, shape, *scales, *given, grad_x, grad_x.stride(0), **kinds)
     if grad_values is not None:
         scales = matrix.row_scale, matrix.col_scale, matrix.entries
         one_program = shape._replace(panels=1)
         for go in (walk, walk_pieces):
             go(_to_values, matrix, one_program, *scales, *given, grad_values, grad_values.stride(0), **kinds)
-
-
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit
