@@ -149,17 +149,18 @@ def tune(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     if not torch.cuda.is_available():
         remedy = "Launch shapes exist for the GPU's kernels alone; those of the CPU need none"
         raise devices.DeviceError("torch sees no GPU", where="gnnrec tune", remedy=remedy)
-    matrix = graph_of(dataset.load(config.data).train).norm_adjacency().to(devices.resolve("cuda"))
+    graph, device = graph_of(dataset.load(config.data).train), devices.resolve("cuda")
     dtypes = [getattr(torch, name) for name in config.dtypes]
     options: Any = {"operators": operators, "dims": config.dims, "heads": config.heads, "dtypes": dtypes}
+    options |= {"batches": config.batches, "ks": config.ks, "items": graph.num_items}
     out = None if config.out is None else Path(config.out)
     rows = []
-    for tuned in tuner.tune(matrix, **options):
+    for tuned in tuner.tune(graph.norm_adjacency().to(device), **options):
         with storage_errors(out or tuning.user_file()):
             file = tuning.keep(dict.fromkeys(tuned.keys, tuned.shape), out)  # each at once: an interruption loses none
         shape = " ".join(f"{name}={value}" for name, value in tuned.shape.items())
-        rows.append({"operator": tuned.operator, "dim": tuned.dim, "dtype": tuned.dtype, "launch shape": shape})
-        rows[-1] |= {"ms": 1000 * tuned.seconds, "default ms": 1000 * tuned.default_seconds}
+        rows.append({"operator": tuned.operator, "dim": tuned.dim, "batch": tuned.batch or "", "dtype": tuned.dtype})
+        rows[-1] |= {"launch shape": shape, "ms": 1000 * tuned.seconds, "default ms": 1000 * tuned.default_seconds}
     _table(rows)
     print(f"kept in {file}")
 

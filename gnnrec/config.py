@@ -347,6 +347,8 @@ class TuneConfig:
     dims: list[int] = field(default_factory=lambda: [64])
     heads: int = 4
     dtypes: list[str] = field(default_factory=lambda: ["float32"])
+    batches: list[int] = field(default_factory=lambda: [65_536])
+    ks: list[int] = field(default_factory=lambda: [20])
     out: str | None = None
 
     def validate(self) -> None:
@@ -359,6 +361,9 @@ class TuneConfig:
                 raise ConfigError(f"is {dim}", where="dims", remedy=f"It must be a multiple of heads={self.heads}")
         for dtype in self.dtypes:
             _one_of("dtypes", dtype, DTYPES)
+        for name in ("batches", "ks"):
+            for number in getattr(self, name):
+                _at_least(name, number, 1)
 
 
 @dataclass

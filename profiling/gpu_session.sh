@@ -37,7 +37,7 @@ part() {
 
 rm -f "$out"/{session.json,tests.txt,tune.txt,tune.json,launches.json,bench.txt,bench_ops.json,bench_ops.txt}
 # The candidates are compiled while the tests run: neither measures anything.
-for operator in spmm sddmm edge_softmax gat_conv gmm_conv ngcf_layer; do
+for operator in $("$python" -c 'from gnnrec.ops import tuning; print(*tuning.CANDIDATES)'); do
     timeout --kill-after=5 150 "$python" profiling/tune.py --operators "$operator" --compile >>"$out/tune.txt" 2>&1 &
 done
 part tests 150 tests.txt "$python" -m pytest tests/gpu -rs -p no:cacheprovider --numprocesses 8 --dist loadgroup

@@ -60,7 +60,9 @@ def results(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
     """The usual graph, then the large one; each with its name."""
     w = workload.load(options.data, options.dim, 1, quick=False, device=device)
     clock = (lambda call: 1.0) if options.compile else None
-    for tuned in tuner.tune(w.adjacency, operators=options.operators, dims=(options.dim,), clock=clock):
+    for tuned in tuner.tune(
+        w.adjacency, operators=options.operators, dims=(options.dim,), items=w.graph.num_items, clock=clock
+    ):
         yield w.name, tuned
     operators = [] if options.compile else [name for name in LARGE if name in options.operators]
     if operators:

@@ -103,6 +103,7 @@ def test_every_app_has_a_config_that_fills_its_dataclass():
         (["dims=[64,30]"], "dims: is 30. It must be a multiple of heads=4"),
         (["dtypes=[float8]"], "dtypes: is 'float8'. Did you mean"),
         (["heads=0"], "heads: is 0. It must be at least 1"),
+        (["ks=0"], "ks: is 0. It must be at least 1"),
     ],
 )
 def test_what_cannot_be_tuned(options, message):

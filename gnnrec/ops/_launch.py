@@ -12,6 +12,7 @@ import torch
 
 from gnnrec.ops import _arguments, tuning
 
+MOST_REGISTERS = 255  # that a thread can have
 PANELS = (256, 128)  # columns of a program at the most, where a row has more than that
 
 
@@ -101,7 +102,7 @@ def tile(operator: str, matrix: Matrix, dim: int, dtype: torch.dtype, *, heads: 
         operator: as in `gnnrec.ops`; dim: columns of what is gathered, all heads' together; dtype: of x.
         sums: tiles that a program holds at once.
     """
-    shape = tuning.choose(operator, dim, heads, dtype, matrix.histogram, matrix.indices.device)
+    shape = tuning.choose(operator, dim, heads, dtype, matrix.histogram.tolist(), matrix.indices.device)
     columns = panel(dim)
     # A row that is no multiple of 16 bytes is read number by number, with an address in registers for each.
     single = dim * dtype.itemsize % 16 > 0
@@ -132,12 +133,15 @@ def _walk(
     at_once: int,
     pieces: bool,
     *args: Any,
+    registers: int | None = None,
     **constants: Any,
 ) -> None:
     grid = -(-len(rows) // at_once), shape.panels
     shapes = {"ROWS": at_once, "NEIGHBOURS": 1 if at_once > 1 else shape.lanes, "DIM": shape.dim, "PIECES": pieces}
     given = rows, len(rows), matrix.indptr, matrix.indices
-    launch(kernel, grid, *given, *args, warps=shape.warps, **shapes, **constants)
+    # Left alone, ptxas 12.8 spills two registers of a program of 8 or 16 rows.
+    registers = MOST_REGISTERS if at_once > 1 else registers
+    launch(kernel, grid, *given, *args, warps=shape.warps, registers=registers, **shapes, **constants)
 
 
 def launch(

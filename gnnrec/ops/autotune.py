@@ -20,7 +20,6 @@ import torch
 from gnnrec import device as devices
 from gnnrec.graph.schedule import MAX_CHUNKS, PREFETCH_DISTANCE, balanced_chunks
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.ops import tuner, tuning
 from gnnrec.ops.spmm import spmm
 from gnnrec.storage import atomic_write
 
@@ -66,6 +65,8 @@ def autotune(matrix: SparseMatrix, *, dim: int = 64, dtype: torch.dtype = torch.
         The matrix with the chosen schedule; its transpose keeps the usual one unless it is tuned itself.
     """
     if devices.on_gpu(matrix.indptr):
+        from gnnrec.ops import tuner, tuning  # here, since the tuner calls operators that look for choices of this file
+
         for tuned in tuner.tune(matrix, operators=("spmm",), dims=(dim,), heads=1, dtypes=(dtype,)):
             tuning.keep(dict.fromkeys(tuned.keys, tuned.shape))
         return matrix

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,22 @@ _WALKS: tuple[Shape, ...] = tuple(
 _BLOCKS: tuple[Shape, ...] = tuple(
     MappingProxyType({"rows": rows, "warps": warps}) for rows, warps in ((32, 4), (16, 2), (64, 8))
 )
+# Of sums by a number: numbers of a program's tile, neighbours that a row gathers at once at the most, rows of a run.
+_SUMS: tuple[Shape, ...] = tuple(
+    MappingProxyType({"numbers": numbers, "neighbours": neighbours, "run": run, "warps": warps})
+    for numbers, neighbours, run, warps in ((512, 4, 64, 1), (512, 1, 64, 1), (512, 4, 256, 1), (1024, 8, 64, 2))
+)
+# Of the loss over triples: the same for its gradients, and numbers of a program's tile of triples, its warps.
+_TRIPLES: tuple[Shape, ...] = tuple(
+    MappingProxyType({**sums, "triples": numbers, "triple_warps": warps})
+    for numbers, warps in ((1024, 4), (512, 2), (2048, 8))
+    for sums in _SUMS
+)
+# Of the selection of a row's best: buckets it is dealt out to and items that are looked at at once, as powers of two.
+_SELECTIONS: tuple[Shape, ...] = tuple(
+    MappingProxyType({"log_buckets": buckets, "log_found": found, "warps": warps})
+    for buckets, found, warps in ((11, 11, 8), (10, 10, 4), (11, 11, 16), (12, 11, 16))
+)
 # The candidates of every operator that has launch shapes, the default first.
 CANDIDATES: Mapping[str, tuple[Shape, ...]] = {
     "spmm": _WALKS,
@@ -39,6 +55,9 @@ CANDIDATES: Mapping[str, tuple[Shape, ...]] = {
     "gat_conv": _WALKS,
     "gmm_conv": _WALKS,
     "ngcf_layer": _BLOCKS,
+    "index_scatter": _SUMS,
+    "bpr_loss": _TRIPLES,
+    "topk_scores": _SELECTIONS,
 }
 
 _forced: dict[str, Shape] = {}
@@ -56,10 +75,14 @@ def shipped_file() -> Path:
 
 
 def choose(
-    operator: str, dim: int, heads: int, dtype: torch.dtype, histogram: torch.Tensor, device: torch.device
+    operator: str, dim: int, heads: int, dtype: torch.dtype, sizes: Sequence[int], device: torch.device
 ) -> Shape:
-    """The launch shape of an operator's kernels for this case."""
-    name = key(operator, dim, heads, dtype, histogram, device)
+    """The launch shape of an operator's kernels for this case.
+
+    Args:
+        sizes: the matrix's degree histogram, or `magnitudes` where there is no matrix.
+    """
+    name = key(operator, dim, heads, dtype, sizes, device)
     if operator in _forced:
         _asked.add(name)
         return _forced[operator]
@@ -67,10 +90,15 @@ def choose(
     return CANDIDATES[operator][0] if found is None else found
 
 
-def key(operator: str, dim: int, heads: int, dtype: torch.dtype, histogram: torch.Tensor, device: torch.device) -> str:
-    """What a choice is kept under: operator, dim, heads, dtype, degree histogram and device name."""
-    degrees = ".".join(map(str, histogram.tolist()))
-    return "/".join((operator, str(dim), str(heads), str(dtype).removeprefix("torch."), degrees, device_name(device)))
+def key(operator: str, dim: int, heads: int, dtype: torch.dtype, sizes: Sequence[int], device: torch.device) -> str:
+    """What a choice is kept under: operator, dim, heads, dtype, degree histogram (or sizes) and device name."""
+    numbers = ".".join(map(str, sizes))
+    return "/".join((operator, str(dim), str(heads), str(dtype).removeprefix("torch."), numbers, device_name(device)))
+
+
+def magnitudes(*sizes: int) -> tuple[int, ...]:
+    """What stands for sizes in a key: the powers of two above them."""
+    return tuple(size.bit_length() for size in sizes)
 
 
 @cache

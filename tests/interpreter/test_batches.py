@@ -1,5 +1,6 @@
 """What is done for the rows of a batch: last layers over them, sums over an index, gradients of the loss."""
 
+from contextlib import ExitStack
 from importlib import import_module
 
 import numpy as np
@@ -8,16 +9,18 @@ import torch
 
 from gnnrec import ops
 from gnnrec.graph import BipartiteGraph, schedule, sparse
+from gnnrec.ops import tuning
 from gnnrec.ops._launch import launch
 from gnnrec.ops.bpr_loss import reference
-from gnnrec.ops.segment import cuda
 
 
 @pytest.fixture(params=[4, 64])
-def run(request, monkeypatch):
+def run(request):
     """Sorted entries that are added up at once."""
-    monkeypatch.setattr(cuda, "RUN", request.param)
-    return request.param
+    with ExitStack() as stack:
+        for operator in ("index_scatter", "bpr_loss"):
+            stack.enter_context(tuning.forced(operator, {**tuning.CANDIDATES[operator][0], "run": request.param}))
+        yield request.param
 
 
 @pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (160, torch.float32), (33, torch.bfloat16)])

@@ -16,15 +16,17 @@ from test_topk import (  # noqa: F401
     test_users_who_have_seen_everything,
 )
 
-from gnnrec.ops import topk_dense, topk_scores
+from gnnrec.ops import topk_dense, topk_scores, tuning
 from gnnrec.ops.topk_scores import cuda
 
 
 @pytest.fixture
 def few_buckets(monkeypatch):
     """So few buckets and so small panels that small rows have many of either; more than 16 are sorted."""
-    for name, value in (("LOG_BUCKETS", 5), ("LOG_MOST", 4), ("LOG_FOUND", 5), ("PANEL_BYTES", 4096)):
+    for name, value in (("LOG_MOST", 4), ("PANEL_BYTES", 4096)):
         monkeypatch.setattr(cuda, name, value)
+    with tuning.forced("topk_scores", {"log_buckets": 5, "log_found": 5, "warps": 8}):
+        yield
 
 
 @pytest.mark.parametrize("seed", range(16))

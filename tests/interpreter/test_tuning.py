@@ -44,7 +44,7 @@ def test_the_fastest_shape_is_kept_and_found_again(cache, matrix):
     assert tuned.default_seconds == pytest.approx(1, abs=0.01)
     assert tuned.seconds == pytest.approx(0.5, abs=0.01)
     assert len(tuned.keys) == 2  # forward, and backward over the transpose
-    case = 16, 1, torch.float32, matrix.histogram, matrix.device
+    case = 16, 1, torch.float32, matrix.histogram.tolist(), matrix.device
     assert tuning.choose("spmm", *case) == tuning.CANDIDATES["spmm"][0]
     assert tuning.keep(dict.fromkeys(tuned.keys, tuned.shape)) == cache
     assert tuning.choose("spmm", *case) == fast
@@ -61,7 +61,9 @@ def test_a_gain_within_the_noise_keeps_the_default(cache, matrix):
 @pytest.mark.parametrize("operator", list(tuning.CANDIDATES))
 def test_every_operator_can_be_tuned(cache, matrix, operator):
     fast = tuning.CANDIDATES[operator][-1]
-    (tuned,) = tuner.tune(matrix, operators=[operator], dims=[8], heads=2, clock=Clock(operator, fast))
+    (tuned,) = tuner.tune(
+        matrix, operators=[operator], dims=[8], heads=2, batches=[20], ks=[3], clock=Clock(operator, fast)
+    )
     assert tuned.shape == fast
     assert tuned.keys
     assert not tuned.failed
@@ -75,9 +77,12 @@ def test_choices_are_added_to_those_of_the_file(cache):
 
 
 def test_a_shape_that_is_no_candidate_any_more_is_passed_over(cache, matrix):
-    name = tuning.key("spmm", 16, 1, torch.float32, matrix.histogram, matrix.device)
+    name = tuning.key("spmm", 16, 1, torch.float32, matrix.histogram.tolist(), matrix.device)
     tuning.keep({name: {"numbers": 3}})
-    assert tuning.choose("spmm", 16, 1, torch.float32, matrix.histogram, matrix.device) == tuning.CANDIDATES["spmm"][0]
+    assert (
+        tuning.choose("spmm", 16, 1, torch.float32, matrix.histogram.tolist(), matrix.device)
+        == tuning.CANDIDATES["spmm"][0]
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"shapes": 3}', "{}"])

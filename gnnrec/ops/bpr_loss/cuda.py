@@ -7,13 +7,10 @@ import triton
 import triton.language as tl
 
 from gnnrec import device as devices
-from gnnrec.ops import _arguments
+from gnnrec.ops import _arguments, tuning
 from gnnrec.ops._launch import bits, launch, panel, rows_contiguous
 from gnnrec.ops._tiles import TYPES, number
 from gnnrec.ops.segment import cuda as segment
-
-NUMBERS = 1024  # of a program's tile of triples, in float32
-WARPS = 4
 
 
 def loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: float, out: torch.Tensor) -> None:
@@ -22,9 +19,10 @@ def loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: flo
     Args:
         final, ego: [nodes, dim]; triples: int64 [3, batch], within the nodes.
     """
-    batch, rows = triples.shape[1], _triples_at_once(final)
+    shape, batch = _shape(final, triples), triples.shape[1]
+    rows = _triples_at_once(shape, final)
     partial = devices.empty(final, -(-batch // rows), "the sums of triples", torch.float64)
-    _launch_triples("loss", final, ego if reg else None, triples, partial, bits(reg), None)
+    _launch_triples("loss", shape, final, ego if reg else None, triples, partial, bits(reg), None)
     launch(_mean, (1,), partial, len(partial), batch, out)
 
 
@@ -45,33 +43,38 @@ def loss_backward(
         deterministic: every row written once, its terms in the batch's order; or with atomics, in any.
     """
     nodes, dim, batch = *final.shape, triples.shape[1]
-    final, ego = rows_contiguous(final), rows_contiguous(ego)
+    final, ego, shape = rows_contiguous(final), rows_contiguous(ego), _shape(final, triples)
     wide = _arguments.compute_dtype(final.dtype)
     weights = devices.empty(final, batch, "the weights of triples", wide)
-    _launch_triples("weights", final, None, triples, weights, bits(0.0), grad)
+    _launch_triples("weights", shape, final, None, triples, weights, bits(0.0), grad)
     places = triples.reshape(-1).to(torch.int32)  # users, positive and negative items
     given = places, batch, weights, grad, bits(reg), final, final.stride(0), ego, ego.stride(0)
     kinds = {"dim": dim, "WORK": TYPES[wide]}
     if deterministic:
-        groups, shape = segment.group(places, nodes), segment.tile(dim, final.dtype)
-        partial = segment.partial_sums(groups, final)
-        segment.walk(_gradients, groups, shape, partial, *given, grad_final, grad_ego, **kinds)
+        groups, sums = segment.group(places, nodes), segment.tile(shape, dim, final.dtype)
+        segment.walk(_gradients, groups, sums, final, *given, grad_final, grad_ego, **kinds)
         return
-    columns, rows = panel(dim), _triples_at_once(final)
+    columns, rows = panel(dim), _triples_at_once(shape, final)
     sums = [None if x is None else segment.zeros(x) for x in (grad_final, grad_ego)]
     grid = -(-batch // rows), -(-dim // columns)
-    launch(_add_gradients, grid, *given, *sums, warps=WARPS, ROWS=rows, DIM=columns, **kinds)
+    launch(_add_gradients, grid, *given, *sums, warps=shape["triple_warps"], ROWS=rows, DIM=columns, **kinds)
     for out, total in zip((grad_final, grad_ego), sums):
         if total is not out:
             out.copy_(total)
 
 
-def _triples_at_once(final: torch.Tensor) -> int:
-    return max(1, NUMBERS * 4 // _arguments.compute_dtype(final.dtype).itemsize // panel(final.shape[1]))
+def _shape(final: torch.Tensor, triples: torch.Tensor) -> tuning.Shape:
+    (nodes, dim), batch = final.shape, triples.shape[1]
+    return tuning.choose("bpr_loss", dim, 1, final.dtype, tuning.magnitudes(batch, nodes), final.device)
+
+
+def _triples_at_once(shape: tuning.Shape, final: torch.Tensor) -> int:
+    return max(1, shape["triples"] * 4 // _arguments.compute_dtype(final.dtype).itemsize // panel(final.shape[1]))
 
 
 def _launch_triples(
     mode: str,
+    shape: tuning.Shape,
     final: torch.Tensor,
     ego: torch.Tensor | None,
     triples: torch.Tensor,
@@ -79,12 +82,12 @@ def _launch_triples(
     reg: int,
     grad: torch.Tensor | None,
 ) -> None:
-    batch, dim, rows = triples.shape[1], final.shape[1], _triples_at_once(final)
+    batch, dim, rows = triples.shape[1], final.shape[1], _triples_at_once(shape, final)
     final, ego = rows_contiguous(final), None if ego is None else rows_contiguous(ego)
     given = triples.contiguous(), batch, final, final.stride(0), ego, 0 if ego is None else ego.stride(0)
     work = TYPES[final.dtype]
     kinds = {"dim": dim, "MODE": mode, "WORK": work, "ROWS": rows, "DIM": panel(dim)}
-    launch(_triples, (-(-batch // rows),), *given, reg, grad, out, warps=WARPS, **kinds)
+    launch(_triples, (-(-batch // rows),), *given, reg, grad, out, warps=shape["triple_warps"], **kinds)
 
 
 @triton.jit

@@ -176,7 +176,7 @@ def _tile(matrix: Matrix, layer: Layer, dtype: torch.dtype) -> tuple[Tile, dict[
     whole = power_of_2(dim)
     width = min((min(whole, panel) for panel in PANELS), key=lambda columns: -(-dim // columns) * columns)
     together = min(power_of_2(heads), PANELS[0] // width)
-    shape = tuning.choose("gat_conv", heads * dim, heads, dtype, matrix.histogram, matrix.indices.device)
+    shape = tuning.choose("gat_conv", heads * dim, heads, dtype, matrix.histogram.tolist(), matrix.indices.device)
     # Columns that are read one by one have an address in registers each, exp of a float64 and parts of heads take many.
     few = dim * dtype.itemsize % 16 > 0 or dtype == torch.float64 or width < dim
     lanes = shape["numbers"] // (4 if few else 1) // (width * together)

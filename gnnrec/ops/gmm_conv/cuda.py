@@ -15,7 +15,17 @@ import triton.language as tl
 
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
-from gnnrec.ops._launch import Matrix, Tile, launch, power_of_2, rows_contiguous, tile, walk, walk_pieces
+from gnnrec.ops._launch import (
+    MOST_REGISTERS,
+    Matrix,
+    Tile,
+    launch,
+    power_of_2,
+    rows_contiguous,
+    tile,
+    walk,
+    walk_pieces,
+)
 from gnnrec.ops._tiles import TYPES, entry_factors, row_range
 
 BLOCK = 256 * 2**20  # bytes of a temporary with every kernel's sums of some rows
@@ -101,7 +111,7 @@ def gmm_backward(
             programs = -(-len(own) // (shape.lanes if len(some.short) and shape.sharing else 1))
             changes = devices.empty(x, (programs, *grad_gaussians[number].shape), "the Gaussians' gradients", dtype)
             arguments, constants = (*given, *gaussians, end, grad_pseudo, changes), _constants(dim, mu[part], shape)
-            constants |= {"ADD": number > 0}
+            constants |= {"ADD": number > 0, "registers": MOST_REGISTERS}
             if shape.panels == 1:
                 _collect(_differentiate, some, shape, arguments, sums, **constants, SUM=True, DOT=True)
             else:

@@ -200,7 +200,7 @@ def _width(columns: int, most: int) -> int:
 
 def _block(matrix: Matrix, x: torch.Tensor, width: int) -> tuple[int, int]:
     """Rows of a program that has `width` columns of them, and its warps: a thread has NUMBERS of the block or less."""
-    shape = tuning.choose("ngcf_layer", x.shape[1], 1, x.dtype, matrix.histogram, x.device)
+    shape = tuning.choose("ngcf_layer", x.shape[1], 1, x.dtype, matrix.histogram.tolist(), x.device)
     rows = max(16, min(shape["rows"], 32 * NUMBERS * shape["warps"] // width))
     return rows, max(shape["warps"], rows * width // (32 * NUMBERS))
 

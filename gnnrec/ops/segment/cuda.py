@@ -15,12 +15,9 @@ import triton
 import triton.language as tl
 
 from gnnrec import device as devices
-from gnnrec.ops import _arguments
+from gnnrec.ops import _arguments, tuning
 from gnnrec.ops._launch import launch, panel, rows_contiguous
 from gnnrec.ops._tiles import TYPES
-
-RUN = 64  # sorted rows
-NUMBERS = 512  # of a program's tile, in float32
 
 
 class Groups(NamedTuple):
@@ -36,18 +33,23 @@ class Groups(NamedTuple):
     indptr: torch.Tensor
 
     @property
-    def parts(self) -> int:
-        """How many programs add up runs: two each."""
-        return 2 * -(-len(self.keys) // RUN)
+    def size(self) -> int:
+        return len(self.indptr) - 1
 
 
 class Tile(NamedTuple):
-    """A tile [ROWS, NEIGHBOURS, DIM] as in `_tiles`; `panels` programs share a row's columns."""
+    """A tile [ROWS, NEIGHBOURS, DIM] as in `_tiles`; `panels` programs share a row's columns.
+
+    Args:
+        run: sorted rows that a program adds up of a result that has more.
+    """
 
     rows: int
     neighbours: int
     dim: int
     panels: int
+    run: int
+    warps: int
 
 
 def group(numbers: torch.Tensor, size: int) -> Groups:
@@ -57,29 +59,25 @@ def group(numbers: torch.Tensor, size: int) -> Groups:
     return Groups(keys, order, torch.searchsorted(keys, starts, out_int32=True))
 
 
-def tile(dim: int, dtype: torch.dtype) -> Tile:
+def tile(shape: tuning.Shape, dim: int, dtype: torch.dtype) -> Tile:
     """The tile for rows of this dtype: rows have few neighbours in a batch, so several share a program."""
     columns = panel(dim)
-    lanes = max(1, NUMBERS * 4 // _arguments.compute_dtype(dtype).itemsize // columns)
-    neighbours = min(4, max(1, lanes // 2))
-    return Tile(lanes // neighbours, neighbours, columns, -(-dim // columns))
+    lanes = max(1, shape["numbers"] * 4 // _arguments.compute_dtype(dtype).itemsize // columns)
+    neighbours = min(shape["neighbours"], max(1, lanes // 2))
+    return Tile(lanes // neighbours, neighbours, columns, -(-dim // columns), shape["run"], shape["warps"])
 
 
-def walk(kernel, groups: Groups, shape: Tile, partial: torch.Tensor, *args, **constants) -> None:
-    """Launch a kernel over the runs, then over the results. Its first parameters are those of `group_range`, then
-    `order` and `partial`; ROWS, NEIGHBOURS, DIM, RUN and PARTS are among its constants."""
-    size = len(groups.indptr) - 1
-    given = groups.keys, len(groups.keys), groups.indptr, size, groups.order, partial
+def walk(kernel, groups: Groups, shape: Tile, like: torch.Tensor, *args, **constants) -> None:
+    """Launch a kernel over the runs, two programs each, then over the results. Its first parameters are those of
+    `group_range`, then `order` and `partial`, room for the sums of runs; ROWS, NEIGHBOURS, DIM, RUN and PARTS are among
+    its constants. `like` has the dtype and the columns of what is added up."""
+    parts, dtype = 2 * -(-len(groups.keys) // shape.run), _arguments.compute_dtype(like.dtype)
+    partial = devices.empty(like, (parts, like.shape[1]), "the sums of runs", dtype)
+    given = groups.keys, len(groups.keys), groups.indptr, groups.size, groups.order, partial
     lanes = shape.rows * shape.neighbours
-    for programs, rows, parts in ((groups.parts, 1, True), (-(-size // shape.rows), shape.rows, False)):
-        tiles = {"ROWS": rows, "NEIGHBOURS": lanes // rows, "DIM": shape.dim, "RUN": RUN, "PARTS": parts}
-        launch(kernel, (programs, shape.panels), *given, *args, warps=1, **tiles, **constants)
-
-
-def partial_sums(groups: Groups, like: torch.Tensor) -> torch.Tensor:
-    """Room for the sums of runs."""
-    dtype = _arguments.compute_dtype(like.dtype)
-    return devices.empty(like, (groups.parts, like.shape[1]), "the sums of runs", dtype)
+    for programs, rows, of_runs in ((parts, 1, True), (-(-groups.size // shape.rows), shape.rows, False)):
+        tiles = {"ROWS": rows, "NEIGHBOURS": lanes // rows, "DIM": shape.dim, "RUN": shape.run, "PARTS": of_runs}
+        launch(kernel, (programs, shape.panels), *given, *args, warps=shape.warps, **tiles, **constants)
 
 
 def index_sum(src: torch.Tensor, index: torch.Tensor, out: torch.Tensor, deterministic: bool) -> None:
@@ -89,16 +87,16 @@ def index_sum(src: torch.Tensor, index: torch.Tensor, out: torch.Tensor, determi
         src: [n, dim]; index: integers [n] within the rows of out.
     """
     src, dim = rows_contiguous(src), src.shape[1]
-    shape = tile(dim, src.dtype)
+    sizes = tuning.magnitudes(len(index), len(out))
+    shape = tile(tuning.choose("index_scatter", dim, 1, src.dtype, sizes, src.device), dim, src.dtype)
     if deterministic:
-        groups = group(index, len(out))
-        given = src, src.stride(0), out
-        walk(_sum, groups, shape, partial_sums(groups, src), *given, dim=dim, WORK=TYPES[src.dtype])
+        walk(_sum, group(index, len(out)), shape, src, src, src.stride(0), out, dim=dim, WORK=TYPES[src.dtype])
         return
     rows = shape.rows * shape.neighbours
     sums = zeros(out)
     given = src, src.stride(0), index, len(index), sums
-    launch(_add, (-(-len(index) // rows), shape.panels), *given, dim=dim, DIM=shape.dim, ROWS=rows)
+    grid = -(-len(index) // rows), shape.panels
+    launch(_add, grid, *given, warps=shape.warps, dim=dim, DIM=shape.dim, ROWS=rows)
     if sums is not out:
         out.copy_(sums)
 

@@ -15,13 +15,12 @@ import triton
 import triton.language as tl
 
 from gnnrec import device as devices
+from gnnrec.ops import tuning
 from gnnrec.ops._launch import launch, rows_contiguous
 
 PANEL_BYTES = 2**28  # of scores at once
-LOG_BUCKETS = 11  # of a row at the most; at least twice as many as can be selected
 LOG_MOST = 10  # of the most that the kernel selects; more are sorted
-LOG_FOUND = 11  # items of the best buckets that are looked at at once, at least LOG_MOST
-WARPS, REGISTERS = 8, 128
+REGISTERS = 128
 
 NONE = tl.constexpr(-(2**63))
 RISING, FALLING, BOTH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -82,13 +81,15 @@ def select(scores: torch.Tensor, k: int, out_items: torch.Tensor, out_scores: to
         out_items.copy_(order[:, :k].masked_fill_(best[:, :k] == -torch.inf, -1))
         return
     log_k = max(4, (k - 1).bit_length())
-    log_buckets = max(log_k, min(LOG_BUCKETS, (items - 1).bit_length()))
+    # The number of rows is the last batch's rest at times: it is no part of the case.
+    shape = tuning.choose("topk_scores", log_k, 1, scores.dtype, tuning.magnitudes(items), scores.device)
+    log_buckets = max(log_k, min(shape["log_buckets"], (items - 1).bit_length()))
     steps = -(-items // 2**log_buckets)  # items of a bucket
-    log_width = min(LOG_FOUND - log_k, (steps - 1).bit_length())
-    at_once = 2 ** (LOG_BUCKETS - log_buckets)
+    log_width = min(max(shape["log_found"], log_k) - log_k, (steps - 1).bit_length())
+    at_once = 2 ** max(0, shape["log_buckets"] - log_buckets)
     given = scores, scores.stride(0), rows, width, k, out_items, out_scores
     sizes = {"ROWS": at_once, "LOG_BUCKETS": log_buckets, "LOG_K": log_k, "LOG_WIDTH": log_width, "SINGLE": steps == 1}
-    launch(_select, (-(-rows // at_once),), *given, warps=WARPS, registers=REGISTERS, **sizes)
+    launch(_select, (-(-rows // at_once),), *given, warps=shape["warps"], registers=REGISTERS, **sizes)
 
 
 def _panels(rows: int, items: int, k: int) -> list[tuple[int, int]]:
