@@ -114,12 +114,14 @@ class LightGCNConfig:
     layers: int = 3
     layer_weights: list[float] | None = None
     init_std: float = 0.1
+    similarity: str = "dot"
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
         _within("model.dim", self.dim, 1, 4096)
         _within("model.layers", self.layers, 0, 32)
         _positive("model.init_std", self.init_std)
+        _one_of("model.similarity", self.similarity, ("dot", "cosine"))
         if self.layer_weights is not None and len(self.layer_weights) != self.layers + 1:
             raise ConfigError(
                 f"has {len(self.layer_weights)} numbers where model.layers={self.layers} needs {self.layers + 1}",
@@ -143,16 +145,38 @@ class GFCFConfig:
 
 
 @dataclass
-class LossConfig:
-    """The loss of a training step."""
+class BPRConfig:
+    """Bayesian personalised ranking over triples (Rendle et al. 2009)."""
 
     name: str = "bpr"
     reg: float = 1e-4
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
-        _one_of("loss.name", self.name, ("bpr",))
         _at_least("loss.reg", self.reg, 0)
+
+
+@dataclass
+class SoftmaxConfig:
+    """Softmax over all items, or over negatives that a batch shares."""
+
+    name: str = "softmax"
+    temperature: float = 0.1
+    negatives: int | None = None
+    popularity: float | None = None
+    correction: bool | None = None
+    user_power: float = 1.0
+    precision: str = "auto"
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used, or has no effect."""
+        _positive("loss.temperature", self.temperature)
+        _at_least("loss.negatives", self.negatives, 1)
+        for name in ("popularity", "correction"):
+            if self.negatives is None and getattr(self, name) is not None:
+                remedy = f"Set loss.negatives, or leave loss.{name} out"
+                raise ConfigError("has no effect without loss.negatives", where=f"loss.{name}", remedy=remedy)
+        _one_of("loss.precision", self.precision, ("auto", "float32", "bfloat16"))
 
 
 @dataclass
@@ -181,7 +205,11 @@ class TrainerConfig:
 
     epochs: int = 40
     batch_size: int = 2048
-    sampling: str = "users"
+    sampling: str | None = None
+    lr_scaling: str = "none"
+    lr_base_batch: int = 2048
+    warmup_samples: int = 0
+    lr_decay: str = "none"
     eval_every: int = 5
     patience: int = 5
     monitor: str = "recall@20"
@@ -191,7 +219,12 @@ class TrainerConfig:
         """Raise a ConfigError for a value that cannot be used."""
         _at_least("trainer.epochs", self.epochs, 1)
         _within("trainer.batch_size", self.batch_size, 1, 2**31 - 1)
-        _one_of("trainer.sampling", self.sampling, ("users", "interactions"))
+        if self.sampling is not None:
+            _one_of("trainer.sampling", self.sampling, ("users", "interactions"))
+        _one_of("trainer.lr_scaling", self.lr_scaling, ("none", "sqrt", "linear"))
+        _at_least("trainer.lr_base_batch", self.lr_base_batch, 1)
+        _at_least("trainer.warmup_samples", self.warmup_samples, 0)
+        _one_of("trainer.lr_decay", self.lr_decay, ("none", "linear", "cosine"))
         _at_least("trainer.eval_every", self.eval_every, 1)
         _at_least("trainer.patience", self.patience, 1)
         _at_least("trainer.checkpoint_every", self.checkpoint_every, 1)
@@ -214,6 +247,8 @@ class EvaluationConfig:
 
 MODELS: dict[str, type[LightGCNConfig] | type[GFCFConfig]] = {"lightgcn": LightGCNConfig, "gfcf": GFCFConfig}
 ModelConfig = LightGCNConfig | GFCFConfig
+LOSSES: dict[str, type[BPRConfig] | type[SoftmaxConfig]] = {"bpr": BPRConfig, "softmax": SoftmaxConfig}
+LossConfig = BPRConfig | SoftmaxConfig
 
 
 @dataclass
@@ -247,11 +282,14 @@ class TrainConfig(GeneralConfig):
         values = dict(values)
         model = dict(values.pop("model", None) or {})
         _one_of("model.name", model.get("name"), tuple(MODELS))
+        loss = values.pop("loss", None)
+        if loss is not None:
+            _one_of("loss.name", loss.get("name"), tuple(LOSSES))
         data = fill(DataConfig, values.pop("data", None) or {}, "data")
         config = cls(
             data=data,
             model=fill(MODELS[model["name"]], model, "model"),
-            loss=_optional(LossConfig, values.pop("loss", None), "loss"),
+            loss=None if loss is None else fill(LOSSES[loss["name"]], dict(loss), "loss"),
             optimizer=_optional(OptimizerConfig, values.pop("optimizer", None), "optimizer"),
             trainer=_optional(TrainerConfig, values.pop("trainer", None), "trainer"),
             evaluation=fill(EvaluationConfig, values.pop("evaluation", None) or {}, "evaluation"),
@@ -278,6 +316,23 @@ class TrainConfig(GeneralConfig):
                     where=name,
                     remedy=f"Leave out {name}=..., or the experiment that sets it",
                 )
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Refuse what the loss has no use for."""
+        similarity = getattr(self.model, "similarity", "dot")
+        if isinstance(self.loss, BPRConfig) and similarity != "dot":
+            raise ConfigError(
+                f"is {similarity!r}, but loss=bpr compares dot products",
+                where="model.similarity",
+                remedy="Set it to dot, or take loss=softmax",
+            )
+        if isinstance(self.loss, SoftmaxConfig) and self.trainer is not None and self.trainer.sampling is not None:
+            raise ConfigError(
+                "has no effect with loss=softmax, whose batches are users with all of their items",
+                where="trainer.sampling",
+                remedy="Leave it out",
+            )
 
 
 @dataclass

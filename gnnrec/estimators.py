@@ -11,9 +11,9 @@ import pandas as pd
 from gnnrec import device as devices
 from gnnrec import models, recommend
 from gnnrec.config import (
+    BPRConfig,
     GFCFConfig,
     LightGCNConfig,
-    LossConfig,
     OptimizerConfig,
     TrainerConfig,
 )
@@ -87,7 +87,7 @@ class LightGCN(Estimator):
         device: str = "auto",
     ) -> None:
         self.config = LightGCNConfig(dim=dim, layers=layers)
-        self.loss, self.optimizer = LossConfig(reg=reg), OptimizerConfig(lr=lr)
+        self.loss, self.optimizer = BPRConfig(reg=reg), OptimizerConfig(lr=lr)
         self.trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
         self.seed, self.device = seed, devices.resolve(device)
         for section in (self.config, self.loss, self.optimizer, self.trainer):

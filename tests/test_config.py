@@ -17,15 +17,16 @@ from gnnrec.cli import APPS, CONF
 from gnnrec.config import (
     METRICS,
     SPLITS,
+    BPRConfig,
     CatalogConfig,
     DataConfig,
     EvaluateConfig,
     EvaluationConfig,
     GFCFConfig,
     LightGCNConfig,
-    LossConfig,
     OptimizerConfig,
     RecommendConfig,
+    SoftmaxConfig,
     TrainConfig,
     TrainerConfig,
     TuneConfig,
@@ -114,7 +115,7 @@ def test_what_cannot_be_tuned(options, message):
 def test_the_files_and_the_dataclasses_have_the_same_defaults(defaults, gfcf):
     config = TrainConfig.from_dict(defaults)
     assert config.model == LightGCNConfig()
-    assert config.loss == LossConfig()
+    assert config.loss == BPRConfig()
     assert config.trainer == TrainerConfig()
     assert config.evaluation == EvaluationConfig()
     assert config.optimizer is not None
@@ -162,6 +163,8 @@ RULES = [
     ("model.layer_weights", [1, 2], "has 2 numbers where model.layers=3 needs 4", "Give one number for the embedding"),
     ("loss.name", "brp", "is 'brp'", "Did you mean bpr?"),
     ("loss.reg", -1, "is -1.0", "It must be at least 0"),
+    ("model.similarity", "cos", "is 'cos'", "Did you mean cosine?"),
+    ("model.similarity", "cosine", "is 'cosine', but loss=bpr compares dot products", "or take loss=softmax"),
     ("optimizer.name", "sgd", "is 'sgd'", "Known are: adam"),
     ("optimizer.lr", 0, "is 0.0", "It must be above 0"),
     ("optimizer.lr", float("nan"), "is nan", "It must be above 0"),
@@ -171,6 +174,10 @@ RULES = [
     ("trainer.epochs", 0, "is 0", "It must be at least 1"),
     ("trainer.batch_size", 2**31, "is 2147483648", "It must lie within 1 and 2147483647"),
     ("trainer.sampling", "user", "is 'user'", "Did you mean users?"),
+    ("trainer.lr_scaling", "root", "is 'root'", "Known are: "),
+    ("trainer.lr_base_batch", 0, "is 0", "It must be at least 1"),
+    ("trainer.warmup_samples", -1, "is -1", "It must be at least 0"),
+    ("trainer.lr_decay", "cosin", "is 'cosin'", "Did you mean cosine?"),
     ("trainer.eval_every", 0, "is 0", "It must be at least 1"),
     ("trainer.patience", 0, "is 0", "It must be at least 1"),
     ("trainer.checkpoint_every", 0, "is 0", "It must be at least 1"),
@@ -185,6 +192,14 @@ RULES = [
     ("loss", None, "is not set", "model=lightgcn needs it"),
     ("optimizer", None, "is not set", "model=lightgcn needs it"),
     ("trainer", None, "is not set", "model=lightgcn needs it"),
+]
+SOFTMAX_RULES = [
+    ("loss.temperature", 0, "is 0.0", "It must be above 0"),
+    ("loss.negatives", 0, "is 0", "It must be at least 1"),
+    ("loss.popularity", 0.5, "has no effect without loss.negatives", "Set loss.negatives"),
+    ("loss.correction", True, "has no effect without loss.negatives", "leave loss.correction out"),
+    ("loss.precision", "float16", "is 'float16'", "Did you mean bfloat16"),
+    ("trainer.sampling", "users", "has no effect with loss=softmax", "Leave it out"),
 ]
 # As above, of values of a wrong type and of names that do not exist.
 TYPES = [
@@ -218,9 +233,20 @@ def test_no_rule_is_without_a_test():
     """Each field that a `validate` of a training section names is in the table above, or in a test of its own."""
     source = (CONF.parent / "config.py").read_text().partition("class EvaluateConfig")[0]
     named = set(re.findall(r'(?:where=|_(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
-    of_gfcf = {"model.factors", "model.ideal_weight"}
+    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in SOFTMAX_RULES)}
     assert len(named) > 25
-    assert named - {field for field, *_ in RULES} - of_gfcf == {"data"}
+    assert named - {field for field, *_ in RULES} - of_others == {"data"}
+
+
+@pytest.mark.parametrize(("field", "value", "found", "remedy"), SOFTMAX_RULES)
+def test_a_value_that_softmax_cannot_have(field, value, found, remedy, defaults):
+    softmax = composed("train", "loss=softmax", "data.root=null")
+    assert TrainConfig.from_dict(softmax).loss == SoftmaxConfig()
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_dict(changed(softmax, field, value))
+    assert caught.value.where == field
+    assert found in caught.value.found
+    assert remedy in (caught.value.remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +258,9 @@ def test_a_value_that_gfcf_cannot_have(field, value, remedy, gfcf):
         TrainConfig.from_dict(changed(gfcf, field, value))
 
 
-@pytest.mark.parametrize(("section", "values"), [("optimizer", {"lr": 0.1}), ("loss", {}), ("trainer", {"epochs": 3})])
+@pytest.mark.parametrize(
+    ("section", "values"), [("optimizer", {"lr": 0.1}), ("loss", {"name": "bpr"}), ("trainer", {"epochs": 3})]
+)
 def test_what_has_no_effect_on_a_model_in_closed_form_is_refused(section, values, gfcf):
     with pytest.raises(ConfigError, match=f"{section}: model=gfcf is computed in closed form.* Leave out {section}="):
         TrainConfig.from_dict(gfcf | {section: values})

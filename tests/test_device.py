@@ -16,10 +16,10 @@ import gnnrec
 from gnnrec import device as devices
 from gnnrec import models, ops, recommend
 from gnnrec.config import (
+    BPRConfig,
     DataConfig,
     GFCFConfig,
     LightGCNConfig,
-    LossConfig,
     OptimizerConfig,
     SyntheticConfig,
     TrainConfig,
@@ -70,7 +70,7 @@ def config(**changes) -> TrainConfig:
     sections = {
         "data": DataConfig(source="synthetic", name="synthetic", synthetic=small),
         "model": LightGCNConfig(dim=8, layers=2),
-        "loss": LossConfig(),
+        "loss": BPRConfig(),
         "optimizer": OptimizerConfig(),
         "trainer": TrainerConfig(epochs=3, batch_size=128, eval_every=1),
     }
@@ -201,8 +201,8 @@ def test_torchs_own_message_is_translated(gpu):
 
 
 def test_training_out_of_memory_names_the_settings_and_keeps_the_checkpoints(gpu, tmp_path, monkeypatch):
-    real, calls = trainer_module.bpr_loss, iter(range(100))
-    monkeypatch.setattr(trainer_module, "bpr_loss", lambda *args: refuse() if next(calls) == 9 else real(*args))
+    real, calls = ops.bpr_loss, iter(range(100))
+    monkeypatch.setattr(ops, "bpr_loss", lambda *args: refuse() if next(calls) == 9 else real(*args))
     says = r"training needs 2\.50 GiB more, .* Lower trainer\.batch_size \(now 128\) or model\.dim \(now 8\), use dev"
     with pytest.raises(DeviceMemoryError, match=says):
         run.train(config(device="cpu"), tmp_path)
@@ -248,7 +248,7 @@ def make(parts, read_seconds, **options) -> Trainer:
     trainer = Trainer(
         models.LightGCN(graph, dim=8, layers=2, seed=1),
         TrainerConfig(epochs=3, batch_size=32),
-        LossConfig(),
+        BPRConfig(),
         OptimizerConfig(lr=5e-3),
         seed=1,
         **options,
@@ -351,7 +351,7 @@ def test_batches_for_a_gpu_are_pinned_and_the_same(parts, monkeypatch):
         return real(*shape, **options)
 
     monkeypatch.setattr(torch, "empty", empty)
-    batches = [TripleSampler(graph, 50, seed=3, pinned=pinned).batch(2) for pinned in (True, False)]
+    batches = [TripleSampler(graph, 50, seed=3, pinned=pinned).batch(2)[0] for pinned in (True, False)]
     assert asked == [True, False]
     assert torch.equal(*batches)
 

@@ -6,10 +6,10 @@ import pytest
 
 from gnnrec import models
 from gnnrec.config import (
+    BPRConfig,
     DataConfig,
     GFCFConfig,
     LightGCNConfig,
-    LossConfig,
     OptimizerConfig,
     TrainConfig,
     TrainerConfig,
@@ -22,7 +22,7 @@ def train(data_root: Path, run_dir: Path, name: str, model: LightGCNConfig | GFC
     config = TrainConfig(
         data=DataConfig(source="catalog", name=name, root=str(data_root), valid_ratio=0.1 if gradient else 0),
         model=model,
-        loss=LossConfig() if gradient else None,
+        loss=BPRConfig() if gradient else None,
         optimizer=OptimizerConfig() if gradient else None,
         trainer=TrainerConfig(epochs=epochs) if gradient else None,
     )

@@ -12,10 +12,10 @@ import pytest
 
 import gnnrec
 from gnnrec.config import (
+    BPRConfig,
     DataConfig,
     EvaluationConfig,
     LightGCNConfig,
-    LossConfig,
     OptimizerConfig,
     SyntheticConfig,
     TrainConfig,
@@ -34,7 +34,7 @@ def config(**changes) -> TrainConfig:
         TrainConfig(
             data=DataConfig(source="synthetic", name="synthetic", synthetic=small),
             model=LightGCNConfig(dim=16, layers=2),
-            loss=LossConfig(),
+            loss=BPRConfig(),
             optimizer=OptimizerConfig(),
             trainer=TrainerConfig(epochs=3, batch_size=512, eval_every=1, checkpoint_every=1),
         ),

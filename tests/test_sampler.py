@@ -30,7 +30,7 @@ def test_triples_are_positive_and_negative(graph, sampling):
     known = edges(graph)
     sampler = TripleSampler(graph, 64, sampling, seed=3)
     for step in range(2 * sampler.steps_per_epoch):
-        users, positives, negatives = sampler.batch(step).numpy()
+        users, positives, negatives = sampler.batch(step)[0].numpy()
         assert all((u, p - 60) in known for u, p in zip(users.tolist(), positives.tolist()))
         assert not any((u, n - 60) in known for u, n in zip(users.tolist(), negatives.tolist()))
         assert negatives.min() >= 60
@@ -40,16 +40,16 @@ def test_triples_are_positive_and_negative(graph, sampling):
 
 def test_an_epoch_of_interactions_is_every_edge_once(graph):
     sampler = TripleSampler(graph, 64, "interactions", seed=1)
-    drawn = np.concatenate([sampler.batch(step).numpy() for step in range(sampler.steps_per_epoch)], axis=1)
+    drawn = np.concatenate([sampler.batch(step)[0].numpy() for step in range(sampler.steps_per_epoch)], axis=1)
     pairs = sorted(zip(drawn[0].tolist(), (drawn[1] - 60).tolist()))
     assert pairs == sorted(pair for pair in edges(graph) if pair[0] != 1)
-    following = sampler.batch(sampler.steps_per_epoch).numpy()
+    following = sampler.batch(sampler.steps_per_epoch)[0].numpy()
     assert not np.array_equal(following[:2], drawn[:2, :64])  # another order in the next epoch
 
 
 def test_users_are_uniform_and_items_uniform_within_a_user(graph):
     sampler = TripleSampler(graph, 100_000, "users", seed=7)
-    drawn = np.concatenate([sampler.batch(step).numpy() for step in range(300)], axis=1)
+    drawn = np.concatenate([sampler.batch(step)[0].numpy() for step in range(300)], axis=1)
     counts = np.bincount(drawn[0], minlength=60)[2:]
     expected = drawn.shape[1] / 58
     assert abs(counts - expected).max() < 6 * np.sqrt(expected)
@@ -69,22 +69,22 @@ def test_users_are_uniform_and_items_uniform_within_a_user(graph):
 @pytest.mark.parametrize("sampling", ["users", "interactions"])
 def test_any_step_can_be_replayed_alone(graph, sampling):
     first = TripleSampler(graph, 50, sampling, seed=5)
-    batches = [first.batch(step).numpy() for step in range(40)]
+    batches = [first.batch(step)[0].numpy() for step in range(40)]
     set_num_threads(1)
     try:
         again = TripleSampler(graph, 50, sampling, seed=5)
         for step in (39, 3, 20, 0):
-            assert np.array_equal(again.batch(step).numpy(), batches[step])
+            assert np.array_equal(again.batch(step)[0].numpy(), batches[step])
     finally:
         set_num_threads(2)
     other = TripleSampler(graph, 50, sampling, seed=6)
-    assert not np.array_equal(other.batch(0).numpy(), batches[0])
+    assert not np.array_equal(other.batch(0)[0].numpy(), batches[0])
     assert not np.array_equal(batches[0], batches[1])
 
 
 def test_the_last_batch_of_an_epoch_holds_the_rest(graph):
     sampler = TripleSampler(graph, 64)
-    sizes = [sampler.batch(step).shape[1] for step in range(sampler.steps_per_epoch)]
+    sizes = [sampler.batch(step)[0].shape[1] for step in range(sampler.steps_per_epoch)]
     assert sum(sizes) == sampler.epoch_size == graph.num_edges - 40
     assert set(sizes[:-1]) == {64}
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from gnnrec import models, ops
-from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.data import synthetic
 from gnnrec.data.splits import split
 from gnnrec.errors import ConfigError
 from gnnrec.ops._numba import num_threads
-from gnnrec.training import trainer as trainer_module
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
 from gnnrec.training.runlog import RunLog, read_events
@@ -37,7 +36,7 @@ def make(
     return Trainer(
         models.LightGCN(graph, dim=20, layers=2, seed=seed),
         TrainerConfig(epochs=epochs, batch_size=batch_size, eval_every=1, patience=2),
-        LossConfig(),
+        BPRConfig(),
         OptimizerConfig(lr=lr),
         seed=seed,
         valid=Evaluator(valid, graph.user_item(), [20]) if with_valid else None,
@@ -164,18 +163,18 @@ def test_resuming_a_finished_run_changes_nothing(parts, tmp_path):
 
 
 def test_divergence_is_an_error_with_numbers(parts, tmp_path, monkeypatch):
-    real = trainer_module.bpr_loss
+    real = ops.bpr_loss
 
     def exploding(final, ego, triples, reg):
         loss = real(final, ego, triples, reg)
         return loss * torch.nan if steps.pop() else loss
 
     steps = [True, *[False] * 17]  # the warm-up is the first call
-    monkeypatch.setattr(trainer_module, "bpr_loss", exploding)
+    monkeypatch.setattr(ops, "bpr_loss", exploding)
     trainer = make(parts, epochs=9, checkpoints=tmp_path)
     trainer.config.checkpoint_every = 1
     with pytest.raises(
-        DivergedError, match=r"the loss is nan at step 16 .*optimizer.lr=0.005\. Train anew with a lower optimizer.lr"
+        DivergedError, match=r"the loss is nan at step 16 .*learning rate 0.005\. Train anew with a lower optimizer.lr"
     ):
         trainer.fit()
     assert make(parts, checkpoints=tmp_path, resume=True).position.step in (8, 16)
@@ -207,7 +206,7 @@ def test_the_steps_of_a_hand_written_loop(parts):
     embedding = trainer.model.embedding.detach().double().requires_grad_()
     optimizer = torch.optim.Adam([embedding], lr=5e-3)
     for step in range(trainer.sampler.steps_per_epoch):
-        users, positives, negatives = trainer.sampler.batch(step)
+        users, positives, negatives = trainer.sampler.batch(step)[0]
         layers = [embedding, adjacency @ embedding, adjacency @ (adjacency @ embedding)]
         final = torch.stack(layers).mean(dim=0)
         difference = (final[users] * (final[negatives] - final[positives])).sum(dim=1)

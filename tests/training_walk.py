@@ -19,11 +19,11 @@ import torch
 import gnnrec
 from gnnrec import recommend
 from gnnrec.config import (
+    BPRConfig,
     DataConfig,
     EvaluationConfig,
     GFCFConfig,
     LightGCNConfig,
-    LossConfig,
     OptimizerConfig,
     SyntheticConfig,
     TrainConfig,
@@ -44,7 +44,7 @@ DATA = DataConfig(
 SECTIONS = {
     "lightgcn": {
         "model": LightGCNConfig(dim=8, layers=2),
-        "loss": LossConfig(),
+        "loss": BPRConfig(),
         "optimizer": OptimizerConfig(lr=0.02),
         "trainer": TrainerConfig(epochs=2, batch_size=64, eval_every=1, monitor="recall@10"),
     },
@@ -166,9 +166,9 @@ def test_interrupted_and_resumed(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("trained", ["lightgcn"], indirect=True)
 def test_a_step_never_waits_for_the_gpu(trained, gpu, without_waiting):
     model = trained["cuda"][1].model
-    trainer = Trainer(model, TrainerConfig(), LossConfig(), OptimizerConfig())
-    trainer.compute(trainer._batch(0))
-    before, triples = model.embedding.detach().clone(), trainer._batch(1)
+    trainer = Trainer(model, TrainerConfig(), BPRConfig(), OptimizerConfig())
+    trainer.compute(*trainer._batch(0))
+    before, (triples,) = model.embedding.detach().clone(), trainer._batch(1)
     with without_waiting:
         loss = trainer.compute(triples)
     assert loss.device == gpu

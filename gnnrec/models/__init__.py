@@ -24,5 +24,6 @@ def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> LightGCN
         layers=config.layers,
         layer_weights=config.layer_weights,
         init_std=config.init_std,
+        similarity=config.similarity,
         seed=seed,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gnnrec import ops
@@ -21,6 +22,7 @@ class LightGCN(nn.Module):
         layers: number of propagation layers; 0 is matrix factorisation.
         layer_weights: layers + 1 numbers, by default the mean over layers.
         init_std: standard deviation of the initial embeddings, N(0, init_std).
+        similarity: how users and items are compared, "dot" product or "cosine".
         seed: of the initial embeddings.
     """
 
@@ -31,10 +33,11 @@ class LightGCN(nn.Module):
         layers: int = 3,
         layer_weights: Sequence[float] | None = None,
         init_std: float = 0.1,
+        similarity: str = "dot",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.graph, self.layers = graph, layers
+        self.graph, self.layers, self.similarity = graph, layers, similarity
         self.layer_weights = [1 / (layers + 1)] * (layers + 1) if layer_weights is None else list(layer_weights)
         generator = torch.Generator().manual_seed(seed)
         # Ego embeddings (layer 0) of users, then items. Drawn on the CPU: every device starts from the same numbers.
@@ -66,4 +69,7 @@ class LightGCN(nn.Module):
 
         item_scale = self.graph.norm_user_item().col_scale
         assert item_scale is not None
-        return FactorScorer(final[:users], final[users:], fold_in, item_scale.to(ego.device))
+        items = final[users:]
+        if self.similarity == "cosine":  # a user's length does not change the user's ranking
+            items = F.normalize(items)
+        return FactorScorer(final[:users], items, fold_in, item_scale.to(ego.device))

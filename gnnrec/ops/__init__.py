@@ -14,6 +14,7 @@ from gnnrec.ops import ngcf_layer as _ngcf_layer
 from gnnrec.ops import rgcn_conv as _rgcn_conv
 from gnnrec.ops import sddmm as _sddmm
 from gnnrec.ops import segment as _segment
+from gnnrec.ops import softmax_loss as _softmax_loss
 from gnnrec.ops import spmm as _spmm
 from gnnrec.ops import topk_scores as _topk_scores
 from gnnrec.ops._numba import set_num_threads
@@ -26,6 +27,7 @@ OPS = (
     _lightgcn_propagate.OP,
     _topk_scores.OP,
     _bpr_loss.OP,
+    _softmax_loss.OP,
     _ngcf_layer.OP,
     _gat_conv.OP,
     _edge_conv.OP,
@@ -41,6 +43,7 @@ lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
+softmax_loss = _softmax_loss.softmax_loss
 ngcf_layer = _ngcf_layer.ngcf_layer
 edge_conv = _edge_conv.edge_conv
 gmm_conv = _gmm_conv.gmm_conv
@@ -68,6 +71,7 @@ __all__ = [
     "sddmm",
     "segment_reduce",
     "set_num_threads",
+    "softmax_loss",
     "spmm",
     "spmm_accumulate",
     "topk_dense",

@@ -1,4 +1,4 @@
-"""Training triples (user, item of the user, item not of the user), drawn by counter."""
+"""Batches, drawn by counter: triples (user, item of the user, item not of the user), or users with all their items."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import torch
 
+from gnnrec.config import LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops._numba import VERSION, inline, kernel
@@ -48,7 +49,7 @@ class TripleSampler:
         self.steps_per_epoch = -(-self.epoch_size // batch_size)
         self._order: tuple[int, Any] = (-1, None)
 
-    def batch(self, step: int) -> torch.Tensor:
+    def batch(self, step: int) -> tuple[torch.Tensor]:
         """The triples of this step as node numbers, int64 [3, batch]: users, positive items, negative items."""
         epoch, within = divmod(step, self.steps_per_epoch)
         first = within * self.batch_size
@@ -70,7 +71,7 @@ class TripleSampler:
             triples,
         )
         triples[1:] += self.graph.num_users
-        return batch
+        return (batch,)
 
     def _edges(self, epoch: int) -> Any:
         """The edges of the active users in this epoch's order; kept for the epoch."""
@@ -80,6 +81,82 @@ class TripleSampler:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             self._order = (epoch, generator.permutation(usable))
         return self._order[1]
+
+
+class UserSampler:
+    """Draws batches of users, each once an epoch, and items as negatives that a batch shares; batch number `step` is a
+    function of (seed, step) alone.
+
+    Args:
+        graph: the training graph. Users without items are never drawn.
+        batch_size: interactions in a batch: users are taken until they have so many together. One user may have more.
+        negatives: draws of an item for a batch, of which the different ones are taken; None draws none.
+        popularity: an item is drawn with a probability proportional to its number of users to this power.
+        correction: also give the logarithm of the probability that an item is among a batch's negatives.
+        seed: of the draws.
+        pinned: as in TripleSampler.
+
+    Raises:
+        DataError: no user has an item.
+    """
+
+    def __init__(
+        self,
+        graph: BipartiteGraph,
+        batch_size: int,
+        negatives: int | None = None,
+        popularity: float = 0.0,
+        correction: bool = True,
+        seed: int = 0,
+        *,
+        pinned: bool = False,
+    ) -> None:
+        active = np.flatnonzero(graph.user_degrees)
+        if not len(active):
+            raise DataError("holds no interaction", where="training data", remedy="Check the filters")
+        self.batch_size, self.seed, self.pinned = batch_size, seed, pinned
+        self._active, self._degrees = active, graph.user_degrees
+        self.steps_per_epoch = -(-int(graph.user_degrees.sum()) // batch_size)
+        self._order: tuple[int, Any, Any] = (-1, None, None)
+        self._negatives, self._correction = negatives, correction
+        chances = np.where(graph.item_degrees > 0, graph.item_degrees, 1.0).astype(np.float64) ** popularity
+        self._chances = chances / chances.sum()
+        self._below = np.cumsum(self._chances)
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """Users int64 [n]; with negatives, items int64 [m] in rising order; with the correction, float32 [m]."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        users, ends = self._shuffled(epoch)
+        first, last = np.searchsorted(ends, [within * self.batch_size, (within + 1) * self.batch_size], side="left")
+        parts = [users[first:last]]
+        if self._negatives is not None:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, 2**63 + step]))
+            drawn = np.searchsorted(self._below, generator.random(self._negatives), side="right")
+            parts.append(np.unique(np.minimum(drawn, len(self._below) - 1)))
+            if self._correction:
+                never = self._negatives * np.log1p(-self._chances[parts[1]])
+                parts.append(np.log(-np.expm1(never)).astype(np.float32))
+        tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+        return tuple(tensor.pin_memory() if self.pinned else tensor for tensor in tensors)
+
+    def _shuffled(self, epoch: int) -> tuple[Any, Any]:
+        """The users in this epoch's order, and how many interactions those before each of them have."""
+        if self._order[0] != epoch:
+            users = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self._active)
+            degrees = self._degrees[users]
+            self._order = (epoch, users, np.cumsum(degrees) - degrees)
+        return self._order[1], self._order[2]
+
+
+def build(
+    loss: LossConfig, graph: BipartiteGraph, config: TrainerConfig, seed: int, *, pinned: bool
+) -> TripleSampler | UserSampler:
+    """The sampler of what the loss takes."""
+    if not isinstance(loss, SoftmaxConfig):
+        return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
+    correction = True if loss.correction is None else loss.correction
+    drawn = loss.negatives, loss.popularity or 0.0, correction
+    return UserSampler(graph, config.batch_size, *drawn, seed, pinned=pinned)
 
 
 @inline

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from gnnrec import device as devices
+from gnnrec import losses
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
 from gnnrec.models import LightGCN
-from gnnrec.ops import bpr_loss
-from gnnrec.training import checkpoint, optim
+from gnnrec.training import checkpoint, optim, sampler
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
-from gnnrec.training.sampler import TripleSampler
+from gnnrec.training.schedule import learning_rate
 
 LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
 READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do when they end
@@ -60,9 +60,9 @@ class Position:
 
 
 class Trainer:
-    """Trains a model on triples with BPR, evaluates now and then, keeps the best, writes checkpoints.
+    """Trains a model, evaluates now and then, keeps the best, writes checkpoints.
 
-    Training happens where the model's parameters lie. The triples are drawn on the CPU, the same for every device. A
+    Training happens where the model's parameters lie. Batches are drawn on the CPU, the same for every device. A
     GPU always has the next steps before it, and its losses are looked at a few times a second.
 
     Args:
@@ -90,11 +90,12 @@ class Trainer:
         log: RunLog | None = None,
         resume: bool = False,
     ) -> None:
-        self.model, self.config, self.loss = model, config, loss
+        self.model, self.config, self.lr = model, config, optimizer.lr
         self.optimizer = optim.build(optimizer, model)
         self.device = model.embedding.device
         on_gpu = self.device.type == "cuda"
-        self.sampler = TripleSampler(model.graph, config.batch_size, config.sampling, seed, pinned=on_gpu)
+        self.loss = losses.build(loss, model.graph, model.similarity == "cosine", self.device)
+        self.sampler = sampler.build(loss, model.graph, config, seed, pinned=on_gpu)
         self.read_seconds = READ_SECONDS if on_gpu else 0.0
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
@@ -165,7 +166,7 @@ class Trainer:
         position = self.position
         return DivergedError(
             f"{found} at step {position.step} (epoch {position.epoch + 1}) with "
-            f"optimizer.lr={self.optimizer.param_groups[0]['lr']}",
+            f"learning rate {self.optimizer.param_groups[0]['lr']:.4g}",
             remedy="Train anew with a lower optimizer.lr or model.init_std. Earlier checkpoints are as they were",
         )
 
@@ -175,7 +176,10 @@ class Trainer:
         return devices.memory_errors("training", lower, self.device)
 
     def _step(self, step: int) -> torch.Tensor:
-        loss = self.compute(self._batch(step))
+        steps = self.config.epochs * self.sampler.steps_per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.lr, step, steps)
+        loss = self.compute(*self._batch(step))
         if self.device.type == "cuda":
             end = torch.cuda.Event()
             end.record(torch.cuda.current_stream(self.device))
@@ -184,19 +188,19 @@ class Trainer:
                 self._started.popleft().synchronize()
         return loss
 
-    def _batch(self, step: int) -> torch.Tensor:
-        return self.sampler.batch(step).to(self.device, non_blocking=True)
+    def _batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        return tuple(part.to(self.device, non_blocking=True) for part in self.sampler.batch(step))
 
-    def compute(self, triples: torch.Tensor) -> torch.Tensor:
-        """A step: loss, gradient, optimiser. Never waits for a GPU, so that it can be captured in a CUDA graph.
+    def compute(self, *batch: torch.Tensor) -> torch.Tensor:
+        """A step: loss, gradient, optimiser. With BPR it never waits for a GPU and can be captured in a CUDA graph.
 
         Args:
-            triples: int64 [3, batch] as the sampler draws them, on the model's device.
+            batch: as the sampler draws it, on the model's device.
 
         Returns:
             The loss, a scalar on that device.
         """
-        loss = bpr_loss(self.model(), self.model.embedding, triples, self.loss.reg)
+        loss = self.loss(self.model(), self.model.embedding, *batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -242,7 +246,7 @@ class Trainer:
     def _warm_up(self) -> None:
         """Compile the kernels on one step whose gradient is thrown away, so that its time can be told apart."""
         started = time.perf_counter()
-        bpr_loss(self.model(), self.model.embedding, self._batch(0), self.loss.reg).backward()
+        self.loss(self.model(), self.model.embedding, *self._batch(0)).backward()
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -4,7 +4,7 @@ from training_walk import *  # noqa: F403
 from training_walk import DATA, config, dataset, run
 
 from gnnrec import models
-from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.training.trainer import Trainer
 
 
@@ -39,10 +39,10 @@ def test_a_captured_step_gives_the_same_bits(gpu):
 
     def make():
         model = models.LightGCN(graph, dim=8, layers=2).to(gpu)
-        return Trainer(model, TrainerConfig(batch_size=64), LossConfig(), OptimizerConfig(lr=0.02))
+        return Trainer(model, TrainerConfig(batch_size=64), BPRConfig(), OptimizerConfig(lr=0.02))
 
     eager, captured = make(), make()
-    batches = [eager._batch(step) for step in range(3)]
+    batches = [eager._batch(step)[0] for step in range(3)]
     expected = [eager.compute(batch) for batch in batches]
     batch, stream = batches[0].clone(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,0 +1,165 @@
+"""softmax_loss: softmax over shared negatives or over all columns, with its gradients in one pass over panels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gnnrec import device as devices
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops import _arguments
+from gnnrec.ops._operator import Operator
+from gnnrec.ops.softmax_loss import panels, reference
+
+__all__ = ["OP", "softmax_loss"]
+
+PRECISIONS = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def softmax_loss(
+    matrix: SparseMatrix,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    *,
+    rows: torch.Tensor | None = None,
+    negatives: torch.Tensor | None = None,
+    log_counts: torch.Tensor | None = None,
+    temperature: float = 0.1,
+    cosine: bool = True,
+    power: float = 1.0,
+    precision: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The mean over positives (i, j) of log D_ij - s_ij, with s_ij = cos(queries_i, keys_j) / temperature.
+
+    D_ij is the sum of exp(s_in) over all columns n: the softmax that needs no sampling. With negatives it is exp(s_ij)
+    plus the sum of exp(s_in) over those n among the negatives that are no positives of row i. A row's sum serves all of
+    its positives, so whole rows make a batch: its cost is that of rows x columns products, not positives x columns.
+
+    All is done in panels of rows that stay in the caches, loss and gradients in one pass; nothing of rows x columns is
+    ever held. The products are those of the library, so results are bit-equal for an equal number of threads only.
+
+    Args:
+        matrix: SparseMatrix of positives, rows of queries x rows of keys, without values; scales have no effect.
+        queries, keys: float32, float64, bfloat16 or float16 [rows, dim] and [columns, dim].
+        rows: int64 [n], the different rows of the batch; all by default. Rows without positives do not count.
+        negatives: int64 [m], different columns; all columns by default, each once.
+        log_counts: float [m], the logarithm of how often each of the negatives is expected in such a sample, subtracted
+            from its s (the log-Q correction).
+        temperature: above 0.
+        cosine: False takes the dot product instead of the cosine.
+        power: a row's positives have together the weight (number of positives)^power: 1 weighs positives alike, 0 rows.
+        precision: of the products of rows x columns; by default what the operator computes in, float32 for halves.
+            bfloat16 is several times as fast where the processor multiplies it (AMX, AVX512-BF16, tensor cores).
+
+    Returns:
+        A scalar, float32 for halves. Its gradients can be computed once, not twice.
+
+    Raises:
+        ValueError: another type, dtype, device or shape, numbers outside rows and columns, a temperature that is not
+            above 0.
+
+    Source: Wu et al. 2022, "On the effectiveness of sampled softmax loss for item recommendation"; log-Q: Bengio and
+    Senecal 2008; the panels follow online softmax as in Dao et al. 2022, "FlashAttention".
+    """
+    _arguments.check_matrix("softmax_loss", matrix)
+    _arguments.check_dense("softmax_loss", "queries", queries, matrix.shape[0])
+    _arguments.check_dense("softmax_loss", "keys", keys, matrix.shape[1], queries.shape[1], (queries.dtype,))
+    for name, numbers in (("rows", rows), ("negatives", negatives)):
+        if numbers is not None:
+            _arguments.check_indices("softmax_loss", name, numbers)
+            if numbers.dim() != 1:
+                raise ValueError(f"softmax_loss: {name} must be int64 [n], got {list(numbers.shape)}")
+    if negatives is not None and log_counts is not None:
+        _arguments.check_vector("softmax_loss", "log_counts", log_counts, len(negatives))
+    if negatives is None and log_counts is not None:
+        raise ValueError("softmax_loss: log_counts without negatives: all columns need no correction")
+    given = {"keys": keys, "rows": rows, "negatives": negatives, "log_counts": log_counts}
+    _arguments.check_device("softmax_loss", matrix, queries=queries, **given)
+    if not temperature > 0:
+        raise ValueError(f"softmax_loss: temperature must be above 0, got {temperature}")
+    if precision is None:
+        precision = _arguments.compute_dtype(queries.dtype)
+    if precision not in PRECISIONS:
+        raise ValueError(f"softmax_loss: precision must be {' or '.join(map(str, PRECISIONS))}, got {precision}")
+    part = matrix if rows is None else matrix.select_rows(_within("rows", rows, matrix.shape[0]))
+    if negatives is not None:
+        _within("negatives", negatives, matrix.shape[1])
+    gradients = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
+    options = float(temperature), cosine, float(power), precision, gradients
+    result: torch.Tensor = _loss(part.indptr, part.indices, queries, keys, rows, negatives, log_counts, *options)[0]
+    return result
+
+
+def _within(name: str, numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """The numbers, if they lie within 0 and size - 1; on a GPU that is an assertion that nothing waits for."""
+    if devices.on_gpu(numbers):
+        if len(numbers):
+            low, high = numbers.aminmax()
+            torch._assert_async((low >= 0) & (high < size), f"softmax_loss: {name} lie outside the matrix")
+    elif len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        found = f"{int(numbers.min())} to {int(numbers.max())}"
+        raise ValueError(f"softmax_loss: {name} must lie within 0 and {size - 1}, got {found}")
+    return numbers
+
+
+@torch.library.custom_op("gnnrec::softmax_loss", mutates_args=())
+def _loss(
+    indptr: torch.Tensor,
+    indices: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    rows: torch.Tensor | None,
+    negatives: torch.Tensor | None,
+    log_counts: torch.Tensor | None,
+    temperature: float,
+    cosine: bool,
+    power: float,
+    precision: torch.dtype,
+    gradients: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    positives = SparseMatrix(indptr, indices, (len(indptr) - 1, len(keys)))
+    options = temperature, cosine, power, precision, gradients
+    return panels.loss(positives, queries.detach(), keys.detach(), rows, negatives, log_counts, *options)
+
+
+@_loss.register_fake
+def _(
+    indptr: torch.Tensor,
+    indices: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    rows: torch.Tensor | None,
+    negatives: torch.Tensor | None,
+    log_counts: torch.Tensor | None,
+    temperature: float,
+    cosine: bool,
+    power: float,
+    precision: torch.dtype,
+    gradients: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dtype = _arguments.compute_dtype(queries.dtype)
+    shapes = [(len(x) if gradients else 0, x.shape[1]) for x in (queries, keys)]
+    return queries.new_empty((), dtype=dtype), queries.new_empty(shapes[0]), keys.new_empty(shapes[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[Any, ...]:
+    grad_queries, grad_keys = ctx.saved_tensors
+    scaled = ((grad * x).to(x.dtype) if x.numel() else None for x in (grad_queries, grad_keys))
+    return None, None, *scaled, *[None] * 8
+
+
+_loss.register_autograd(_backward, setup_context=_setup_context)
+
+OP = Operator(
+    "softmax_loss",
+    softmax_loss,
+    reference.softmax_loss,
+    reference.cases,
+    reference.bytes_moved,
+    twice_differentiable=lambda case: False,
+)

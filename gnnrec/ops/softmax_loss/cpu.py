@@ -1,0 +1,60 @@
+"""numba kernel of softmax_loss: what happens between two products, in one pass over a panel."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._row_math import row_add, row_exp, row_max, row_splat, row_sub, row_sum
+from gnnrec.ops._vector import row_load, row_store, row_zero
+
+WIDTH = 64  # columns that are in registers at once
+
+
+def exponentials(panel: Any, shift: Any, largest: Any, sums: Any) -> None:
+    """Replace x by exp(x - shift - the largest of its row), 0 in rows of -inf; the largest is 0 there.
+
+    Args:
+        panel: [rows, columns], a multiple of WIDTH columns; halves as `_arguments.array` gives them.
+        shift: [columns], largest, sums: [rows], in the dtype of the computation.
+    """
+    tiles = panel.reshape(-1, WIDTH)
+    _compile()(tiles, shift.reshape(-1, WIDTH), largest, sums)
+
+
+@cache
+def _compile() -> Any:
+    version = VERSION
+
+    @kernel
+    def run(tiles: Any, shift: Any, largest: Any, sums: Any) -> None:
+        _ = version  # part of the cache key
+        count = len(shift)
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(sums))):
+            best = np.empty((1, WIDTH), sums.dtype)
+            for i in items(counter, len(sums)):
+                top = row_sub(row_load(tiles, i * count, WIDTH), row_load(shift, 0, WIDTH))
+                for c in range(1, count):
+                    top = row_max(top, row_sub(row_load(tiles, i * count + c, WIDTH), row_load(shift, c, WIDTH)))
+                row_store(best, 0, top, False)
+                most = best[0, 0]
+                for k in range(1, WIDTH):
+                    most = best[0, k] if best[0, k] > most or np.isnan(best[0, k]) else most
+                if most == -np.inf:
+                    most = sums.dtype.type(0)
+                largest[i] = most
+                total = row_zero(shift, WIDTH)
+                for c in range(count):
+                    x = row_sub(row_load(tiles, i * count + c, WIDTH), row_load(shift, c, WIDTH))
+                    x = row_exp(row_sub(x, row_splat(most, x)))
+                    row_store(tiles, i * count + c, x, False)
+                    total = row_add(total, x)
+                sums[i] = row_sum(total)
+
+    return run

@@ -1,0 +1,148 @@
+"""The pass of softmax_loss over panels of rows, on either device: library products, and one kernel between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from gnnrec import device as devices
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops import _arguments
+from gnnrec.ops.sddmm import sddmm
+from gnnrec.ops.softmax_loss import cpu
+from gnnrec.ops.spmm import spmm
+
+WIDTH = 64  # columns of a panel are a multiple of it
+CPU_PANEL, GPU_PANEL = 2**24, 2**26  # bytes of a panel: of a last-level cache, and enough rows to fill a GPU
+Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def loss(
+    positives: SparseMatrix,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    rows: torch.Tensor | None,
+    negatives: torch.Tensor | None,
+    log_counts: torch.Tensor | None,
+    temperature: float,
+    cosine: bool,
+    power: float,
+    precision: torch.dtype,
+    gradients: bool,
+) -> Result:
+    """The loss and the gradients of queries and keys, see `softmax_loss`; without `gradients` those have no rows.
+
+    Args:
+        positives: of the batch's rows.
+    """
+    wide = _arguments.compute_dtype(queries.dtype)
+    mine = queries if rows is None else queries.index_select(0, rows)
+    mine, mine_norms = _unit(mine.to(wide), cosine)
+    all_keys, key_norms = _unit(keys.to(wide), cosine)
+    mine = mine / temperature
+    scores = sddmm(positives, mine, all_keys)
+    degrees = positives.indptr.diff()
+    weight = torch.where(degrees > 0, degrees.to(wide) ** (power - 1), 0)  # of each positive of a row
+    weight /= (weight * degrees).sum().clamp(min=torch.finfo(wide).tiny)
+    others = all_keys if negatives is None else all_keys.index_select(0, negatives)
+    padded, shift = _padded(others, log_counts, precision)
+    hits = None if negatives is None else _hits(positives, negatives, len(shift))
+
+    entry_weight = torch.repeat_interleave(weight, degrees, output_size=positives.nnz)
+    total = -(entry_weight.double() * scores).sum()
+    push = torch.empty_like(scores)  # of every positive's score
+    grad_mine, grad_others = torch.zeros_like(mine), torch.zeros_like(others)
+    for first, last, panel in _panels(mine, padded):
+        torch.mm(mine[first:last].to(precision), padded.T, out=panel)
+        start, stop = (int(x) for x in positives.indptr[[first, last]]) if hits is not None else (0, 0)
+        lengths = degrees[first:last]
+        if hits is not None:
+            row = torch.repeat_interleave(lengths, output_size=stop - start)
+            panel.view(-1).index_fill_(0, row * len(shift) + hits[start:stop], -torch.inf)
+        largest, sums = _exponentials(panel, shift)
+        log_sums = largest + sums.log()
+        if hits is None:
+            total += (weight[first:last].double() * lengths * log_sums).sum()
+            pull = weight[first:last] * lengths / sums
+        else:
+            score, by = scores[start:stop], entry_weight[start:stop]
+            log_all = torch.logaddexp(score, log_sums[row])
+            total += (by.double() * log_all).sum()
+            push[start:stop] = by * ((score - log_all).exp() - 1)
+            pull = torch.zeros_like(sums).index_add_(0, row, by * (largest[row] - log_all).exp())
+        if gradients:
+            grad_mine[first:last] = torch.mm(panel, padded)[: last - first] * pull[:, None]
+            back = torch.mm(panel.T, (mine[first:last] * pull[:, None]).to(precision))
+            grad_others += back[: len(others)]
+    value = total.to(wide)
+    if not gradients:
+        return value, queries.new_empty(0, queries.shape[1]), keys.new_empty(0, keys.shape[1])
+    if hits is None:
+        push = -entry_weight
+    grad_mine += spmm(positives, all_keys, push)
+    grad_keys = spmm(positives.T, mine, push[positives.transposed_entries])
+    if negatives is None:
+        grad_keys += grad_others
+    else:
+        grad_keys.index_add_(0, negatives, grad_others)
+    grad_mine /= temperature
+    grad_mine = _through_unit(grad_mine, mine * temperature, mine_norms)
+    grad_keys = _through_unit(grad_keys, all_keys, key_norms)
+    grad_queries = grad_mine.to(queries.dtype)
+    if rows is not None:
+        grad_queries = torch.zeros_like(queries).index_copy_(0, rows, grad_queries)
+    return value, grad_queries, grad_keys.to(keys.dtype)
+
+
+def _unit(x: torch.Tensor, cosine: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows of length 1 and what they were divided by; without `cosine` the rows as they are."""
+    if not cosine:
+        return x, None
+    norms = x.norm(dim=1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
+    return x / norms, norms
+
+
+def _through_unit(grad: torch.Tensor, unit: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
+    """The gradient of rows from that of the rows divided by their length."""
+    return grad if norms is None else (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) / norms
+
+
+def _padded(
+    others: torch.Tensor, log_counts: torch.Tensor | None, precision: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns with rows of zeros up to the next multiple of WIDTH, at least one, and what is subtracted from a
+    panel's columns: infinity from those of the zeros."""
+    extra = WIDTH - len(others) % WIDTH
+    shift = others.new_zeros(len(others)) if log_counts is None else log_counts.to(others.dtype)
+    return F.pad(others, (0, 0, 0, extra)).to(precision), F.pad(shift, (0, extra), value=torch.inf)
+
+
+def _hits(positives: SparseMatrix, negatives: torch.Tensor, width: int) -> torch.Tensor:
+    """The column of a panel that holds each positive, int64 [nnz]; the last one, a padded one, for most."""
+    columns = negatives.new_full((positives.shape[1],), width - 1)
+    columns[negatives] = torch.arange(len(negatives), device=negatives.device)
+    return columns[positives.indices.long()]
+
+
+def _panels(mine: torch.Tensor, padded: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Ranges of rows, all but the last of one size, and the memory for their products with all columns."""
+    size = GPU_PANEL if devices.on_gpu(mine) else CPU_PANEL
+    most = max(64, size // (len(padded) * padded.element_size()))
+    memory = devices.empty(mine, (min(most, len(mine)), len(padded)), "a panel of scores", padded.dtype)
+    for first in range(0, len(mine), most):
+        last = min(first + most, len(mine))
+        yield first, last, memory[: last - first]
+
+
+def _exponentials(panel: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace x by exp(x - shift - the largest of its row); the largest and the sums of every row."""
+    largest, sums = (torch.empty(len(panel), dtype=shift.dtype, device=panel.device) for _ in range(2))
+    if devices.on_gpu(panel):
+        from gnnrec.ops.softmax_loss import cuda
+
+        cuda.exponentials(panel, shift, largest, sums)
+    else:
+        cpu.exponentials(*map(_arguments.array, (panel, shift, largest, sums)))
+    return largest, sums

@@ -1,0 +1,84 @@
+"""Oracle, cases and bytes of softmax_loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops._operator import DIMS, Case, case_matrices, entry_rows
+
+
+def softmax_loss(
+    matrix: SparseMatrix,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    *,
+    rows: torch.Tensor | None = None,
+    negatives: torch.Tensor | None = None,
+    log_counts: torch.Tensor | None = None,
+    temperature: float = 0.1,
+    cosine: bool = True,
+    power: float = 1.0,
+    precision: torch.dtype | None = None,
+) -> torch.Tensor:
+    """All scores at once."""
+    part = matrix if rows is None else matrix.select_rows(rows)
+    queries = queries if rows is None else queries[rows]
+    if cosine:
+        queries, keys = F.normalize(queries, eps=0), F.normalize(keys, eps=0)
+    scores = queries @ keys.T / temperature
+    row, col = entry_rows(part), part.indices.long()
+    positive = scores[row, col]
+    if negatives is None:
+        total = scores.logsumexp(dim=1)[row]
+    else:
+        other = scores[:, negatives] - (0 if log_counts is None else log_counts.to(scores.dtype))
+        is_positive = torch.zeros(part.shape, dtype=torch.bool)
+        is_positive[row, col] = True
+        other = other.masked_fill(is_positive[:, negatives], -torch.inf)
+        # The oracle of rows without a negative must not divide by their sum, 0.
+        total = torch.cat([positive[:, None], other[row]], dim=1).logsumexp(dim=1)
+    degrees = part.indptr.diff().to(scores.dtype)
+    weights = degrees[row] ** (power - 1)
+    return (weights * (total - positive)).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def cases() -> list[Case]:
+    """Every width, small graph and option; repeated positives, rows without any, negatives that are all positives."""
+    generator = torch.Generator().manual_seed(0)
+    graphs = case_matrices()
+    options: dict[str, dict[str, object]] = {
+        "all": {},
+        "dot": {"cosine": False, "temperature": 2.0},
+        "rows": {"rows": torch.tensor([2, 0, 7, 30]), "power": 0.5},
+        "some": {"negatives": torch.randperm(23, generator=generator)[:9]},
+        "rows-some-logq": {
+            "rows": torch.randperm(40, generator=generator)[:25],
+            "negatives": torch.tensor([3, 22, 0, 7]),
+            "log_counts": torch.tensor([-1.0, 0.5, -0.25, 0.0]),
+            "power": 0.0,
+            "cosine": False,
+            "temperature": 1.0,
+        },
+        "none": {"negatives": torch.empty(0, dtype=torch.int64)},
+    }
+    chosen = [("user_item", dim, "all") for dim in DIMS] + [("user_item", dim, "rows-some-logq") for dim in (33, 64)]
+    chosen += [("user_item", 33, name) for name in ("dot", "rows", "some", "none")]
+    chosen += [(name, 33, "all") for name in graphs if name not in ("user_item", "no_edges", "no_rows")]
+    result = []
+    for graph, dim, name in chosen:
+        matrix = graphs[graph]
+        tensors: dict[str, tuple[int, ...]] = {"queries": (matrix.shape[0], dim), "keys": (matrix.shape[1], dim)}
+        result.append(Case(f"{graph}-{dim}-{name}", tensors, {"matrix": matrix, **options[name]}))
+    return result
+
+
+def bytes_moved(case: Case, itemsize: int) -> int:
+    """Rows of the batch and of the keys, those of every positive twice, gradients of all: panels stay in the caches."""
+    matrix: SparseMatrix = case.options["matrix"]
+    rows, negatives = case.options.get("rows"), case.options.get("negatives")
+    part = matrix if rows is None else matrix.select_rows(rows)
+    keys = matrix.shape[1] if negatives is None else len(negatives)
+    gathered = 2 * part.shape[0] + 2 * keys + 4 * part.nnz + matrix.shape[0] + matrix.shape[1]
+    return 8 * (part.shape[0] + 1) + 4 * part.nnz + gathered * case.tensors["keys"][1] * itemsize
