@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gnnrec.data.readers import read_interactions, read_split
     from gnnrec.data.splits import split
     from gnnrec.errors import GnnrecError
-    from gnnrec.estimators import GFCF, LightGCN
+    from gnnrec.estimators import GFCF, NGCF, LightGCN
     from gnnrec.graph.bipartite import BipartiteGraph
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ _HOMES = {
     "IdMap": "gnnrec.data.interactions",
     "Interactions": "gnnrec.data.interactions",
     "LightGCN": "gnnrec.estimators",
+    "NGCF": "gnnrec.estimators",
     "read_interactions": "gnnrec.data.readers",
     "read_split": "gnnrec.data.readers",
     "split": "gnnrec.data.splits",
@@ -33,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "GFCF",
+    "NGCF",
     "BipartiteGraph",
     "GnnrecError",
     "IdMap",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from gnnrec.device import NAMES as DEVICES
 from gnnrec.errors import ConfigError
 
-SPLITS = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal")
+SPLITS = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal", "per_user_order")
 SOURCES = ("catalog", "files", "synthetic")
 DUPLICATES = ("first", "last", "keep")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -71,6 +71,7 @@ class DataConfig:
     k_core: int = 0
     duplicates: str = "first"
     valid_ratio: float = 0.1
+    valid_by: str = "per_user"
     seed: int = 0
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -80,6 +81,7 @@ class DataConfig:
         _one_of("data.duplicates", self.duplicates, DUPLICATES)
         _one_of("data.split.by", self.split.by, SPLITS)
         _within("data.valid_ratio", self.valid_ratio, 0, 0.9)
+        _one_of("data.valid_by", self.valid_by, SPLITS)
         _within("data.split.test_ratio", self.split.test_ratio, 0.001, 0.9)
         _at_least("data.k_core", self.k_core, 0)
         if self.source == "files" and (self.log is None) == (self.train is None):
@@ -113,21 +115,52 @@ class LightGCNConfig:
     dim: int = 64
     layers: int = 3
     layer_weights: list[float] | None = None
+    init: str = "normal"
     init_std: float = 0.1
     similarity: str = "dot"
+    popularity: float = 0.0
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
         _within("model.dim", self.dim, 1, 4096)
         _within("model.layers", self.layers, 0, 32)
+        _one_of("model.init", self.init, ("normal", "spectral"))
         _positive("model.init_std", self.init_std)
         _one_of("model.similarity", self.similarity, ("dot", "cosine"))
+        _within("model.popularity", self.popularity, -1, 1)
         if self.layer_weights is not None and len(self.layer_weights) != self.layers + 1:
             raise ConfigError(
                 f"has {len(self.layer_weights)} numbers where model.layers={self.layers} needs {self.layers + 1}",
                 where="model.layer_weights",
                 remedy="Give one number for the embedding itself and one for each layer, or null for the mean",
             )
+
+
+@dataclass
+class NGCFConfig:
+    """NGCF (Wang et al. 2019)."""
+
+    name: str = "ngcf"
+    dim: int = 64
+    layers: int = 3
+    negative_slope: float = 0.2
+    node_dropout: float = 0.0
+    message_dropout: float = 0.1
+    init_std: float | None = None
+    similarity: str = "dot"
+    popularity: float = 0.0
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        _within("model.dim", self.dim, 1, 4096)
+        _within("model.layers", self.layers, 1, 32)
+        _at_least("model.negative_slope", self.negative_slope, 0)
+        _within("model.node_dropout", self.node_dropout, 0, 0.99)
+        _within("model.message_dropout", self.message_dropout, 0, 0.99)
+        if self.init_std is not None:
+            _positive("model.init_std", self.init_std)
+        _one_of("model.similarity", self.similarity, ("dot", "cosine"))
+        _within("model.popularity", self.popularity, -1, 1)
 
 
 @dataclass
@@ -187,16 +220,38 @@ class OptimizerConfig:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    state_dtype: str = "float32"
+    clip: float | None = None
 
     def validate(self) -> None:
-        """Raise a ConfigError for a value that cannot be used."""
-        _one_of("optimizer.name", self.name, ("adam",))
+        """Raise a ConfigError for a value that cannot be used, or has no effect on this optimiser."""
+        effective = {
+            "adam": {"betas", "eps", "state_dtype", "clip"},
+            "adamw": {"betas", "eps", "state_dtype", "clip"},
+            "lamb": {"betas", "eps"},
+            "lars": {"momentum"},
+            "rowwise_adagrad": {"eps"},
+            "sgd": {"momentum"},
+        }
+        _one_of("optimizer.name", self.name, tuple(effective))
         _positive("optimizer.lr", self.lr)
         _positive("optimizer.eps", self.eps)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        _within("optimizer.momentum", self.momentum, 0, 0.9999999)
+        _one_of("optimizer.state_dtype", self.state_dtype, ("float32", "bfloat16"))
+        if self.clip is not None:
+            _positive("optimizer.clip", self.clip)
         if len(self.betas) != 2:
             raise ConfigError(f"is {list(self.betas)}", where="optimizer.betas", remedy="Give two numbers")
         for beta in self.betas:
             _within("optimizer.betas", beta, 0, 0.9999999)
+        own, usual = asdict(self) | {"betas": tuple(self.betas)}, asdict(OptimizerConfig())
+        for name in sorted(set().union(*effective.values()) - effective[self.name]):
+            if own[name] != usual[name]:
+                found = f"has no effect on optimizer={self.name}"
+                raise ConfigError(found, where=f"optimizer.{name}", remedy="Leave it out")
 
 
 @dataclass
@@ -245,8 +300,12 @@ class EvaluationConfig:
         _cutoffs("evaluation.k", self.k)
 
 
-MODELS: dict[str, type[LightGCNConfig] | type[GFCFConfig]] = {"lightgcn": LightGCNConfig, "gfcf": GFCFConfig}
-ModelConfig = LightGCNConfig | GFCFConfig
+MODELS: dict[str, type[LightGCNConfig] | type[NGCFConfig] | type[GFCFConfig]] = {
+    "lightgcn": LightGCNConfig,
+    "ngcf": NGCFConfig,
+    "gfcf": GFCFConfig,
+}
+ModelConfig = LightGCNConfig | NGCFConfig | GFCFConfig
 LOSSES: dict[str, type[BPRConfig] | type[SoftmaxConfig]] = {"bpr": BPRConfig, "softmax": SoftmaxConfig}
 LossConfig = BPRConfig | SoftmaxConfig
 
@@ -308,7 +367,7 @@ class TrainConfig(GeneralConfig):
         _at_least("threads", self.threads, 1)
         gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
         for name, section in gradient_sections.items():
-            if isinstance(self.model, LightGCNConfig) and section is None:
+            if not isinstance(self.model, GFCFConfig) and section is None:
                 raise ConfigError("is not set", where=name, remedy=f"model={self.model.name} needs it")
             if isinstance(self.model, GFCFConfig) and section is not None:
                 raise ConfigError(

@@ -14,6 +14,7 @@ from gnnrec.config import (
     BPRConfig,
     GFCFConfig,
     LightGCNConfig,
+    NGCFConfig,
     OptimizerConfig,
     TrainerConfig,
 )
@@ -31,7 +32,7 @@ class Estimator:
         model: the fitted nn.Module.
     """
 
-    model: models.LightGCN | models.GFCF
+    model: models.Model
 
     def recommend(self, users: Sequence[Any] | None = None, k: int = 20, *, exclude_seen: bool = True) -> pd.DataFrame:
         """The k best items of these users (all, by default): columns user, item, rank, score."""
@@ -57,7 +58,41 @@ class Estimator:
         return self
 
 
-class LightGCN(Estimator):
+class _Trained(Estimator):
+    """What estimators share whose model is trained with BPR and Adam."""
+
+    def __init__(
+        self,
+        config: LightGCNConfig | NGCFConfig,
+        loss: BPRConfig,
+        optimizer: OptimizerConfig,
+        trainer: TrainerConfig,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.config, self.loss, self.optimizer, self.trainer = config, loss, optimizer, trainer
+        self.seed, self.device = seed, devices.resolve(device)
+        for section in (config, loss, optimizer, trainer):
+            section.validate()
+
+    def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
+        """Train on `train`; with `valid`, stop early by its recall@20 (at all items, where they are fewer)."""
+        graph = graph_of(train)
+        model = models.build(self.config, graph, self.seed)
+        assert not isinstance(model, models.GFCF)
+        place(model, self.device)
+        evaluator = None
+        k = min(20, train.num_items)
+        if valid is not None:
+            train.check_same_ids(valid)
+            evaluator = Evaluator(valid, graph.user_item(), [k])
+        loop = replace(self.trainer, monitor=f"recall@{k}")
+        Trainer(model, loop, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
+        self.model = model
+        return self._fitted(train, valid, model.scorer())
+
+
+class LightGCN(_Trained):
     """LightGCN (He et al. 2020) trained with BPR and Adam.
 
     Args:
@@ -86,28 +121,44 @@ class LightGCN(Estimator):
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        self.config = LightGCNConfig(dim=dim, layers=layers)
-        self.loss, self.optimizer = BPRConfig(reg=reg), OptimizerConfig(lr=lr)
-        self.trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
-        self.seed, self.device = seed, devices.resolve(device)
-        for section in (self.config, self.loss, self.optimizer, self.trainer):
-            section.validate()
+        trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
+        config = LightGCNConfig(dim=dim, layers=layers)
+        super().__init__(config, BPRConfig(reg=reg), OptimizerConfig(lr=lr), trainer, seed, device)
 
-    def fit(self, train: Interactions, valid: Interactions | None = None) -> Self:
-        """Train on `train`; with `valid`, stop early by its recall@20 (at all items, where they are fewer)."""
-        graph = graph_of(train)
-        model = models.build(self.config, graph, self.seed)
-        assert isinstance(model, models.LightGCN)
-        place(model, self.device)
-        evaluator = None
-        k = min(20, train.num_items)
-        if valid is not None:
-            train.check_same_ids(valid)
-            evaluator = Evaluator(valid, graph.user_item(), [k])
-        loop = replace(self.trainer, monitor=f"recall@{k}")
-        Trainer(model, loop, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
-        self.model = model
-        return self._fitted(train, valid, model.scorer())
+
+class NGCF(_Trained):
+    """NGCF (Wang et al. 2019) trained with BPR and Adam.
+
+    Args:
+        dim: width of the embeddings and of every layer.
+        layers: number of layers.
+        message_dropout, node_dropout: probabilities in training; see `models.NGCF`.
+        epochs, batch_size, lr, reg, patience, eval_every, seed, device: as for `LightGCN`.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+        DeviceError: no such device.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        layers: int = 3,
+        *,
+        message_dropout: float = 0.1,
+        node_dropout: float = 0.0,
+        epochs: int = 40,
+        batch_size: int = 2048,
+        lr: float = 1e-3,
+        reg: float = 1e-4,
+        patience: int = 5,
+        eval_every: int = 5,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
+        config = NGCFConfig(dim=dim, layers=layers, message_dropout=message_dropout, node_dropout=node_dropout)
+        super().__init__(config, BPRConfig(reg=reg), OptimizerConfig(lr=lr), trainer, seed, device)
 
 
 class GFCF(Estimator):

@@ -135,7 +135,7 @@ def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa
         ConfigError: the model has none.
     """
     if not isinstance(scorer, FactorScorer):
-        raise ConfigError("this model has no embeddings of users", where="model", remedy="Train model=lightgcn")
+        raise ConfigError("this model has no embeddings of users", where="model", remedy="Train model=lightgcn or ngcf")
     sides = {"users": (user_ids, scorer.user_vectors), "items": (item_ids, scorer.item_vectors)}
     return {
         name: pa.table(

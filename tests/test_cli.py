@@ -326,6 +326,24 @@ def test_new_users_are_served_by_their_items(own, tmp_path):
     assert not [item for user, item in zip(top["user"], top["item"]) if item in history[user]]
 
 
+def test_ngcf_from_training_to_new_users(tmp_path):
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "new.csv").write_text("user,item\nann,000é\nann,005é\n")
+    args = ("data=files", "data.log=log.csv", "model=ngcf", "model.node_dropout=0.1", "hydra.run.dir=run")
+    assert "recommendations for user [b]u0\n" in succeeds(
+        forked.gnnrec("train", *args, "trainer.epochs=1", cwd=tmp_path)
+    )
+    succeeds(forked.gnnrec("train", *args, "trainer.epochs=2", "resume=true", cwd=tmp_path))
+    printed = succeeds(forked.gnnrec("evaluate", "run=run", cwd=tmp_path))
+    assert re.search(rf"recall@20 .* {summary(tmp_path / 'run')['metrics']['test']['recall@20']:.4f} ", printed)
+    for verb, rows in (((), 90), (("new_users", "history=new.csv"), 3), (("similar_items",), 120)):
+        told = succeeds(forked.gnnrec("recommend", *verb, "run=run", "k=3", "out=top.csv", cwd=tmp_path))
+        assert told == f"{rows} rows in top.csv\n"
+    succeeds(forked.gnnrec("recommend", "embeddings", "run=run", "out=vectors", cwd=tmp_path))
+    vectors = pq.read_table(tmp_path / "vectors" / "users.parquet")["vector"].to_pylist()
+    assert {len(vector) for vector in vectors} == {256}
+
+
 def test_similar_items_are_others(own, tmp_path):
     (tmp_path / "items.txt").write_text("007é\n")
     printed = succeeds(
@@ -377,7 +395,7 @@ def test_help_names_apps_groups_verbs_and_keys(tmp_path):
         text = succeeds(overview)
         for part in ("train ", "evaluate ", "recommend new_users|similar_items|embeddings", "data list|info|fetch"):
             assert part in text
-        assert "model=gfcf|lightgcn" in text
+        assert "model=gfcf|lightgcn|ngcf" in text
     text = succeeds(forked.gnnrec("train", "--help", cwd=tmp_path))
     for group in (
         "data=synthetic ",

@@ -24,6 +24,7 @@ from gnnrec.config import (
     EvaluationConfig,
     GFCFConfig,
     LightGCNConfig,
+    NGCFConfig,
     OptimizerConfig,
     RecommendConfig,
     SoftmaxConfig,
@@ -136,6 +137,16 @@ def test_a_published_run_has_no_validation_part_and_the_published_numbers():
     assert (config.loss.reg, config.model) == (1e-4, LightGCNConfig(dim=64, layers=3, init_std=0.1))
 
 
+def test_the_published_run_of_ngcf():
+    config = TrainConfig.from_dict(composed("train", "data=gowalla", "experiment=published_ngcf"))
+    assert (config.data.valid_ratio, config.model) == (0, NGCFConfig(message_dropout=0.1, node_dropout=0.0))
+    assert config.trainer is not None
+    assert (config.trainer.epochs, config.trainer.batch_size) == (400, 1024)
+    assert config.loss == BPRConfig(reg=1e-5)
+    assert config.optimizer is not None
+    assert (config.optimizer.name, config.optimizer.lr) == ("adam", 1e-4)
+
+
 def test_a_file_in_a_group_may_set_what_belongs_to_no_group(tmp_path):
     """As an experiment does; the values of train.yaml itself must not come after it."""
     (tmp_path / "experiment").mkdir()
@@ -152,6 +163,7 @@ RULES = [
     ("data.source", "file", "is 'file'", "Did you mean files?"),
     ("data.duplicates", "lst", "is 'lst'", "Did you mean last"),
     ("data.split.by", "tempral", "is 'tempral'", "Did you mean temporal"),
+    ("data.valid_by", "tempral", "is 'tempral'", "Did you mean temporal"),
     ("data.valid_ratio", 0.95, "is 0.95", "It must lie within 0 and 0.9"),
     ("data.valid_ratio", -0.1, "is -0.1", "It must lie within 0 and 0.9"),
     ("data.split.test_ratio", 0, "is 0.0", "It must lie within 0.001 and 0.9"),
@@ -159,18 +171,24 @@ RULES = [
     ("model.name", "lightgnc", "is 'lightgnc'", "Did you mean lightgcn?"),
     ("model.dim", 0, "is 0", "It must lie within 1 and 4096"),
     ("model.layers", 33, "is 33", "It must lie within 0 and 32"),
+    ("model.init", "svd", "is 'svd'", "Known are: normal, spectral"),
     ("model.init_std", 0, "is 0.0", "It must be above 0"),
     ("model.layer_weights", [1, 2], "has 2 numbers where model.layers=3 needs 4", "Give one number for the embedding"),
     ("loss.name", "brp", "is 'brp'", "Did you mean bpr?"),
     ("loss.reg", -1, "is -1.0", "It must be at least 0"),
+    ("model.popularity", 2, "is 2", "It must lie within -1 and 1"),
     ("model.similarity", "cos", "is 'cos'", "Did you mean cosine?"),
     ("model.similarity", "cosine", "is 'cosine', but loss=bpr compares dot products", "or take loss=softmax"),
-    ("optimizer.name", "sgd", "is 'sgd'", "Known are: adam"),
+    ("optimizer.name", "sdg", "is 'sdg'", "Did you mean sgd?"),
     ("optimizer.lr", 0, "is 0.0", "It must be above 0"),
     ("optimizer.lr", float("nan"), "is nan", "It must be above 0"),
     ("optimizer.eps", -1e-8, "is -1e-08", "It must be above 0"),
     ("optimizer.betas", [0.9, 1], "is 1.0", "It must lie within 0 and 0.9999999"),
     ("optimizer.betas", [0.9], r"is [0.9]", "Give two numbers"),
+    ("optimizer.weight_decay", -1, "is -1.0", "It must be at least 0"),
+    ("optimizer.momentum", 1, "is 1.0", "It must lie within 0 and 0.9999999"),
+    ("optimizer.state_dtype", "float16", "is 'float16'", "Did you mean"),
+    ("optimizer.clip", 0, "is 0.0", "It must be above 0"),
     ("trainer.epochs", 0, "is 0", "It must be at least 1"),
     ("trainer.batch_size", 2**31, "is 2147483648", "It must lie within 1 and 2147483647"),
     ("trainer.sampling", "user", "is 'user'", "Did you mean users?"),
@@ -201,6 +219,18 @@ SOFTMAX_RULES = [
     ("loss.precision", "float16", "is 'float16'", "Did you mean bfloat16"),
     ("trainer.sampling", "users", "has no effect with loss=softmax", "Leave it out"),
 ]
+NGCF_RULES = [
+    ("model.dim", 0, "is 0", "It must lie within 1 and 4096"),
+    ("model.layers", 0, "is 0", "It must lie within 1 and 32"),
+    ("model.negative_slope", -0.1, "is -0.1", "It must be at least 0"),
+    ("model.node_dropout", 1, "is 1.0", "It must lie within 0 and 0.99"),
+    ("model.message_dropout", -0.1, "is -0.1", "It must lie within 0 and 0.99"),
+    ("model.init_std", 0, "is 0.0", "It must be above 0"),
+    ("model.init_std", "xavier", "is 'xavier'", "It must be a number or null"),
+    ("model.similarity", "cosine", "is 'cosine', but loss=bpr compares dot products", "or take loss=softmax"),
+    ("model.dropout", 0.1, "unknown key", "Did you mean node_dropout"),
+    ("loss", None, "is not set", "model=ngcf needs it"),
+]
 # As above, of values of a wrong type and of names that do not exist.
 TYPES = [
     ("model.dim", "wide", "is 'wide'", "It must be a whole number"),
@@ -214,7 +244,7 @@ TYPES = [
     ("seed", "x", "is 'x'", "It must be a whole number"),
     ("resume", "maybe", "is 'maybe'", "It must be true or false"),
     ("threads", "all", "is 'all'", "It must be a whole number or null"),
-    ("optimizer.learning_rate", 1, "unknown key", "Known are: betas, eps, lr, name"),
+    ("optimizer.learning_rate", 1, "unknown key", "Known are: betas, clip, eps, lr"),
     ("data.split.bye", 1, "unknown key", "Did you mean by?"),
     ("sead", 1, "unknown key", "Did you mean seed?"),
 ]
@@ -233,7 +263,7 @@ def test_no_rule_is_without_a_test():
     """Each field that a `validate` of a training section names is in the table above, or in a test of its own."""
     source = (CONF.parent / "config.py").read_text().partition("class EvaluateConfig")[0]
     named = set(re.findall(r'(?:where=|_(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
-    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in SOFTMAX_RULES)}
+    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in SOFTMAX_RULES + NGCF_RULES)}
     assert len(named) > 25
     assert named - {field for field, *_ in RULES} - of_others == {"data"}
 
@@ -244,6 +274,17 @@ def test_a_value_that_softmax_cannot_have(field, value, found, remedy, defaults)
     assert TrainConfig.from_dict(softmax).loss == SoftmaxConfig()
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_dict(changed(softmax, field, value))
+    assert caught.value.where == field
+    assert found in caught.value.found
+    assert remedy in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize(("field", "value", "found", "remedy"), NGCF_RULES)
+def test_a_value_that_ngcf_cannot_have(field, value, found, remedy):
+    ngcf = composed("train", "model=ngcf", "data.root=null")
+    assert TrainConfig.from_dict(ngcf).model == NGCFConfig()
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_dict(changed(ngcf, field, value))
     assert caught.value.where == field
     assert found in caught.value.found
     assert remedy in (caught.value.remedy or "")

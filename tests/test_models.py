@@ -9,7 +9,7 @@ from gnnrec import models, ops
 from gnnrec.config import GFCFConfig, LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.spectral import truncated_svd
+from gnnrec.models.spectral import spectral_embedding, truncated_svd
 from gnnrec.ops import bpr_loss
 
 USERS, ITEMS = 70, 90
@@ -42,6 +42,30 @@ def test_lightgcn_is_the_mean_over_layers(graph):
     assert np.abs(model().detach().numpy() - expected).max() < 1e-6
     assert {name for name, _ in model.named_parameters()} == {"embedding"}
     assert abs(float(model.embedding.detach().std()) - 0.1) < 0.01
+
+
+def test_a_spectral_start(graph):
+    """The leading part of the normalised matrix, to scale; with more columns than the graph has factors, too."""
+    normal = scaled(incidence(graph))[0]
+    left, values, right = np.linalg.svd(normal, full_matrices=False)
+    start = spectral_embedding(graph, 8, 0.3, seed=1).double().numpy()
+    assert np.sqrt((start**2).mean()) == pytest.approx(0.3, rel=1e-5)
+    product = start[:USERS] @ start[USERS:].T
+    expected = (left[:, :8] * values[:8]) @ right[:8]
+    product *= (product * expected).sum() / (product**2).sum()
+    assert np.abs(product - expected).max() < 0.05 * np.abs(expected).max()
+    wide = models.build(LightGCNConfig(dim=100, init="spectral", init_std=0.1), graph)
+    assert wide.embedding.isfinite().all()
+    assert 0.05 < float(wide.embedding.detach()[:, USERS:].std()) < 0.15
+
+
+def test_rankings_by_cosine_and_popularity(graph):
+    model = models.build(LightGCNConfig(dim=8, layers=2, similarity="cosine", popularity=0.3), graph, seed=3)
+    users, items = model().detach().double().split([USERS, ITEMS])
+    cosines = torch.nn.functional.cosine_similarity(users[:, None], items[None], dim=2)
+    expected = cosines * torch.from_numpy(graph.item_degrees).clamp(min=1).double().pow(0.3)
+    found = model.scorer().topk(torch.arange(USERS), 10, None)[0].long()
+    assert torch.equal(found, expected.topk(10).indices)
 
 
 def test_it_works_without_the_trainer(graph):

@@ -355,6 +355,20 @@ def test_compiles_into_one_graph():
     assert not torch.equal(evaluate(compiled, matrix, t, seed=1)[0], evaluate(compiled, matrix, t)[0])
 
 
+def test_a_given_seed():
+    """The oracle with that seed; torch's generator is left alone."""
+    matrix = case_matrices()["square"]
+    t, options = inputs(matrix, own=False), {"training": True, "dropout": 0.3, "node_dropout": 0.4}
+    state = torch.get_rng_state()
+    for seed in (0, 2**63 - 1):
+        given = options | {"seed": torch.tensor(seed)}
+        ours = ops.ngcf_layer(matrix, **t, **given)
+        assert_close([ours], [reference(matrix, **t, **given)])
+        assert torch.equal(ops.ngcf_layer(matrix, **t, **given), ours)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(ops.ngcf_layer(matrix, **t, **options, seed=torch.tensor(1)), ours)
+
+
 def bad_calls():
     square, rectangle = case_matrices()["square"], case_matrices()["user_item"]
     x, users = torch.ones(50, 4), torch.ones(40, 4)
@@ -369,6 +383,10 @@ def bad_calls():
         "negative_slope must be at least 0, got nan": call(negative_slope=float("nan")),
         "ngcf_layer: dropout must lie in \\[0, 1\\), got 1": call(dropout=1.0),
         "ngcf_layer: node_dropout must lie in \\[0, 1\\), got -0.5": call(node_dropout=-0.5, training=True),
+        "seed must be a torch.Tensor, got int": call(dropout=0.5, training=True, seed=3),
+        "seed must be torch.int64 \\[\\] on the CPU, got torch.int64 \\[1\\] on cpu": call(
+            dropout=0.5, training=True, seed=torch.tensor([3])
+        ),
         "bias must be one of once, none, edge, got 'twice'": call(bias="twice"),
         "bias='none' with b1 and b2": call(bias="none"),
         "bias='none' with b2": call(bias="none", b1=None),

@@ -20,11 +20,11 @@ def parts():
     return gnnrec.split(synthetic.generate(150, 120, 2200, communities=3, seed=1).log, ratios=(0.7, 0.1, 0.2), seed=0)
 
 
-@pytest.fixture(scope="module", params=[gnnrec.LightGCN, gnnrec.GFCF])
+@pytest.fixture(scope="module", params=[gnnrec.LightGCN, gnnrec.NGCF, gnnrec.GFCF])
 def fitted(request, parts):
     if request.param is gnnrec.GFCF:
         return gnnrec.GFCF(factors=8).fit(parts[0], valid=parts[1])
-    return gnnrec.LightGCN(dim=12, layers=2, epochs=3, batch_size=256).fit(parts[0], valid=parts[1])
+    return request.param(dim=12, layers=2, epochs=3, batch_size=256).fit(parts[0], valid=parts[1])
 
 
 def all_scores(estimator, num_users, num_items) -> np.ndarray:

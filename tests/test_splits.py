@@ -140,7 +140,14 @@ def grid_log(users, items, times=False):
     return make_log(pairs, np.arange(len(pairs)) if times else None, users, items)
 
 
-@pytest.mark.parametrize("by", ["random", "per_user", "temporal", "per_user_temporal"])
+def test_the_order_of_a_users_rows_may_be_that_of_time():
+    log = make_log([(0, 3), (1, 0), (0, 1), (0, 2), (1, 4), (0, 0)])
+    train, valid = carve_valid(log, 0.5, by="per_user_order")
+    assert list(zip(train.users, train.items)) == [(0, 3), (1, 0), (0, 1)]
+    assert list(zip(valid.users, valid.items)) == [(0, 2), (1, 4), (0, 0)]
+
+
+@pytest.mark.parametrize("by", ["random", "per_user", "temporal", "per_user_temporal", "per_user_order"])
 def test_sizes_are_those_of_the_ratios(by):
     sizes = [len(part) for part in split(grid_log(100, 10, times=True), by)]
     assert sizes == [800, 100, 100]

@@ -24,6 +24,7 @@ from gnnrec.config import (
     EvaluationConfig,
     GFCFConfig,
     LightGCNConfig,
+    NGCFConfig,
     OptimizerConfig,
     SyntheticConfig,
     TrainConfig,
@@ -47,6 +48,12 @@ SECTIONS = {
         "loss": BPRConfig(),
         "optimizer": OptimizerConfig(lr=0.02),
         "trainer": TrainerConfig(epochs=2, batch_size=64, eval_every=1, monitor="recall@10"),
+    },
+    "ngcf": {
+        "model": NGCFConfig(dim=8, layers=2, message_dropout=0.1, node_dropout=0.2),
+        "loss": BPRConfig(),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
     },
     "gfcf": {"model": GFCFConfig(factors=4), "loss": None, "optimizer": None, "trainer": None},
 }
@@ -107,7 +114,7 @@ def test_recommendations_from_either_device(trained, gpu):
             recommend.recommend_new_users(scorer, ids[1], log, 5),
             recommend.similar_items(scorer, ids[1], log.item_ids.decode(np.arange(3)), 5),
         ]
-        if isinstance(opened.model, LightGCN):
+        if not isinstance(opened.model, GFCF):
             sides = recommend.embeddings(scorer, *ids)
             found += [pd.DataFrame(np.stack(sides[side]["vector"].to_numpy())) for side in ("users", "items")]
         tables.append(found)
@@ -163,7 +170,7 @@ def test_interrupted_and_resumed(trained, tmp_path, monkeypatch):
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", ["lightgcn"], indirect=True)
+@pytest.mark.parametrize("trained", ["lightgcn", "ngcf"], indirect=True)
 def test_a_step_never_waits_for_the_gpu(trained, gpu, without_waiting):
     model = trained["cuda"][1].model
     trainer = Trainer(model, TrainerConfig(), BPRConfig(), OptimizerConfig())

@@ -82,7 +82,7 @@ def load(config: DataConfig) -> Dataset:
         valid = middle[0] if middle else None
         _check_apart(parts)
     if valid is None and config.valid_ratio:
-        train, valid = splits.carve_valid(train, config.valid_ratio, config.seed)
+        train, valid = splits.carve_valid(train, config.valid_ratio, config.seed, config.valid_by)
     for part in (train, test):
         if not len(part):
             raise DataError("is empty", where=part.name, remedy="Check the file, the columns and the filters")

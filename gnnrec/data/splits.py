@@ -18,7 +18,7 @@ from gnnrec.errors import DataError
 
 Int64Array = npt.NDArray[np.int64]
 
-STRATEGIES = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal")
+STRATEGIES = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal", "per_user_order")
 
 
 def split(
@@ -37,6 +37,7 @@ def split(
             test, the one before it valid; users with fewer interactions than there are parts stay in train.
             `temporal`: the earliest interactions are train, the latest test, cut at the same rows for all users.
             `per_user_temporal`: as `per_user`, in each user's order of time.
+            `per_user_order`: as `per_user`, in the order of each user's rows, where that is the order of time.
             Interactions of the same time are ordered by their row.
         ratios: shares of (train, valid, test) or (train, test), which sum to 1. `leave_one_out` takes from them only
             whether there are three parts or two.
@@ -56,14 +57,18 @@ def split(
     return _cut(log, by, dict(zip(names, ratios)), seed)
 
 
-def carve_valid(train: Interactions, ratio: float, seed: int = 0) -> tuple[Interactions, Interactions]:
+def carve_valid(
+    train: Interactions, ratio: float, seed: int = 0, by: str = "per_user"
+) -> tuple[Interactions, Interactions]:
     """Takes a validation part out of the train part of a data set whose files have none.
 
     Args:
         train: distinct (user, item) pairs.
-        ratio: share of the interactions for validation, in (0, 1). They are chosen as by
-            `split(by="per_user")`: at random within each user, who keeps at least one interaction in train.
+        ratio: share of the interactions for validation, in (0, 1).
         seed: seed of the choice, 0 or more.
+        by: how they are chosen, as in `split`: by default at random within each user, who keeps at least one
+            interaction in train. It should be how the test part was: a validation part at random does not show what a
+            model makes of later interactions.
 
     Returns:
         (train, valid).
@@ -71,7 +76,7 @@ def carve_valid(train: Interactions, ratio: float, seed: int = 0) -> tuple[Inter
     Raises:
         DataError: as `split`.
     """
-    kept, valid = _cut(train, "per_user", {"train": 1 - ratio, "valid": ratio}, seed)
+    kept, valid = _cut(train, by, {"train": 1 - ratio, "valid": ratio}, seed)
     return kept, valid
 
 
@@ -102,6 +107,8 @@ def _times(log: Interactions, by: str) -> npt.NDArray[Any] | None:
     """The times that the split goes by; None where it goes by chance."""
     if by in ("random", "per_user") or (by == "leave_one_out" and log.timestamps is None):
         return None
+    if by == "per_user_order":
+        return np.arange(len(log))
     if log.timestamps is None:
         raise DataError(
             f"no timestamps, which by={by!r} needs",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.models.scorer import FactorScorer
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.models.scorer import FactorScorer, item_vectors, normalised
+from gnnrec.models.spectral import spectral_embedding
 
 
 class LightGCN(nn.Module):
@@ -21,8 +22,11 @@ class LightGCN(nn.Module):
         dim: width of the embeddings.
         layers: number of propagation layers; 0 is matrix factorisation.
         layer_weights: layers + 1 numbers, by default the mean over layers.
-        init_std: standard deviation of the initial embeddings, N(0, init_std).
+        init: "normal" embeddings, N(0, init_std), or "spectral" ones, see `spectral_embedding`.
+        init_std: standard deviation of the initial embeddings.
         similarity: how users and items are compared, "dot" product or "cosine".
+        popularity: in rankings, an item's scores are multiplied by its degree to this power. Softmax over all items
+            learns how much likelier than by its popularity an item is.
         seed: of the initial embeddings.
     """
 
@@ -32,16 +36,23 @@ class LightGCN(nn.Module):
         dim: int = 64,
         layers: int = 3,
         layer_weights: Sequence[float] | None = None,
+        init: str = "normal",
         init_std: float = 0.1,
         similarity: str = "dot",
+        popularity: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.graph, self.layers, self.similarity = graph, layers, similarity
+        self.graph, self.layers = graph, layers
+        self.similarity, self.popularity = similarity, popularity
         self.layer_weights = [1 / (layers + 1)] * (layers + 1) if layer_weights is None else list(layer_weights)
-        generator = torch.Generator().manual_seed(seed)
-        # Ego embeddings (layer 0) of users, then items. Drawn on the CPU: every device starts from the same numbers.
-        self.embedding = nn.Parameter(torch.empty(graph.num_nodes, dim).normal_(0, init_std, generator=generator))
+        # Ego embeddings (layer 0) of users, then items. Made on the CPU: every device starts from the same numbers.
+        if init == "spectral":
+            start = spectral_embedding(graph, dim, init_std, seed=seed)
+        else:
+            start = torch.empty(graph.num_nodes, dim)
+            start.normal_(0, init_std, generator=torch.Generator().manual_seed(seed))
+        self.embedding = nn.Parameter(start)
 
     def forward(self) -> torch.Tensor:
         """Final embeddings [num_users + num_items, dim] of users, then items."""
@@ -60,16 +71,13 @@ class LightGCN(nn.Module):
         users, ego = self.graph.num_users, self.embedding.detach().clone()
         final = self()
 
-        def fold_in() -> torch.Tensor:
-            if self.layers == 0:
-                return ego[users:]
-            layers, weights = self.layers - 1, self.layer_weights[1:]
-            adjacency = self.graph.norm_adjacency().to(ego.device)
-            return ops.lightgcn_propagate(adjacency, ego, num_layers=layers, layer_weights=weights)[users:]
+        def fold_in(history: SparseMatrix) -> torch.Tensor:
+            vectors = ego[users:]
+            if self.layers > 0:
+                layers, weights = self.layers - 1, self.layer_weights[1:]
+                adjacency = self.graph.norm_adjacency().to(ego.device)
+                vectors = ops.lightgcn_propagate(adjacency, ego, num_layers=layers, layer_weights=weights)[users:]
+            return ops.spmm(normalised(history, self.graph), vectors)
 
-        item_scale = self.graph.norm_user_item().col_scale
-        assert item_scale is not None
-        items = final[users:]
-        if self.similarity == "cosine":  # a user's length does not change the user's ranking
-            items = F.normalize(items)
-        return FactorScorer(final[:users], items, fold_in, item_scale.to(ego.device))
+        items = item_vectors(final[users:], self.graph, self.similarity, self.popularity)
+        return FactorScorer(final[:users], items, fold_in)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from gnnrec import device as devices
 from gnnrec import ops
+from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 
 Ranking = tuple[torch.Tensor, torch.Tensor]
@@ -38,20 +40,17 @@ class FactorScorer:
 
     Args:
         user_vectors, item_vectors: float32 [num_users, dim] and [num_items, dim].
-        fold_in_vectors: gives float32 [num_items, dim]: what an item passes to a user connected to it. Called when it
-            is needed, since evaluation never does.
-        item_scale: float32 [num_items]: degree^-1/2 of the items.
+        fold_in: the vectors, float32 [rows, dim], of users who are known by their items alone: history [rows,
+            num_items], where the item vectors lie.
     """
 
     def __init__(
         self,
         user_vectors: torch.Tensor,
         item_vectors: torch.Tensor,
-        fold_in_vectors: Callable[[], torch.Tensor],
-        item_scale: torch.Tensor,
+        fold_in: Callable[[SparseMatrix], torch.Tensor],
     ) -> None:
-        self.user_vectors, self.item_vectors = user_vectors, item_vectors
-        self.fold_in_vectors, self.item_scale = fold_in_vectors, item_scale
+        self.user_vectors, self.item_vectors, self.fold_in = user_vectors, item_vectors, fold_in
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
@@ -62,7 +61,7 @@ class FactorScorer:
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
         device = self.item_vectors.device
-        vectors = ops.spmm(normalised(history.to(device), self.item_scale), self.fold_in_vectors())
+        vectors = self.fold_in(history.to(device))
         return ops.topk_scores(vectors, self.item_vectors, k=k, seen=None if seen is None else seen.to(device))
 
 
@@ -131,12 +130,29 @@ class FilterScorer:
         return torch.mm(ops.spmm(history, self.front_vectors), self.back_vectors).add_(linear.T)
 
 
+def item_vectors(final: torch.Tensor, graph: BipartiteGraph, similarity: str, popularity: float) -> torch.Tensor:
+    """What a user's vector is multiplied with, so that items come in the order of their scores.
+
+    Args:
+        final: of items, float32 [num_items, dim].
+        similarity: "dot" or "cosine"; a user's length does not change the user's ranking.
+        popularity: scores are multiplied by the items' degree to this power.
+    """
+    vectors = F.normalize(final) if similarity == "cosine" else final
+    if popularity:
+        degrees = torch.from_numpy(graph.item_degrees).clamp(min=1).to(final.device, final.dtype)
+        vectors = vectors * degrees.pow(popularity)[:, None]
+    return vectors
+
+
 def ranking_block(k: int) -> int:
     """How many users to rank at once, so that lists of k items stay small."""
     return min(max(2**22 // k, 64), 65536)
 
 
-def normalised(history: SparseMatrix, item_scale: torch.Tensor) -> SparseMatrix:
-    """The history with rows scaled by length^-1/2 and columns by `item_scale`."""
-    lengths = history.indptr.diff().clamp(min=1)
-    return SparseMatrix(history.indptr, history.indices, history.shape, lengths.float().rsqrt(), item_scale)
+def normalised(history: SparseMatrix, graph: BipartiteGraph) -> SparseMatrix:
+    """The history with rows scaled by length^-1/2 and columns by the items' degree^-1/2 in the training graph."""
+    lengths, item_scale = history.indptr.diff().clamp(min=1), graph.norm_user_item().col_scale
+    assert item_scale is not None
+    scales = lengths.float().rsqrt(), item_scale.to(history.device)
+    return SparseMatrix(history.indptr, history.indices, history.shape, *scales)

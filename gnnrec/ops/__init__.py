@@ -4,6 +4,7 @@ A new operator is one folder and one line in OPS; tests and benchmarks walk that
 """
 
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.ops import adam as _adam
 from gnnrec.ops import bpr_loss as _bpr_loss
 from gnnrec.ops import edge_conv as _edge_conv
 from gnnrec.ops import edge_softmax as _edge_softmax
@@ -27,6 +28,7 @@ OPS = (
     _lightgcn_propagate.OP,
     _topk_scores.OP,
     _bpr_loss.OP,
+    _adam.OP,
     _softmax_loss.OP,
     _ngcf_layer.OP,
     _gat_conv.OP,
@@ -43,6 +45,7 @@ lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
+adam_step = _adam.adam_step
 softmax_loss = _softmax_loss.softmax_loss
 ngcf_layer = _ngcf_layer.ngcf_layer
 edge_conv = _edge_conv.edge_conv
@@ -57,6 +60,7 @@ edge_softmax = _edge_softmax.edge_softmax
 __all__ = [
     "OPS",
     "SparseMatrix",
+    "adam_step",
     "autotune",
     "bpr_loss",
     "edge_conv",

@@ -42,15 +42,23 @@ def check_probability(operator: str, name: str, p: float) -> None:
         raise ValueError(f"{operator}: {name} must lie in [0, 1), got {p}")
 
 
-def draw_seed() -> torch.Tensor:
-    """A seed from torch's default generator: int64, 0-d, not negative.
+def draw_seed(given: torch.Tensor | None = None) -> torch.Tensor:
+    """The given seed, or one from torch's default generator: int64, 0-d, not negative, on the CPU.
 
     Raises:
-        ValueError: a CUDA graph is being captured, which would drop the same elements in every replay.
+        ValueError: something else was given; a CUDA graph is being captured, which would drop the same elements in
+            every replay.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError("dropout: a CUDA graph would drop the same elements in every replay; capture without dropout")
-    return torch.randint(2**63 - 1, ())
+    if given is None:
+        return torch.randint(2**63 - 1, ())
+    if not isinstance(given, torch.Tensor):
+        raise ValueError(f"dropout: seed must be a torch.Tensor, got {type(given).__name__}")
+    if (given.dtype, given.device.type, given.dim()) != (torch.int64, "cpu", 0):
+        found = f"{given.dtype} {list(given.shape)} on {given.device}"
+        raise ValueError(f"dropout: seed must be torch.int64 [] on the CPU, got {found}")
+    return given
 
 
 def threshold(p: float) -> int:

@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.errors import RequireLiteralValue
 
+from gnnrec.ops._dropout import GROUP, LANES, _every_lane, _words
 from gnnrec.ops._vector import (
     RowType,
     declare,
@@ -83,6 +84,12 @@ def row_max(typingctx: Any, a: Any, b: Any) -> Any:
 def row_min(typingctx: Any, a: Any, b: Any) -> Any:
     """The smaller of a and b, NaN where either is."""
     return _elementwise(_named("minimum"), 2)(a)
+
+
+@intrinsic
+def row_sqrt(typingctx: Any, value: Any) -> Any:
+    """The square roots, rounded once."""
+    return _elementwise(_named("sqrt"), 1)(value)
 
 
 @intrinsic
@@ -247,3 +254,57 @@ def row_group_sum(typingctx: Any, value: Any, groups: Any) -> Any:
         return pack(builder, result, sums)
 
     return result(value, groups), codegen
+
+
+@intrinsic
+def row_words(typingctx: Any, like: Any, array: Any, seed: Any, a: Any, b: Any, stream: Any, first: Any) -> Any:
+    """What `row_round` needs to round a Row to what an array holds: the 32-bit words of elements (a, b, column) under a
+    seed and a stream, see `_dropout`, for columns from `first` on, a multiple of 64, as the bits of a Row as wide."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, _, key, *names, start = args
+        if array.dtype != types.uint16:
+            return ir.Constant(ir.ArrayType(like.vector, like.count), None)
+        lane_type = ir.VectorType(_I64, LANES)
+        a_words, b_words, stream_words = (_every_lane(builder, word) for word in names)
+        # The column's group of 64 has 16 lanes.
+        start_lanes = _every_lane(builder, builder.lshr(start, ir.Constant(_I64, 2)))
+        vectors: list[Any] = []
+        for group in range(-(-like.dim // GROUP)):
+            own = ir.Constant(lane_type, [group * LANES + lane for lane in range(LANES)])
+            words = _words(builder, key, [a_words, b_words, builder.add(start_lanes, own), stream_words])
+            vectors += [builder.bitcast(builder.trunc(word, like.bits), like.vector) for word in words]
+        return pack(builder, like, vectors[: like.count])
+
+    i64 = types.int64
+    return like(like, array, i64, i64, i64, i64, i64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def row_round(typingctx: Any, value: Any, words: Any, shift: Any, array: Any) -> Any:
+    """A Row rounded at random to what an array holds, if that is bfloat16: up with the probability of the part that is
+    cut off, so that the mean is the value. 16 bits of every word decide, those from bit `shift` on. Infinities and NaN
+    stay; a value beyond the largest bfloat16 may become infinite. Otherwise the value as it is."""
+    if not isinstance(shift, types.IntegerLiteral):
+        raise RequireLiteralValue("the shift must be a compile-time constant")
+
+    def constant(number: int) -> ir.Constant:
+        return ir.Constant(value.bits, [number] * value.lanes)
+
+    def emit(builder: Any, row: RowType, x: Any, word: Any) -> Any:
+        number = builder.bitcast(x, row.bits)
+        random = builder.and_(
+            builder.lshr(builder.bitcast(word, row.bits), constant(shift.literal_value)), constant(0xFFFF)
+        )
+        # A NaN could become a number by the sum. The low bits are cleared last: the compiler then sees that they are.
+        nan = builder.fcmp_unordered("uno", x, x)
+        chosen = builder.select(nan, builder.or_(number, constant(1 << 22)), builder.add(number, random))
+        return builder.bitcast(builder.and_(chosen, constant(0xFFFF0000)), row.vector)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if array.dtype != types.uint16:
+            return args[0]
+        pairs = zip(unpack(builder, value, args[0]), unpack(builder, value, args[1]))
+        return pack(builder, value, [emit(builder, value, x, word) for x, word in pairs])
+
+    return value(value, value, shift, array), codegen

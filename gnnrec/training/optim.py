@@ -1,20 +1,218 @@
-"""Optimisers by name."""
+"""Optimisers by name.
+
+All state is tensors, so that `state_dict` goes into a checkpoint as it is. A step never makes the CPU wait for a GPU
+and gives the same bits for any number of threads.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from gnnrec import ops
 from gnnrec.config import OptimizerConfig
+
+RUN = 64  # numbers that are added up at a time
 
 
 def build(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the model's parameters, where they lie now.
-
-    Fused: one pass over parameter, gradient and state. On a GPU a step may be captured in a CUDA graph.
-    """
+    """The optimiser of the model's parameters, where they lie now. On a GPU a step may be captured in a CUDA graph."""
     parameters = list(model.parameters())
-    captured = any(parameter.is_cuda for parameter in parameters)
-    return torch.optim.Adam(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True, capturable=captured
-    )
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    moments: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps}
+    if config.name in ("adam", "adamw"):
+        options |= moments | {"decoupled": config.name == "adamw", "clip": config.clip}
+        return Adam(parameters, state_dtype=getattr(torch, config.state_dtype), **options)
+    if config.name == "lamb":
+        return Lamb(parameters, **options, **moments)
+    if config.name == "lars":
+        return Lars(parameters, **options, momentum=config.momentum)
+    if config.name == "rowwise_adagrad":
+        return RowwiseAdagrad(parameters, **options, eps=config.eps)
+    return torch.optim.SGD(parameters, **options, momentum=config.momentum)
+
+
+class _Optimizer(torch.optim.Optimizer):
+    """Calls `update` for every parameter that has a gradient. Parameters of more than two dimensions are taken as
+    matrices whose rows are the last one, vectors as one row.
+
+    With the options `fused` and `capturable` torch loads the state `step` as float32 to where the parameter lies.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], **options: Any) -> None:
+        parameters = list(parameters)
+        captured = any(parameter.is_cuda for parameter in parameters)
+        super().__init__(parameters, options | {"fused": True, "capturable": captured})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        number = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update(parameter, parameter.grad, self.state[parameter], group, number)
+                number += 1
+        return loss
+
+    def update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any], number: int
+    ) -> None:
+        """Change the parameter and its state, which is empty at first; number: of the parameter among all."""
+        raise NotImplementedError
+
+
+class Adam(_Optimizer):
+    """Adam (Kingma and Ba 2015) or, decoupled, AdamW (Loshchilov and Hutter 2019), by `ops.adam_step`; see there.
+
+    Its state has the names and, but for state_dtype, the types of torch.optim.Adam's.
+
+    Args:
+        state_dtype: of the moments, float32 (float64 for a float64 parameter) or bfloat16, which is rounded at random
+            by the number of the parameter and the step.
+        clip: the greatest L2 norm of a row of a gradient.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        decoupled: bool = False,
+        clip: float | None = None,
+        state_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled}
+        super().__init__(parameters, **options, clip=clip, state_dtype=state_dtype)
+
+    def update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any], number: int
+    ) -> None:
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = parameter.new_zeros(parameter.shape, dtype=_moments(parameter, group))
+        state["step"] += 1
+        tensors = parameter, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"]
+        matrices = [x if x.dim() in (1, 2) else x.view(-1, x.shape[-1] if x.dim() else 1) for x in tensors]
+        names = ("lr", "betas", "eps", "weight_decay", "decoupled", "clip")
+        ops.adam_step(*matrices, step=state["step"], seed=number, **{name: group[name] for name in names})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which gives all state the parameter's type, but for the moments."""
+        super().load_state_dict(state_dict)
+        owners = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        for number, state in state_dict["state"].items():
+            parameter, group = owners[number]
+            for name in ("exp_avg", "exp_avg_sq"):
+                self.state[parameter][name] = state[name].to(parameter.device, _moments(parameter, group))
+
+
+def _moments(parameter: torch.Tensor, group: dict[str, Any]) -> torch.dtype:
+    """The type of Adam's moments."""
+    dtype: torch.dtype = group["state_dtype"]
+    return parameter.dtype if parameter.dtype == torch.float64 and dtype == torch.float32 else dtype
+
+
+class Lamb(_Optimizer):
+    """Adam's step with decoupled decay, as long as the whole parameter times lr (You et al. 2020, algorithm 2, with the
+    identity for phi); where either has no length, it keeps its own."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any], number: int
+    ) -> None:
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        first, second = group["betas"]
+        state["step"] += 1
+        mean, square, step = state["exp_avg"], state["exp_avg_sq"], state["step"].double()
+        mean.mul_(first).add_(gradient, alpha=1 - first)
+        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        below = (square / (1 - second**step)).sqrt_().add_(group["eps"])
+        update = (mean / (1 - first**step)).div_(below).add_(parameter, alpha=group["weight_decay"])
+        ratio = _ratio(_norm(parameter), _norm(update))
+        parameter.sub_(update.mul_(ratio), alpha=group["lr"])
+
+
+class Lars(_Optimizer):
+    """Descent with momentum by steps that are as long as the whole parameter times lr (You et al. 2017, algorithm 1).
+
+    lr is the product of the paper's global learning rate and its trust coefficient. Where parameter or gradient are
+    zero, the gradient is taken as it is.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any], number: int
+    ) -> None:
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        decay, length = group["weight_decay"], _norm(parameter)
+        ratio = _ratio(length, _norm(gradient) + decay * length)
+        update = gradient.add(parameter, alpha=decay).mul_(ratio * group["lr"])
+        parameter.sub_(state["momentum_buffer"].mul_(group["momentum"]).add_(update))
+
+
+class RowwiseAdagrad(_Optimizer):
+    """Adagrad (Duchi et al. 2011) with one accumulator a row, the sum of the means of its squared gradients, as in
+    TorchRec and FBGEMM ("exact row-wise Adagrad"). weight_decay adds to the gradient."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float = 1e-3, eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, lr=lr, eps=eps, weight_decay=weight_decay)
+
+    def update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any], number: int
+    ) -> None:
+        gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        squares = gradient.square()
+        mean = (squares.sum(dim=-1) if squares.dim() > 1 else _sum(squares)) / max(1, squares.shape[-1:].numel())
+        if not state:
+            state["sum"] = torch.zeros_like(mean)
+        state["sum"] += mean
+        parameter.addcdiv_(gradient, state["sum"].sqrt().add_(group["eps"]).unsqueeze(-1), value=-group["lr"])
+
+
+def _ratio(length: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """length / below, 1 where either is 0."""
+    return torch.where((length > 0) & (below > 0), length / below, 1.0)
+
+
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    """The L2 norm of all of a tensor."""
+    squares = x.square()
+    return _sum(squares.sum(dim=-1) if x.dim() > 1 else squares).sqrt()
+
+
+def _sum(x: torch.Tensor) -> torch.Tensor:
+    """The sum of all numbers, run by run: torch would split a single large sum among as many threads as there are."""
+    x = x.flatten()
+    while len(x) > RUN:
+        x = F.pad(x, (0, -len(x) % RUN)).view(-1, RUN).sum(dim=1)
+    return x.sum()

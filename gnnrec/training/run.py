@@ -46,7 +46,7 @@ class Run:
     config: TrainConfig
     data: dataset.Dataset
     graph: BipartiteGraph
-    model: models.LightGCN | models.GFCF
+    model: models.Model
     device: torch.device
 
     def seen(self, *, with_valid: bool) -> SparseMatrix:

@@ -19,7 +19,7 @@ from gnnrec import device as devices
 from gnnrec import losses
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
-from gnnrec.models import LightGCN
+from gnnrec.models import Trainable
 from gnnrec.training import checkpoint, optim, sampler
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
@@ -79,7 +79,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: LightGCN,
+        model: Trainable,
         config: TrainerConfig,
         loss: LossConfig,
         optimizer: OptimizerConfig,
@@ -179,6 +179,9 @@ class Trainer:
         steps = self.config.epochs * self.sampler.steps_per_epoch
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.lr, step, steps)
+        start_step = getattr(self.model, "start_step", None)
+        if start_step is not None:  # dropout that is a function of the step: training may have begun at any
+            start_step(step)
         loss = self.compute(*self._batch(step))
         if self.device.type == "cuda":
             end = torch.cuda.Event()
@@ -220,7 +223,14 @@ class Trainer:
         if self.valid is not None and (last or position.epoch % config.eval_every == 0):
             metrics = self._evaluate(self.valid)
         position.finished = last or position.worse >= config.patience
-        self._event("epoch", epoch=position.epoch, step=position.step, loss=loss, valid=metrics)
+        self._event(
+            "epoch",
+            epoch=position.epoch,
+            step=position.step,
+            loss=loss,
+            train_seconds=position.train_seconds,
+            valid=metrics,
+        )
         scores = "".join(f"  valid {name} {value:.4f}" for name, value in metrics.items() if name == config.monitor)
         progress.line(f"epoch {position.epoch}/{config.epochs}  loss {loss:.4f}{scores}")
         if position.finished and not last:

@@ -27,7 +27,7 @@ def bpr_loss(
 
     Args:
         final: propagated embeddings, float32, float64, bfloat16 or float16 [nodes, dim].
-        ego: embeddings before propagation, of the same dtype and shape.
+        ego: embeddings before propagation, of the same dtype [nodes, ego_dim].
         triples: int64 [3, batch]: user, positive and negative node numbers.
         reg: weight of the L2 term.
         deterministic: False lets the backward pass on a GPU add in any order, with atomics and without a sort, unless
@@ -42,7 +42,7 @@ def bpr_loss(
     Source: Rendle et al. 2009; the L2 term as in the code of He et al. 2020.
     """
     _arguments.check_dense("bpr_loss", "final", final)
-    _arguments.check_dense("bpr_loss", "ego", ego, final.shape[0], final.shape[1], (final.dtype,))
+    _arguments.check_dense("bpr_loss", "ego", ego, final.shape[0], dtypes=(final.dtype,))
     _arguments.check_indices("bpr_loss", "triples", triples)
     if triples.dim() != 2 or len(triples) != 3 or triples.shape[1] == 0:
         raise ValueError(f"bpr_loss: triples must be int64 [3, batch >= 1], got {triples.dtype} {list(triples.shape)}")

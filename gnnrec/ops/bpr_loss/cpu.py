@@ -21,7 +21,7 @@ AHEAD = 8  # triples, of three rows each
 
 
 def loss(final: Any, ego: Any, triples: Any, reg: float) -> float:
-    """The mean over the batch, float64; final and ego [nodes, dim], triples int64 [3, batch]."""
+    """The mean over the batch, float64; final [nodes, dim], ego [nodes, ego_dim], triples int64 [3, batch]."""
     margins = _margins(final, triples)
     squares = np.zeros_like(margins)
     if reg:
@@ -42,10 +42,15 @@ def loss_backward(grad: float, final: Any, ego: Any, triples: Any, reg: float, g
     chunks = balanced_chunks(torch.from_numpy(indptr)).numpy()
     for start in range(0, final.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
-        out, to_ego = grad_final[:, panel], grad_ego[:, panel] if reg else None
-        compiled = _compile_backward(out.shape[1], can_stream(out) and (to_ego is None or can_stream(to_ego)))
-        decay = number(reg * grad / batch)
-        compiled(indptr, places, chunks, triples, weights, final[:, panel], ego[:, panel], decay, out, to_ego)
+        out = grad_final[:, panel]
+        compiled = _compile_gradient(out.shape[1], can_stream(out))
+        compiled(indptr, places, chunks, triples, weights, final[:, panel], out)
+    if reg:
+        for start in range(0, ego.shape[1], MAX_DIM):
+            panel = slice(start, start + MAX_DIM)
+            out = grad_ego[:, panel]
+            compiled = _compile_decay(out.shape[1], can_stream(out))
+            compiled(indptr, chunks, weights, ego[:, panel], number(reg * grad / batch), out)
 
 
 def _margins(final: Any, triples: Any) -> Any:
@@ -123,22 +128,11 @@ def _compile_squares(dim: int) -> Any:
 
 
 @cache
-def _compile_backward(dim: int, stream: bool) -> Any:
+def _compile_gradient(dim: int, stream: bool) -> Any:
     version = VERSION
 
     @kernel
-    def run(
-        indptr: Any,
-        places: Any,
-        chunks: Any,
-        triples: Any,
-        weights: Any,
-        final: Any,
-        ego: Any,
-        decay: Any,
-        grad_final: Any,
-        grad_ego: Any,
-    ) -> None:
+    def run(indptr: Any, places: Any, chunks: Any, triples: Any, weights: Any, final: Any, grad_final: Any) -> None:
         _ = version
         batch, last = len(weights), len(places) - 1
         counter = new_counter()
@@ -158,9 +152,24 @@ def _compile_backward(dim: int, stream: bool) -> Any:
                             weight = -weights[b] if place < 2 * batch else weights[b]
                             total = row_fma(row_load(final, triples[0, b], dim), weight, total)
                     row_store(grad_final, i, total, stream)
-                    if grad_ego is not None:
-                        times = weights.dtype.type(indptr[i + 1] - indptr[i])
-                        row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * times), stream)
+                fence()
+
+    return run
+
+
+@cache
+def _compile_decay(dim: int, stream: bool) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(indptr: Any, chunks: Any, weights: Any, ego: Any, decay: Any, grad_ego: Any) -> None:
+        _ = version
+        counter = new_counter()
+        for _worker in numba.prange(workers(len(chunks) - 1)):
+            for chunk in items(counter, len(chunks) - 1):
+                for i in range(chunks[chunk], chunks[chunk + 1]):
+                    times = weights.dtype.type(indptr[i + 1] - indptr[i])  # as often as the node stands in the batch
+                    row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * times), stream)
                 fence()
 
     return run

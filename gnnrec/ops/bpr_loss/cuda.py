@@ -17,7 +17,7 @@ def loss(final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor, reg: flo
     """Fill `out`, a scalar, with the mean over the batch: blocks first, then their sums in order, in float64.
 
     Args:
-        final, ego: [nodes, dim]; triples: int64 [3, batch], within the nodes.
+        final: [nodes, dim]; ego: [nodes, ego_dim]; triples: int64 [3, batch], within the nodes.
     """
     shape, batch = _shape(final, triples), triples.shape[1]
     rows = _triples_at_once(shape, final)
@@ -49,7 +49,7 @@ def loss_backward(
     _launch_triples("weights", shape, final, None, triples, weights, bits(0.0), grad)
     places = triples.reshape(-1).to(torch.int32)  # users, positive and negative items
     given = places, batch, weights, grad, bits(reg), final, final.stride(0), ego, ego.stride(0)
-    kinds = {"dim": dim, "WORK": TYPES[wide]}
+    kinds = {"dim": dim, "ego_dim": ego.shape[1], "WORK": TYPES[wide]}
     if deterministic:
         groups, sums = segment.group(places, nodes), segment.tile(shape, dim, final.dtype)
         segment.walk(_gradients, groups, sums, final, *given, grad_final, grad_ego, **kinds)
@@ -86,7 +86,8 @@ def _launch_triples(
     final, ego = rows_contiguous(final), None if ego is None else rows_contiguous(ego)
     given = triples.contiguous(), batch, final, final.stride(0), ego, 0 if ego is None else ego.stride(0)
     work = TYPES[final.dtype]
-    kinds = {"dim": dim, "MODE": mode, "WORK": work, "ROWS": rows, "DIM": panel(dim)}
+    kinds = {"dim": dim, "ego_dim": 0 if ego is None else ego.shape[1]}
+    kinds |= {"MODE": mode, "WORK": work, "ROWS": rows, "DIM": panel(dim)}
     launch(_triples, (-(-batch // rows),), *given, reg, grad, out, warps=shape["triple_warps"], **kinds)
 
 
@@ -107,6 +108,7 @@ def _triples(
     grad,
     out,
     dim: tl.constexpr,
+    ego_dim: tl.constexpr,
     MODE: tl.constexpr,
     WORK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -126,7 +128,10 @@ def _triples(
         better = _rows(final, final_stride, positive, here, cols, WORK)
         difference = _rows(final, final_stride, negative, here, cols, WORK) - better
         margin += tl.sum(_rows(final, final_stride, user, here, cols, WORK) * difference, axis=1)
-        if ego is not None:
+    if ego is not None:
+        for first in range(0, ego_dim, DIM):
+            cols = first + tl.arange(0, DIM)
+            here = there[:, None] & (cols < ego_dim)[None, :]
             own = _rows(ego, ego_stride, user, here, cols, WORK)
             square = own * own
             own = _rows(ego, ego_stride, positive, here, cols, WORK)
@@ -177,6 +182,7 @@ def _gradients(
     grad_final,
     grad_ego,
     dim: tl.constexpr,
+    ego_dim: tl.constexpr,
     WORK: tl.constexpr,
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
@@ -187,6 +193,15 @@ def _gradients(
     """A node's gradients: over the places of the batch where it stands, in their order."""
     place, there, start, length = segment.group_range(keys, count, indptr, size, ROWS, RUN, PARTS)
     node = place.to(tl.int64)
+    if grad_ego is not None:
+        if not PARTS:  # before the sums, for which it then holds no registers
+            decay = (number(reg, WORK) * tl.load(grad) / batch) * length.to(WORK)
+            for first in range(tl.program_id(1) * DIM, ego_dim, tl.num_programs(1) * DIM):
+                cols = first + tl.arange(0, DIM)
+                here = there[:, None] & (cols < ego_dim)[None, :]
+                own_row = _rows(ego, ego_stride, node, here, cols, WORK) * decay[:, None]
+                target = grad_ego + node[:, None] * ego_dim + cols[None, :]
+                tl.store(target, own_row.to(grad_ego.dtype.element_ty), mask=here)
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
     here = there[:, None] & (cols < dim)[None, :]
     lane = tl.arange(0, NEIGHBOURS)
@@ -213,10 +228,6 @@ def _gradients(
         total = segment.add_runs(total, partial, start, length, cols, dim, RUN, NEIGHBOURS)
         result = tl.sum(total, axis=1).to(grad_final.dtype.element_ty)
         tl.store(grad_final + node[:, None] * dim + cols[None, :], result, mask=here)
-        if grad_ego is not None:
-            decay = (number(reg, WORK) * tl.load(grad) / batch) * length.to(WORK)
-            result = _rows(ego, ego_stride, node, here, cols, WORK) * decay[:, None]
-            tl.store(grad_ego + node[:, None] * dim + cols[None, :], result.to(grad_ego.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=["batch", "reg"])
@@ -233,6 +244,7 @@ def _add_gradients(
     grad_final,
     grad_ego,
     dim: tl.constexpr,
+    ego_dim: tl.constexpr,
     WORK: tl.constexpr,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
@@ -254,7 +266,10 @@ def _add_gradients(
     tl.atomic_add(grad_final + negative[:, None] * dim + cols[None, :], mine, mask=here, sem="relaxed")
     if grad_ego is not None:
         decay = number(reg, WORK) * tl.load(grad) / batch
-        for role in tl.static_range(3):
-            node = tl.load(triples + role * batch + place, mask=there, other=0).to(tl.int64)
-            own = _rows(ego, ego_stride, node, here, cols, WORK) * decay
-            tl.atomic_add(grad_ego + node[:, None] * dim + cols[None, :], own, mask=here, sem="relaxed")
+        for first in range(tl.program_id(1) * DIM, ego_dim, tl.num_programs(1) * DIM):
+            cols = first + tl.arange(0, DIM)
+            here = there[:, None] & (cols < ego_dim)[None, :]
+            for role in tl.static_range(3):
+                node = tl.load(triples + role * batch + place, mask=there, other=0).to(tl.int64)
+                own = _rows(ego, ego_stride, node, here, cols, WORK) * decay
+                tl.atomic_add(grad_ego + node[:, None] * ego_dim + cols[None, :], own, mask=here, sem="relaxed")

@@ -32,6 +32,7 @@ def ngcf_layer(
     dropout: float = 0.0,
     node_dropout: float = 0.0,
     training: bool = False,
+    seed: torch.Tensor | None = None,
     bias: str = "once",
     normalize: bool = True,
     keep_aggregate: bool = False,
@@ -45,9 +46,8 @@ def ngcf_layer(
     for any number of threads.
 
     In training, `node_dropout` drops every entry of the matrix and `dropout` every number of h_i independently with
-    that probability; what is kept is divided by the probability of keeping. Both are functions of a seed that one call
-    draws from torch's default generator; the backward pass draws them again. Entries that repeat (row, column) share
-    one decision.
+    that probability; what is kept is divided by the probability of keeping. Both are functions of a seed; the backward
+    pass draws them again. Entries that repeat (row, column) share one decision.
 
     Args:
         matrix: SparseMatrix [rows, cols] without values of its own.
@@ -56,6 +56,7 @@ def ngcf_layer(
         b1, b2: [out] or None.
         x_rows: the rows' own x_i [rows, in]; x where the matrix is square.
         negative_slope: of leaky_relu, at least 0.
+        seed: of dropout, int64 [] on the CPU, not negative; None draws one from torch's default generator.
         bias: "once" adds b1 + b2 (the authors' code), "none" takes no biases (the paper), "edge" adds b1 for the row
             itself and c_ij (b1 + b2) for every entry, as an implementation by messages does.
         normalize: whether rows are divided by their norm.
@@ -77,7 +78,7 @@ def ngcf_layer(
     _dropout.check_probability("ngcf_layer", "dropout", dropout)
     _dropout.check_probability("ngcf_layer", "node_dropout", node_dropout)
     probabilities = [float(p) if training else 0.0 for p in (dropout, node_dropout)]
-    seed = _dropout.draw_seed() if any(probabilities) else None
+    seed = _dropout.draw_seed(seed) if any(probabilities) else None
     weights = torch.cat([w1, w2], dim=1).to(_arguments.compute_dtype(x.dtype))
     biases = _biases(weights, b1, b2, bias == "edge")
     graph, back = _arguments.pack(matrix), _arguments.pack_transpose(matrix, x)

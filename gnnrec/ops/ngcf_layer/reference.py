@@ -27,6 +27,7 @@ def ngcf_layer(
     dropout: float = 0.0,
     node_dropout: float = 0.0,
     training: bool = False,
+    seed: torch.Tensor | None = None,
     bias: str = "once",
     normalize: bool = True,
     keep_aggregate: bool = False,
@@ -35,9 +36,9 @@ def ngcf_layer(
     rows, cols, factors = entry_rows(matrix), matrix.indices.long(), entry_scales(matrix, x.dtype)
     own = x if x_rows is None else x_rows
     random = training and (dropout or node_dropout)
-    seed = int(draw_seed()) if random else 0
+    key = int(draw_seed(seed)) if random else 0
     if random:
-        factors = factors * keep(seed, rows, cols, ENTRIES, 1, node_dropout)[:, 0] / (1 - node_dropout)
+        factors = factors * keep(key, rows, cols, ENTRIES, 1, node_dropout)[:, 0] / (1 - node_dropout)
     s = x.new_zeros(own.shape).index_add(0, rows, factors[:, None] * x[cols])
     total = x.new_zeros(len(own), 1).index_add(0, rows, factors[:, None])
     h = (own + s) @ w1.T + (own * s) @ w2.T
@@ -47,7 +48,7 @@ def ngcf_layer(
     h = leaky_relu(h, negative_slope)
     if random:
         i = torch.arange(len(own))
-        h = h * keep(seed, i, torch.zeros_like(i), MESSAGES, h.shape[1], dropout) / (1 - dropout)
+        h = h * keep(key, i, torch.zeros_like(i), MESSAGES, h.shape[1], dropout) / (1 - dropout)
     return normalized(h) if normalize else h
 
 

@@ -32,9 +32,9 @@ def softmax_loss(
 ) -> torch.Tensor:
     """The mean over positives (i, j) of log D_ij - s_ij, with s_ij = cos(queries_i, keys_j) / temperature.
 
-    D_ij is the sum of exp(s_in) over all columns n: the softmax that needs no sampling. With negatives it is exp(s_ij)
-    plus the sum of exp(s_in) over those n among the negatives that are no positives of row i. A row's sum serves all of
-    its positives, so whole rows make a batch: its cost is that of rows x columns products, not positives x columns.
+    D_ij is exp(s_ij) plus the sum of exp(s_in) over those n among the negatives, by default all columns, that are no
+    positives of row i. A row's sum serves all of its positives, so whole rows make a batch: its cost is that of
+    rows x columns products, not positives x columns, and few data sets need to sample columns.
 
     All is done in panels of rows that stay in the caches, loss and gradients in one pass; nothing of rows x columns is
     ever held. The products are those of the library, so results are bit-equal for an equal number of threads only.

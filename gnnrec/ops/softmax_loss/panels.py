@@ -15,6 +15,7 @@ from gnnrec.ops.softmax_loss import cpu
 from gnnrec.ops.spmm import spmm
 
 WIDTH = 64  # columns of a panel are a multiple of it
+ROWS = 32  # and rows of this: the library compiles, and keeps, a product of bfloat16 for every new shape
 CPU_PANEL, GPU_PANEL = 2**24, 2**26  # bytes of a panel: of a last-level cache, and enough rows to fill a GPU
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -48,40 +49,32 @@ def loss(
     weight /= (weight * degrees).sum().clamp(min=torch.finfo(wide).tiny)
     others = all_keys if negatives is None else all_keys.index_select(0, negatives)
     padded, shift = _padded(others, log_counts, precision)
-    hits = None if negatives is None else _hits(positives, negatives, len(shift))
+    hits = _hits(positives, negatives, len(shift))
 
     entry_weight = torch.repeat_interleave(weight, degrees, output_size=positives.nnz)
-    total = -(entry_weight.double() * scores).sum()
     push = torch.empty_like(scores)  # of every positive's score
+    total = torch.zeros((), dtype=torch.float64, device=mine.device)
+    count = len(mine)
+    extra = -count % ROWS
+    mine, degrees = F.pad(mine, (0, 0, 0, extra)), F.pad(degrees, (0, extra))
     grad_mine, grad_others = torch.zeros_like(mine), torch.zeros_like(others)
-    for first, last, panel in _panels(mine, padded):
+    for first, last, entries, panel in _panels(positives, mine, padded):
         torch.mm(mine[first:last].to(precision), padded.T, out=panel)
-        start, stop = (int(x) for x in positives.indptr[[first, last]]) if hits is not None else (0, 0)
-        lengths = degrees[first:last]
-        if hits is not None:
-            row = torch.repeat_interleave(lengths, output_size=stop - start)
-            panel.view(-1).index_fill_(0, row * len(shift) + hits[start:stop], -torch.inf)
+        row = torch.repeat_interleave(degrees[first:last], output_size=entries.stop - entries.start)
+        panel.view(-1).index_fill_(0, row * len(shift) + hits[entries], -torch.inf)
         largest, sums = _exponentials(panel, shift)
-        log_sums = largest + sums.log()
-        if hits is None:
-            total += (weight[first:last].double() * lengths * log_sums).sum()
-            pull = weight[first:last] * lengths / sums
-        else:
-            score, by = scores[start:stop], entry_weight[start:stop]
-            log_all = torch.logaddexp(score, log_sums[row])
-            total += (by.double() * log_all).sum()
-            push[start:stop] = by * ((score - log_all).exp() - 1)
-            pull = torch.zeros_like(sums).index_add_(0, row, by * (largest[row] - log_all).exp())
+        score, by = scores[entries], entry_weight[entries]
+        log_all = torch.logaddexp(score, (largest + sums.log())[row])
+        total += (by.double() * (log_all - score)).sum()
         if gradients:
-            grad_mine[first:last] = torch.mm(panel, padded)[: last - first] * pull[:, None]
-            back = torch.mm(panel.T, (mine[first:last] * pull[:, None]).to(precision))
-            grad_others += back[: len(others)]
+            push[entries] = by * ((score - log_all).exp() - 1)
+            pull = torch.zeros_like(sums).index_add_(0, row, by * (largest[row] - log_all).exp())[:, None]
+            grad_mine[first:last] = torch.mm(panel, padded) * pull
+            grad_others += torch.mm(panel.T, (mine[first:last] * pull).to(precision))[: len(others)]
     value = total.to(wide)
     if not gradients:
         return value, queries.new_empty(0, queries.shape[1]), keys.new_empty(0, keys.shape[1])
-    if hits is None:
-        push = -entry_weight
-    grad_mine += spmm(positives, all_keys, push)
+    mine, grad_mine = mine[:count], grad_mine[:count] + spmm(positives, all_keys, push)
     grad_keys = spmm(positives.T, mine, push[positives.transposed_entries])
     if negatives is None:
         grad_keys += grad_others
@@ -119,21 +112,28 @@ def _padded(
     return F.pad(others, (0, 0, 0, extra)).to(precision), F.pad(shift, (0, extra), value=torch.inf)
 
 
-def _hits(positives: SparseMatrix, negatives: torch.Tensor, width: int) -> torch.Tensor:
-    """The column of a panel that holds each positive, int64 [nnz]; the last one, a padded one, for most."""
+def _hits(positives: SparseMatrix, negatives: torch.Tensor | None, width: int) -> torch.Tensor:
+    """The column of a panel that holds each positive, int64 [nnz]; the last one, a padded one, for those that are not
+    among the negatives."""
+    if negatives is None:
+        return positives.indices.long()
     columns = negatives.new_full((positives.shape[1],), width - 1)
     columns[negatives] = torch.arange(len(negatives), device=negatives.device)
     return columns[positives.indices.long()]
 
 
-def _panels(mine: torch.Tensor, padded: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Ranges of rows, all but the last of one size, and the memory for their products with all columns."""
+def _panels(
+    positives: SparseMatrix, mine: torch.Tensor, padded: torch.Tensor
+) -> Iterator[tuple[int, int, slice, torch.Tensor]]:
+    """Ranges of rows, all but the last of one size, their entries, and memory for their products with all columns."""
     size = GPU_PANEL if devices.on_gpu(mine) else CPU_PANEL
-    most = max(64, size // (len(padded) * padded.element_size()))
+    most = max(ROWS, size // (len(padded) * padded.element_size()) // ROWS * ROWS)
     memory = devices.empty(mine, (min(most, len(mine)), len(padded)), "a panel of scores", padded.dtype)
-    for first in range(0, len(mine), most):
+    limits = [min(first, positives.shape[0]) for first in range(0, len(mine) + most, most)]
+    starts = positives.indptr[limits].tolist()  # at once: on a GPU it waits
+    for number, first in enumerate(range(0, len(mine), most)):
         last = min(first + most, len(mine))
-        yield first, last, memory[: last - first]
+        yield first, last, slice(starts[number], starts[number + 1]), memory[: last - first]
 
 
 def _exponentials(panel: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

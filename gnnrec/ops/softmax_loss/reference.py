@@ -30,15 +30,12 @@ def softmax_loss(
     scores = queries @ keys.T / temperature
     row, col = entry_rows(part), part.indices.long()
     positive = scores[row, col]
-    if negatives is None:
-        total = scores.logsumexp(dim=1)[row]
-    else:
-        other = scores[:, negatives] - (0 if log_counts is None else log_counts.to(scores.dtype))
-        is_positive = torch.zeros(part.shape, dtype=torch.bool)
-        is_positive[row, col] = True
-        other = other.masked_fill(is_positive[:, negatives], -torch.inf)
-        # The oracle of rows without a negative must not divide by their sum, 0.
-        total = torch.cat([positive[:, None], other[row]], dim=1).logsumexp(dim=1)
+    negatives = torch.arange(len(keys)) if negatives is None else negatives
+    other = scores[:, negatives] - (0 if log_counts is None else log_counts.to(scores.dtype))
+    is_positive = torch.zeros(part.shape, dtype=torch.bool)
+    is_positive[row, col] = True
+    other = other.masked_fill(is_positive[:, negatives], -torch.inf)
+    total = torch.cat([positive[:, None], other[row]], dim=1).logsumexp(dim=1)
     degrees = part.indptr.diff().to(scores.dtype)
     weights = degrees[row] ** (power - 1)
     return (weights * (total - positive)).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,0 +1,72 @@
+"""What studies share: a recipe composed by Hydra, trained with an evaluation of the test part after every epoch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gnnrec import process
+
+process.prepare()
+# ruff: noqa: E402
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gnnrec import models
+from gnnrec.cli import CONF
+from gnnrec.config import TrainConfig
+from gnnrec.data import dataset
+from gnnrec.training import runlog
+from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.run import graph_of
+from gnnrec.training.runlog import RunLog, read_events
+from gnnrec.training.trainer import Trainer
+
+
+def composed(overrides: Iterable[str]) -> TrainConfig:
+    """The config of `gnnrec train` with these overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return TrainConfig.from_dict({str(key): value for key, value in values.items()})
+
+
+def curve(overrides: Sequence[str], data: dataset.Dataset | None = None) -> dict[str, Any]:
+    """Train on all of the training part; the test part's metrics after every epoch choose nothing.
+
+    Returns:
+        overrides; epochs: one record each of epoch, step, loss, seconds of training up to there (compilation included)
+        and metrics; start_seconds: of making the model (a decomposition of the graph, for a spectral start);
+        compile_seconds; steps.
+    """
+    config = composed([*overrides, "data.valid_ratio=0"])
+    assert config.trainer is not None
+    assert config.loss is not None
+    assert config.optimizer is not None
+    data = dataset.load(config.data) if data is None else data
+    graph = graph_of(data.train)
+    started = time.perf_counter()
+    model = models.build(config.model, graph, config.seed)
+    start_seconds = time.perf_counter() - started
+    assert not isinstance(model, models.GFCF)
+    config.trainer.eval_every, config.trainer.patience = 1, config.trainer.epochs
+    test = Evaluator(data.test, graph.user_item(), config.evaluation.k)
+    with tempfile.TemporaryDirectory() as folder, RunLog(folder) as log:
+        trainer = Trainer(model, config.trainer, config.loss, config.optimizer, seed=config.seed, valid=test, log=log)
+        position = trainer.fit()
+        events = [event for event in read_events(log.path) if event["event"] == "epoch"]
+    epochs = [
+        {name: event[name] for name in ("epoch", "step", "loss", "train_seconds")} | {"metrics": event["valid"]}
+        for event in events
+    ]
+    result = {"overrides": list(overrides), "epochs": epochs, "start_seconds": start_seconds}
+    return result | {"compile_seconds": position.compile_seconds, "steps": position.step}
+
+
+def conditions() -> dict[str, Any]:
+    """Machine, versions and threads of a measurement."""
+    return {"machine": runlog.machine(), "versions": runlog.versions(gpu=False), "threads": torch.get_num_threads()}

@@ -1,0 +1,109 @@
+"""Seconds of training until the published accuracy is held, for recipes and seeds.
+
+    python experiments/time_to_accuracy.py                                  # GNNREC_DATA names the data sets' folder
+    python experiments/time_to_accuracy.py --recipes fastest --seeds 0 --out folder
+
+After every epoch the test part is evaluated, which is neither counted nor used: every recipe ends at its last epoch.
+Leaves time_to_accuracy.json and .png, prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+import study
+from rich.console import Console
+from rich.table import Table
+
+from gnnrec.data import dataset
+from gnnrec.storage import atomic_write
+
+TARGET = {"recall@20": 0.1830, "ndcg@20": 0.1554}  # LightGCN on Gowalla (He et al. 2020, table 4)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=["large_batch", "fastest"], help="of conf/experiment")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--data", default="gowalla", help="a data set of the catalog")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    base = [f"data={options.data}", *options.set]
+    data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
+    runs = []
+    for recipe in options.recipes:
+        for seed in options.seeds:
+            run = study.curve([f"experiment={recipe}", *base, f"seed={seed}"], data)
+            runs.append({"recipe": recipe, "seed": seed} | run | {"held": held(run)})
+            last = run["epochs"][-1]
+            print(f"{recipe}, seed {seed}: {last['metrics']} after {last['train_seconds']:.1f} s", flush=True)
+    result = {"data": options.data, "target": TARGET, "conditions": study.conditions(), "runs": runs}
+    options.out.mkdir(parents=True, exist_ok=True)
+    atomic_write(options.out / "time_to_accuracy.json", json.dumps(result, indent=1).encode())
+    draw(result, options.out / "time_to_accuracy.png")
+    show(result)
+    return 0
+
+
+def held(run: dict[str, Any]) -> dict[str, float] | None:
+    """When both targets are reached and never missed again: epoch, and seconds with and without compilation."""
+    found = None
+    for record in reversed(run["epochs"]):
+        if any(record["metrics"][name] < target for name, target in TARGET.items()):
+            break
+        found = record
+    if found is None:
+        return None
+    seconds = run["start_seconds"] + found["train_seconds"]
+    return {"epoch": found["epoch"], "seconds": seconds, "without_compilation": seconds - run["compile_seconds"]}
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line a recipe: means over seeds."""
+    table = Table(title=f"{result['data']}: means over seeds, both of {result['target']} held")
+    columns = ["recipe", "seeds", "recall@20", "ndcg@20", "steps", "s in all", "s until held", "without compilation"]
+    for name in columns:
+        table.add_column(name)
+    for recipe in dict.fromkeys(run["recipe"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["recipe"] == recipe]
+        last = [run["epochs"][-1] for run in runs]
+        metrics = [f"{mean(record['metrics'][name] for record in last):.4f}" for name in ("recall@20", "ndcg@20")]
+        whole = mean(run["start_seconds"] + record["train_seconds"] for run, record in zip(runs, last))
+        reached = [run["held"] for run in runs if run["held"]]
+        times = [f"{mean(h[name] for h in reached):.1f}" for name in ("seconds", "without_compilation") if reached]
+        if len(reached) < len(runs):
+            times = [f"{len(reached)} of {len(runs)} seeds", *times[1:]]
+        table.add_row(recipe, str(len(runs)), *metrics, str(runs[0]["steps"]), f"{whole:.1f}", *times)
+    Console(width=120).print(table)
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """Accuracy over seconds, a line a run."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    recipes = list(dict.fromkeys(run["recipe"] for run in result["runs"]))
+    for axis, (name, target) in zip(axes, result["target"].items()):
+        for run in result["runs"]:
+            seconds = [run["start_seconds"] + record["train_seconds"] for record in run["epochs"]]
+            label = run["recipe"] if run["seed"] == result["runs"][0]["seed"] else None
+            values = [record["metrics"][name] for record in run["epochs"]]
+            axis.plot(seconds, values, color=f"C{recipes.index(run['recipe'])}", label=label, marker=".")
+        axis.axhline(target, color="gray", linestyle="--", label="published")
+        axis.set(xlabel="seconds of training", ylabel=name)
+    axes[0].legend()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Triton kernels of adam_step: one that knows the step's number, one that takes a block of rows from its loads to its
+stores."""
+
+# mypy: ignore-errors
+
+from math import inf, log
+
+import torch
+import triton
+import triton.language as tl
+
+from gnnrec import device as devices
+from gnnrec.ops import _arguments
+from gnnrec.ops._launch import MOST_REGISTERS, bits, launch, panel, rows_contiguous
+from gnnrec.ops._tiles import TYPES, number, words
+from gnnrec.ops.adam import cpu
+
+NUMBERS, WARPS = 1024, 4  # of a program's tile in float32, and its warps: two vectors of 16 bytes a thread
+_MOMENTS, _PARAMETER = tl.constexpr(cpu.MOMENTS), tl.constexpr(cpu.PARAMETER)
+
+
+def step(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    master: torch.Tensor | None,
+    count: int | torch.Tensor,
+    numbers: list[float],
+    seed: int,
+) -> None:
+    """A step in place on [rows, dim]; master is None, or float32.
+
+    Args:
+        count: the step's number, or a tensor on the GPU that holds it.
+        numbers: lr, both betas, eps, decay in the gradient, factor of the parameter, the greatest norm of a row.
+    """
+    lr, first, second, eps, decay, kept, clip = numbers
+    dim, work = parameter.shape[1], _arguments.compute_dtype(parameter.dtype)
+    gradient, columns = rows_contiguous(gradient), panel(dim)
+    factors = devices.empty(parameter, 3, "the factors of adam_step", torch.float64)
+    powers = (bits(log(beta) if beta else -inf) for beta in (first, second))
+    launch(_factors, (1,), factors, count, bits(lr), *powers, warps=1, POINTER=isinstance(count, torch.Tensor))
+    tensors = parameter, gradient, mean, square, master
+    strides = [0 if x is None else x.stride(0) for x in tensors]
+    scalars = map(bits, (decay, kept, first, 1 - first, second, 1 - second, eps, clip))
+    rows = max(1, NUMBERS * 4 // work.itemsize // columns)
+    grid = -(-len(parameter) // rows), -(-dim // columns)
+    kinds = {"dim": dim, "CLIP": clip < inf, "WORK": TYPES[work], "ROWS": rows, "DIM": columns}
+    options = {"warps": WARPS, "registers": MOST_REGISTERS}
+    launch(_step, grid, *tensors, *strides, len(parameter), factors, *scalars, seed, **options, **kinds)
+
+
+@triton.jit
+def _rest(step, power):
+    """1 - beta^step of power = log(beta), exact near 0, too (Higham, "Accuracy and Stability", 1.14.1)."""
+    x = step * number(power, tl.float64)
+    u = tl.exp(x)
+    near = (u > 0.5) & (u < 1)
+    exact = (1 - u) * x / tl.log(tl.where(near, u, 0.5))
+    return tl.where(near, exact, tl.where(u == 1, -x, 1 - u))
+
+
+@triton.jit(do_not_specialize=["step", "lr", "first", "second"])
+def _factors(out, step, lr: tl.int64, first: tl.int64, second: tl.int64, POINTER: tl.constexpr):
+    """Size of the step, factor of the root, number of the step, float64."""
+    given = step
+    if POINTER:
+        given = tl.load(step)
+    count = given.to(tl.float64)
+    tl.store(out, number(lr, tl.float64) / _rest(count, first))
+    tl.store(out + 1, 1 / tl.sqrt(_rest(count, second)))
+    tl.store(out + 2, count)
+
+
+@triton.jit
+def _random(seed, row, step, stream: tl.constexpr, first, DIM: tl.constexpr):
+    """The words of elements (row, step, column) for rows [ROWS] and DIM columns, a power of two, from a multiple of 64
+    on: uint32 [ROWS, DIM]."""
+    if DIM < 64:
+        column = first + tl.arange(0, DIM)
+        result = words(seed, row[:, None], step, stream, column[None, :])
+    else:
+        # All four words of a lane are used, where `words` makes as many for each that it wants.
+        lane = first // 4 + tl.arange(0, DIM // 4)
+        c0, c1, c2, c3 = tl.philox(seed, row.to(tl.uint32)[:, None], step, lane.to(tl.uint32)[None, :], stream)
+        lanes = tl.join(tl.join(c0, c2), tl.join(c1, c3))
+        lanes = tl.reshape(lanes, (row.shape[0], DIM // 64, 16, 4))
+        result = tl.reshape(tl.permute(lanes, (0, 1, 3, 2)), (row.shape[0], DIM))
+    return result
+
+
+@triton.jit
+def _round(x, random):
+    """To what bfloat16 holds, by 16 random bits: up with the probability of the part that is cut off."""
+    sum_ = (x.to(tl.uint32, bitcast=True) + (random & 0xFFFF)) & 0xFFFF0000
+    return tl.where(x == x, sum_.to(tl.float32, bitcast=True), x).to(tl.bfloat16)
+
+
+@triton.jit(do_not_specialize=["count", "seed", "decay", "kept", "beta1", "rest1", "beta2", "rest2", "eps", "clip"])
+def _step(
+    parameter,
+    gradient,
+    mean,
+    square,
+    master,
+    parameter_stride: tl.constexpr,
+    gradient_stride: tl.constexpr,
+    mean_stride: tl.constexpr,
+    square_stride: tl.constexpr,
+    master_stride: tl.constexpr,
+    count,
+    factors,
+    decay: tl.int64,
+    kept: tl.int64,
+    beta1: tl.int64,
+    rest1: tl.int64,
+    beta2: tl.int64,
+    rest2: tl.int64,
+    eps: tl.int64,
+    clip: tl.int64,
+    seed: tl.int64,
+    dim: tl.constexpr,
+    CLIP: tl.constexpr,
+    WORK: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """A block of rows, DIM of their columns."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(1) * DIM
+    there = (row < count)[:, None]
+    cols = (first + tl.arange(0, DIM))[None, :]
+    here = there & (cols < dim)
+    g = tl.load(gradient + row[:, None] * gradient_stride + cols, mask=here, other=0).to(WORK)
+    parameter += row[:, None] * parameter_stride + cols
+    source = parameter
+    if master is not None:
+        master += row[:, None] * master_stride + cols
+        source = master
+    w = tl.load(source, mask=here, other=0).to(WORK)
+    mean += row[:, None] * mean_stride + cols
+    square += row[:, None] * square_stride + cols
+    m, v = tl.load(mean, mask=here, other=0).to(WORK), tl.load(square, mask=here, other=0).to(WORK)
+    if CLIP:
+        total = g * g
+        if dim > DIM:
+            total = tl.zeros((ROWS, DIM), WORK)
+            for start in range(0, dim, DIM):
+                column = (start + tl.arange(0, DIM))[None, :]
+                part = gradient + row[:, None] * gradient_stride + column
+                part = tl.load(part, mask=there & (column < dim), other=0).to(WORK)
+                total += part * part
+        norm, most = tl.sqrt(tl.sum(total, axis=1)), number(clip, WORK)
+        g *= (most / tl.maximum(norm, most))[:, None]
+    g += number(decay, WORK) * w
+    m = number(beta1, WORK) * m + number(rest1, WORK) * g
+    v = number(beta2, WORK) * v + number(rest2, WORK) * (g * g)
+    size, root = tl.load(factors).to(WORK), tl.load(factors + 1).to(WORK)
+    w = number(kept, WORK) * w - size * (m / (tl.sqrt(v) * root + number(eps, WORK)))
+    step = tl.load(factors + 2).to(tl.int64).to(tl.uint32)
+    if mean.dtype.element_ty == tl.bfloat16:
+        random = _random(seed, row, step, _MOMENTS, first, DIM)
+        tl.store(mean, _round(m, random), mask=here)
+        tl.store(square, _round(v, random >> 16), mask=here)
+    else:
+        tl.store(mean, m, mask=here)
+        tl.store(square, v, mask=here)
+    if master is not None:
+        tl.store(master, w, mask=here)
+        w = w.to(tl.bfloat16)
+    elif parameter.dtype.element_ty == tl.bfloat16:
+        w = _round(w, _random(seed, row, step, _PARAMETER, first, DIM))
+    tl.store(parameter, w, mask=here)
