@@ -1,4 +1,4 @@
-"""The triple sampler: negatives, uniformity, replay."""
+"""The samplers: negatives, uniformity, replay, users once an epoch."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops import set_num_threads
 from gnnrec.ops._philox import philox
-from gnnrec.training.sampler import TripleSampler
+from gnnrec.training.sampler import TripleSampler, UserSampler
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +101,42 @@ def test_philox_gives_the_published_numbers():
     zero = np.uint64(0)
     assert [int(word) for word in philox(zero, zero, zero)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     assert [int(word) for word in philox(ones, ones, ones)] == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+def test_an_epoch_is_every_user_with_items_once(graph):
+    sampler = UserSampler(graph, 50, seed=1)
+    epochs = []
+    for epoch in range(2):
+        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+        batches = [sampler.batch(step)[0].numpy() for step in steps]
+        sizes = [graph.user_degrees[batch].sum() for batch in batches]
+        assert max(sizes) < 50 + graph.user_degrees.max()
+        assert abs(np.mean(sizes) - 50) < 2
+        epochs.append(np.concatenate(batches))
+        assert sorted(epochs[-1]) == np.flatnonzero(graph.user_degrees).tolist()
+    assert not np.array_equal(*epochs)
+    again = UserSampler(graph, 50, seed=1)
+    assert np.array_equal(again.batch(9)[0].numpy(), sampler.batch(9)[0].numpy())  # whatever came before
+
+
+@pytest.mark.parametrize("popularity", [0.0, 0.75])
+def test_negatives_are_shared_and_their_chance_is_known(graph, popularity):
+    sampler = UserSampler(graph, 50, 12, popularity, seed=4)
+    counts = np.zeros(graph.num_items)
+    for step in range(3000):
+        _, negatives, log_counts = (part.numpy() for part in sampler.batch(step))
+        assert (np.diff(negatives) > 0).all()
+        assert log_counts.dtype == np.float32
+        counts[negatives] += 1
+    chances = np.full(graph.num_items, np.nan)
+    chances[negatives] = np.exp(log_counts)
+    known = ~np.isnan(chances)
+    expected = 3000 * chances[known]
+    assert (np.abs(counts[known] - expected) < 5 * np.sqrt(expected)).all()
+    assert (np.ptp(expected) < 1e-3) == (popularity == 0)
+    assert len(UserSampler(graph, 50, 12, correction=False).batch(0)) == 2
+
+
+def test_users_without_items_cannot_be_learned_from():
+    with pytest.raises(DataError, match="holds no interaction"):
+        UserSampler(BipartiteGraph.from_edges([], [], 3, 4), 5)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gnnrec import models, ops
-from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config import BPRConfig, OptimizerConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.data import synthetic
 from gnnrec.data.splits import split
 from gnnrec.errors import ConfigError
@@ -104,6 +104,35 @@ def test_seeds_matter(parts):
         trainer.fit()
     assert torch.equal(one.model.embedding, same.model.embedding)
     assert not torch.equal(one.model.embedding, other.model.embedding)
+
+
+def make_softmax(parts, *, checkpoints=None, resume=False, **options):
+    graph = graph_of(parts[0])
+    return Trainer(
+        models.LightGCN(graph, dim=20, layers=2, init="spectral", similarity="cosine", popularity=0.1, seed=1),
+        TrainerConfig(epochs=6, batch_size=300, lr_decay="cosine", lr_scaling="sqrt", warmup_samples=900),
+        SoftmaxConfig(precision="float32", **options),
+        OptimizerConfig(lr=1e-2, betas=(0.5, 0.98)),
+        seed=1,
+        checkpoints=checkpoints,
+        resume=resume,
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"negatives": 60, "popularity": 0.5}, {"negatives": 60, "correction": False}])
+def test_softmax_learns_and_goes_on_where_it_was_interrupted(parts, tmp_path, monkeypatch, options):
+    whole = make_softmax(parts, **options)
+    evaluator = Evaluator(parts[2], graph_of(parts[0]).user_item(), [20])
+    before = evaluator(models.LightGCN(graph_of(parts[0]), dim=20, layers=2).scorer())["recall@20"]
+    whole.fit()
+    assert evaluator(whole.model.scorer())["recall@20"] > before + 0.2
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        with pytest.raises(Interrupted):
+            make_softmax(parts, checkpoints=tmp_path, **options).fit()
+    resumed = make_softmax(parts, checkpoints=tmp_path, resume=True, **options)
+    resumed.fit()
+    assert torch.equal(resumed.model.embedding, whole.model.embedding)
 
 
 @pytest.mark.parametrize("step", [0, 3, 6, 7, 20])

@@ -130,7 +130,8 @@ class UserSampler:
         first, last = np.searchsorted(ends, [within * self.batch_size, (within + 1) * self.batch_size], side="left")
         parts = [users[first:last]]
         if self._negatives is not None:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, 2**63 + step]))
+            key = np.array([self.seed, 2**63 + step], np.uint64)  # of a list numpy would make float64
+            generator = np.random.Generator(np.random.Philox(key=key))
             drawn = np.searchsorted(self._below, generator.random(self._negatives), side="right")
             parts.append(np.unique(np.minimum(drawn, len(self._below) - 1)))
             if self._correction:

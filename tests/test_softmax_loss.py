@@ -1,0 +1,79 @@
+"""softmax_loss beyond the walk over all operators: panels, precision, batches without anything, bad arguments."""
+
+import pytest
+import torch
+
+from gnnrec import ops
+from gnnrec.ops.softmax_loss import panels, reference
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    rows, cols = (torch.randint(n, (900,), generator=generator) for n in (150, 333))
+    matrix = ops.SparseMatrix.from_coo(rows, cols, shape=(150, 333))
+    return matrix, *(torch.randn(n, 32, generator=generator) for n in (150, 333))
+
+
+def gradients(function, matrix, queries, keys, **options):
+    inputs = [queries.clone().requires_grad_(), keys.clone().requires_grad_()]
+    loss = function(matrix, *inputs, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("negatives", [None, torch.arange(0, 333, 3)])
+def test_many_panels_are_one(problem, negatives, monkeypatch):
+    whole = gradients(ops.softmax_loss, *problem, negatives=negatives)
+    monkeypatch.setattr(panels, "CPU_PANEL", 1)
+    for part, expected in zip(gradients(ops.softmax_loss, *problem, negatives=negatives), whole):
+        torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_products_in_bfloat16_are_close(problem):
+    found = gradients(ops.softmax_loss, *problem, precision=torch.bfloat16)
+    exact = gradients(reference.softmax_loss, *(x if isinstance(x, ops.SparseMatrix) else x.double() for x in problem))
+    assert abs(found[0] - exact[0]) < 2e-3 * exact[0]
+    for part, expected in zip(found[1:], exact[1:]):
+        assert (part - expected).norm() < 0.03 * expected.norm()
+
+
+def test_scores_that_overflow_and_numbers_that_are_none(problem):
+    matrix, queries, keys = problem
+    loss, *parts = gradients(ops.softmax_loss, matrix, 1e3 * queries, keys, cosine=False, temperature=0.01)
+    assert loss.isfinite()
+    assert all(part.isfinite().all() for part in parts)
+    queries[3, 4] = torch.nan
+    assert ops.softmax_loss(matrix, queries, keys).isnan()
+
+
+def test_a_batch_of_no_rows_and_rows_without_positives():
+    matrix = ops.SparseMatrix.from_csr([0, 0, 2], [1, 0], shape=(2, 3))
+    queries, keys = torch.ones(2, 4), torch.ones(3, 4)
+    for rows in (torch.empty(0, dtype=torch.int64), torch.tensor([0])):
+        results = gradients(ops.softmax_loss, matrix, queries, keys, rows=rows)
+        assert all((part == 0).all() for part in results)
+
+
+def test_without_gradients_none_are_made(problem):
+    matrix, queries, keys = problem
+    options = 0.1, True, 1.0, torch.float32, False
+    value, *parts = panels.loss(matrix, queries, keys, None, None, None, *options)
+    assert [part.shape[0] for part in parts] == [0, 0]
+    torch.testing.assert_close(ops.softmax_loss(matrix, queries, keys), value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"rows": torch.tensor([150])}, "rows must lie within 0 and 149, got 150 to 150"),
+        ({"negatives": torch.tensor([-1, 2])}, "negatives must lie within 0 and 332, got -1 to 2"),
+        ({"negatives": torch.tensor([[1]])}, r"negatives must be int64 \[n\], got \[1, 1\]"),
+        ({"log_counts": torch.zeros(333)}, "log_counts without negatives"),
+        ({"negatives": torch.tensor([1]), "log_counts": torch.zeros(2)}, r"log_counts must have shape \[1\]"),
+        ({"precision": torch.float16}, "precision must be torch.float32 or torch.float64 or torch.bfloat16"),
+    ],
+)
+def test_bad_arguments(problem, options, message):
+    with pytest.raises(ValueError, match=f"softmax_loss: {message}"):
+        ops.softmax_loss(*problem, **options)
