@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["large_batch", "fastest"], help="of conf/experiment")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--data", default="gowalla", help="a data set of the catalog")
+    parser.add_argument("--data", default="gowalla", choices=["gowalla"], help="whose published figures are the target")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ and the remedy.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ class DataConfig:
         _one_of("data.duplicates", self.duplicates, DUPLICATES)
         _one_of("data.split.by", self.split.by, SPLITS)
         _within("data.valid_ratio", self.valid_ratio, 0, 0.9)
-        _one_of("data.valid_by", self.valid_by, SPLITS)
+        _one_of("data.valid_by", self.valid_by, tuple(by for by in SPLITS if by != "leave_one_out"))
         _within("data.split.test_ratio", self.split.test_ratio, 0.001, 0.9)
         _at_least("data.k_core", self.k_core, 0)
         if self.source == "files" and (self.log is None) == (self.train is None):
@@ -209,6 +210,9 @@ class SoftmaxConfig:
             if self.negatives is None and getattr(self, name) is not None:
                 remedy = f"Set loss.negatives, or leave loss.{name} out"
                 raise ConfigError("has no effect without loss.negatives", where=f"loss.{name}", remedy=remedy)
+        if self.popularity is not None:
+            _within("loss.popularity", self.popularity, -1, 1)
+        _within("loss.user_power", self.user_power, 0, 1)
         _one_of("loss.precision", self.precision, ("auto", "float32", "bfloat16"))
 
 
@@ -262,7 +266,7 @@ class TrainerConfig:
     batch_size: int = 2048
     sampling: str | None = None
     lr_scaling: str = "none"
-    lr_base_batch: int = 2048
+    lr_base_batch: int | None = None
     warmup_samples: int = 0
     lr_decay: str = "none"
     eval_every: int = 5
@@ -278,6 +282,11 @@ class TrainerConfig:
             _one_of("trainer.sampling", self.sampling, ("users", "interactions"))
         _one_of("trainer.lr_scaling", self.lr_scaling, ("none", "sqrt", "linear"))
         _at_least("trainer.lr_base_batch", self.lr_base_batch, 1)
+        if self.lr_scaling == "none" and self.lr_base_batch is not None:
+            remedy = "Set trainer.lr_scaling, or leave it out"
+            raise ConfigError(
+                "has no effect with trainer.lr_scaling=none", where="trainer.lr_base_batch", remedy=remedy
+            )
         _at_least("trainer.warmup_samples", self.warmup_samples, 0)
         _one_of("trainer.lr_decay", self.lr_decay, ("none", "linear", "cosine"))
         _at_least("trainer.eval_every", self.eval_every, 1)
@@ -597,5 +606,5 @@ def _at_least(where: str, value: float | None, low: float) -> None:
 
 
 def _positive(where: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"is {value}", where=where, remedy="It must be above 0")
+    if not 0 < value < math.inf:
+        raise ConfigError(f"is {value}", where=where, remedy="It must be above 0, and finite")

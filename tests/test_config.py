@@ -163,6 +163,7 @@ RULES = [
     ("data.source", "file", "is 'file'", "Did you mean files?"),
     ("data.duplicates", "lst", "is 'lst'", "Did you mean last"),
     ("data.split.by", "tempral", "is 'tempral'", "Did you mean temporal"),
+    ("data.valid_by", "leave_one_out", "is 'leave_one_out'", "Known are"),
     ("data.valid_by", "tempral", "is 'tempral'", "Did you mean temporal"),
     ("data.valid_ratio", 0.95, "is 0.95", "It must lie within 0 and 0.9"),
     ("data.valid_ratio", -0.1, "is -0.1", "It must lie within 0 and 0.9"),
@@ -193,6 +194,7 @@ RULES = [
     ("trainer.batch_size", 2**31, "is 2147483648", "It must lie within 1 and 2147483647"),
     ("trainer.sampling", "user", "is 'user'", "Did you mean users?"),
     ("trainer.lr_scaling", "root", "is 'root'", "Known are: "),
+    ("trainer.lr_base_batch", 100, "has no effect with trainer.lr_scaling=none", "leave it out"),
     ("trainer.lr_base_batch", 0, "is 0", "It must be at least 1"),
     ("trainer.warmup_samples", -1, "is -1", "It must be at least 0"),
     ("trainer.lr_decay", "cosin", "is 'cosin'", "Did you mean cosine?"),
@@ -216,6 +218,7 @@ SOFTMAX_RULES = [
     ("loss.negatives", 0, "is 0", "It must be at least 1"),
     ("loss.popularity", 0.5, "has no effect without loss.negatives", "Set loss.negatives"),
     ("loss.correction", True, "has no effect without loss.negatives", "leave loss.correction out"),
+    ("loss.user_power", 100, "is 100", "It must lie within 0 and 1"),
     ("loss.precision", "float16", "is 'float16'", "Did you mean bfloat16"),
     ("trainer.sampling", "users", "has no effect with loss=softmax", "Leave it out"),
 ]

@@ -147,6 +147,16 @@ def test_resume_with_other_cutoffs(finished, tmp_path):
     assert "epochs: 4" in (copy / "config.yaml").read_text()
 
 
+def test_a_learning_rate_that_decays_fixes_the_epochs(tmp_path):
+    first = config()
+    assert first.trainer is not None
+    first.trainer.lr_decay = "linear"
+    run.train(first, tmp_path)
+    longer = replace(first, resume=True, trainer=replace(first.trainer, epochs=4))
+    with pytest.raises(ConfigError, match=r"another configuration: trainer\.epochs=4"):
+        run.train(longer, tmp_path)
+
+
 def test_exploded_embeddings_are_not_kept(tmp_path):
     wild = config(optimizer=OptimizerConfig(lr=1e30))
     assert wild.trainer is not None

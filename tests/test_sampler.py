@@ -140,3 +140,11 @@ def test_negatives_are_shared_and_their_chance_is_known(graph, popularity):
 def test_users_without_items_cannot_be_learned_from():
     with pytest.raises(DataError, match="holds no interaction"):
         UserSampler(BipartiteGraph.from_edges([], [], 3, 4), 5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 37, 10_000])
+def test_no_batch_is_without_users(graph, batch_size):
+    sampler = UserSampler(graph, batch_size, seed=2)
+    batches = [sampler.batch(step)[0].numpy() for step in range(sampler.steps_per_epoch)]
+    assert min(map(len, batches)) > 0
+    assert sorted(np.concatenate(batches)) == np.flatnonzero(graph.user_degrees).tolist()

@@ -46,6 +46,45 @@ def test_scores_that_overflow_and_numbers_that_are_none(problem):
     assert ops.softmax_loss(matrix, queries, keys).isnan()
 
 
+def test_rows_whose_items_are_all_positives():
+    """They have no negatives, and no part in the gradients; their low scores must not overflow."""
+    matrix = ops.SparseMatrix.from_csr([0, 3, 4], [0, 1, 2, 0], shape=(2, 3))
+    queries, keys = torch.tensor([[10.0], [1.0]]), torch.tensor([[-10.0], [-10.0], [10.0]])
+    found = gradients(ops.softmax_loss, matrix, queries, keys, cosine=False, temperature=1.0)
+    exact = gradients(reference.softmax_loss, matrix, queries.double(), keys.double(), cosine=False, temperature=1.0)
+    for part, expected in zip(found, exact):
+        torch.testing.assert_close(part, expected.float())
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-24])
+def test_rows_without_a_direction(problem, length):
+    matrix, queries, keys = problem
+    queries[7], keys[:9] = length, length
+    found = gradients(ops.softmax_loss, matrix, queries, keys)
+    exact = gradients(reference.softmax_loss, matrix, queries.double(), keys.double())
+    assert (found[2][:9] == 0).all()
+    for part, expected in zip(found, exact):
+        torch.testing.assert_close(part, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_may_be_repeated(problem):
+    once, twice = (gradients(ops.softmax_loss, *problem, rows=torch.tensor(rows)) for rows in ([5], [5, 5]))
+    for part, expected in zip(twice, once):
+        torch.testing.assert_close(part, expected)
+
+
+def test_small_gradients_of_halves_are_kept_by_a_scaled_loss(problem):
+    matrix, queries, keys = (x if isinstance(x, ops.SparseMatrix) else (64 * x).half() for x in problem)
+    inputs = [queries.requires_grad_(), keys.requires_grad_()]
+    lost = []
+    for scale in (1.0, 2.0**12):
+        found = torch.autograd.grad(scale * ops.softmax_loss(matrix, *inputs), inputs)
+        exact = gradients(ops.softmax_loss, matrix, queries.detach().float(), keys.detach().float())[1:]
+        lost.append(sum(int(((part == 0) & (whole != 0)).sum()) for part, whole in zip(found, exact)))
+    assert lost[0] > 20
+    assert lost[1] == 0
+
+
 def test_a_batch_of_no_rows_and_rows_without_positives():
     matrix = ops.SparseMatrix.from_csr([0, 0, 2], [1, 0], shape=(2, 3))
     queries, keys = torch.ones(2, 4), torch.ones(3, 4)
@@ -65,7 +104,9 @@ def test_without_gradients_none_are_made(problem):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be above 0, and both it and power finite, got 0.0 and 1.0"),
+        ({"power": float("nan")}, "temperature must be above 0, and both it and power finite, got 0.1 and nan"),
+        ({"negatives": torch.tensor([1, 4, 1])}, "negatives must be different columns, some are repeated"),
         ({"rows": torch.tensor([150])}, "rows must lie within 0 and 149, got 150 to 150"),
         ({"negatives": torch.tensor([-1, 2])}, "negatives must lie within 0 and 332, got -1 to 2"),
         ({"negatives": torch.tensor([[1]])}, r"negatives must be int64 \[n\], got \[1, 1\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from gnnrec import ops
@@ -54,7 +55,8 @@ def spectral_embedding(graph: BipartiteGraph, dim: int, std: float, *, seed: int
 
     Args:
         graph: the training graph.
-        dim: columns; those beyond the rank that the graph can have are drawn from N(0, std).
+        dim: columns; those beyond the rank that the graph can have are drawn from N(0, std), as are all rows of nodes
+            without edges.
         std: of the result's numbers.
         seed: of the random start.
 
@@ -76,7 +78,9 @@ def spectral_embedding(graph: BipartiteGraph, dim: int, std: float, *, seed: int
     roots = squares[order].clamp(min=0).pow(0.25)  # of the singular values
     left = (image @ rotation[:, order]) / roots.clamp(min=1e-6)
     spectral = torch.cat([left, (basis @ rotation[:, order]) * roots])
-    result[:, :factors] = spectral * (std / spectral.square().mean().sqrt())
+    degrees = torch.from_numpy(np.concatenate([graph.user_degrees, graph.item_degrees]))
+    linked = degrees > 0  # others have no part in the decomposition, where they would be 0
+    result[linked, :factors] = (spectral * (std / spectral[linked].square().mean().sqrt()))[linked]
     return result
 
 

@@ -177,7 +177,7 @@ def _cuda_clock(device: torch.device) -> Clock:
 def _call(
     operator: str, matrix: SparseMatrix, dim: int, heads: int, batch: int, items: int, dtype: torch.dtype
 ) -> Call:
-    """A forward and a backward call of an operator. Batches are drawn as training does, by the entries."""
+    """A forward and a backward call of an operator. Batches are drawn by the entries: popular nodes come often."""
     nodes, generator = matrix.shape[1], torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -150,7 +150,9 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     config = _read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
-    model = models.build(config.model, graph, config.seed)
+    # What the checkpoint holds replaces the start, so none that takes long is made.
+    start = {"init": "normal"} if hasattr(config.model, "init") else {}
+    model = models.build(replace(config.model, **start), graph, config.seed)
     saved, warnings = checkpoint.load_latest(run_dir / "checkpoints")
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
@@ -314,7 +316,9 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
             remedy="Set hydra.run.dir to the directory of the run",
         )
     before, now = (_flat(asdict(part)) for part in (_read_config(run_dir), config))
-    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name) and name not in RESUMABLE]
+    decays = config.trainer is not None and config.trainer.lr_decay != "none"
+    resumable = RESUMABLE - {"trainer.epochs"} if decays else RESUMABLE  # the decay goes by them
+    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name) and name not in resumable]
     if changed:
         listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in changed)
         raise ConfigError(

@@ -89,9 +89,10 @@ class UserSampler:
 
     Args:
         graph: the training graph. Users without items are never drawn.
-        batch_size: interactions in a batch: users are taken until they have so many together. One user may have more.
+        batch_size: about how many interactions the users of a batch have together. A batch has at least one user, who
+            may have more of them.
         negatives: draws of an item for a batch, of which the different ones are taken; None draws none.
-        popularity: an item is drawn with a probability proportional to its number of users to this power.
+        popularity: an item is drawn with a probability proportional to its number of users, at least 1, to this power.
         correction: also give the logarithm of the probability that an item is among a batch's negatives.
         seed: of the draws.
         pinned: as in TripleSampler.
@@ -116,7 +117,7 @@ class UserSampler:
             raise DataError("holds no interaction", where="training data", remedy="Check the filters")
         self.batch_size, self.seed, self.pinned = batch_size, seed, pinned
         self._active, self._degrees = active, graph.user_degrees
-        self.steps_per_epoch = -(-int(graph.user_degrees.sum()) // batch_size)
+        self.steps_per_epoch = min(len(active), -(-int(graph.user_degrees.sum()) // batch_size))
         self._order: tuple[int, Any, Any] = (-1, None, None)
         self._negatives, self._correction = negatives, correction
         chances = np.where(graph.item_degrees > 0, graph.item_degrees, 1.0).astype(np.float64) ** popularity
@@ -126,9 +127,8 @@ class UserSampler:
     def batch(self, step: int) -> tuple[torch.Tensor, ...]:
         """Users int64 [n]; with negatives, items int64 [m] in rising order; with the correction, float32 [m]."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        users, ends = self._shuffled(epoch)
-        first, last = np.searchsorted(ends, [within * self.batch_size, (within + 1) * self.batch_size], side="left")
-        parts = [users[first:last]]
+        users, starts = self._shuffled(epoch)
+        parts = [users[starts[within] : starts[within + 1]]]
         if self._negatives is not None:
             key = np.array([self.seed, 2**63 + step], np.uint64)  # of a list numpy would make float64
             generator = np.random.Generator(np.random.Philox(key=key))
@@ -141,11 +141,15 @@ class UserSampler:
         return tuple(tensor.pin_memory() if self.pinned else tensor for tensor in tensors)
 
     def _shuffled(self, epoch: int) -> tuple[Any, Any]:
-        """The users in this epoch's order, and how many interactions those before each of them have."""
+        """The users in this epoch's order, and where in it batches start; the last number is where the last ends."""
         if self._order[0] != epoch:
             users = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self._active)
-            degrees = self._degrees[users]
-            self._order = (epoch, users, np.cumsum(degrees) - degrees)
+            before = np.cumsum(self._degrees[users]) - self._degrees[users]
+            steps, every = self.steps_per_epoch, np.arange(self.steps_per_epoch)
+            starts = np.searchsorted(before, every * self.batch_size)
+            starts = np.maximum.accumulate(starts - every) + every  # no batch without a user,
+            starts = np.minimum(starts, len(users) - steps + every)  # the last ones either
+            self._order = (epoch, users, np.append(starts, len(users)))
         return self._order[1], self._order[2]
 
 

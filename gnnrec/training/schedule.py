@@ -1,4 +1,4 @@
-"""The learning rate of every step: scaled with the batch, warmed up in samples, decayed to the last step."""
+"""The learning rate of every step: scaled with the batch, warmed up in samples, decayed towards the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 from gnnrec.config import TrainerConfig
 
+BASE_BATCH = 2048  # of the published LightGCN
 SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # powers of batch / base batch
 
 
@@ -14,13 +15,13 @@ def learning_rate(config: TrainerConfig, lr: float, step: int, steps: int) -> fl
 
     Args:
         config: the trainer's settings.
-        lr: of a batch of `lr_base_batch`.
+        lr: of a batch of `lr_base_batch`, by default BASE_BATCH.
         step: from 0; steps: of the whole training.
 
     Source: linear scaling and warm-up as in Goyal et al. 2017, square root as in Krizhevsky 2014, cosine decay as in
     Loshchilov and Hutter 2017.
     """
-    lr *= (config.batch_size / config.lr_base_batch) ** SCALINGS[config.lr_scaling]
+    lr *= (config.batch_size / (config.lr_base_batch or BASE_BATCH)) ** SCALINGS[config.lr_scaling]
     samples = (step + 1) * config.batch_size
     if samples < config.warmup_samples:
         lr *= samples / config.warmup_samples

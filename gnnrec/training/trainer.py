@@ -195,7 +195,8 @@ class Trainer:
         return tuple(part.to(self.device, non_blocking=True) for part in self.sampler.batch(step))
 
     def compute(self, *batch: torch.Tensor) -> torch.Tensor:
-        """A step: loss, gradient, optimiser. With BPR it never waits for a GPU and can be captured in a CUDA graph.
+        """A step: loss, gradient, optimiser. With BPR it never waits for a GPU, and without dropout it can be
+        captured in a CUDA graph, with the learning rate that it then has.
 
         Args:
             batch: as the sampler draws it, on the model's device.

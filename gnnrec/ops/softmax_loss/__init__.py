@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,12 +43,12 @@ def softmax_loss(
     Args:
         matrix: SparseMatrix of positives, rows of queries x rows of keys, without values; scales have no effect.
         queries, keys: float32, float64, bfloat16 or float16 [rows, dim] and [columns, dim].
-        rows: int64 [n], the different rows of the batch; all by default. Rows without positives do not count.
-        negatives: int64 [m], different columns; all columns by default, each once.
+        rows: int64 [n], the rows of the batch; all by default. Rows without positives do not count.
+        negatives: int64 [m], different columns (checked on a CPU only); all columns by default, each once.
         log_counts: float [m], the logarithm of how often each of the negatives is expected in such a sample, subtracted
             from its s (the log-Q correction).
         temperature: above 0.
-        cosine: False takes the dot product instead of the cosine.
+        cosine: False takes the dot product instead of the cosine, which is 0 with a row of zeros, without gradient.
         power: a row's positives have together the weight (number of positives)^power: 1 weighs positives alike, 0 rows.
         precision: of the products of rows x columns; by default what the operator computes in, float32 for halves.
             bfloat16 is several times as fast where the processor multiplies it (AMX, AVX512-BF16, tensor cores).
@@ -56,8 +57,8 @@ def softmax_loss(
         A scalar, float32 for halves. Its gradients can be computed once, not twice.
 
     Raises:
-        ValueError: another type, dtype, device or shape, numbers outside rows and columns, a temperature that is not
-            above 0.
+        ValueError: another type, dtype, device or shape, numbers outside rows and columns, repeated negatives, a
+            temperature that is not above 0, a temperature or power that is not finite.
 
     Source: Wu et al. 2022, "On the effectiveness of sampled softmax loss for item recommendation"; log-Q: Bengio and
     Senecal 2008; the panels follow online softmax as in Dao et al. 2022, "FlashAttention".
@@ -76,8 +77,9 @@ def softmax_loss(
         raise ValueError("softmax_loss: log_counts without negatives: all columns need no correction")
     given = {"keys": keys, "rows": rows, "negatives": negatives, "log_counts": log_counts}
     _arguments.check_device("softmax_loss", matrix, queries=queries, **given)
-    if not temperature > 0:
-        raise ValueError(f"softmax_loss: temperature must be above 0, got {temperature}")
+    if not (0 < temperature < math.inf and math.isfinite(power)):
+        found = f"{temperature} and {power}"
+        raise ValueError(f"softmax_loss: temperature must be above 0, and both it and power finite, got {found}")
     if precision is None:
         precision = _arguments.compute_dtype(queries.dtype)
     if precision not in PRECISIONS:
@@ -85,6 +87,8 @@ def softmax_loss(
     part = matrix if rows is None else matrix.select_rows(_within("rows", rows, matrix.shape[0]))
     if negatives is not None:
         _within("negatives", negatives, matrix.shape[1])
+        if not devices.on_gpu(negatives) and len(negatives.unique()) < len(negatives):
+            raise ValueError("softmax_loss: negatives must be different columns, some are repeated")
     gradients = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
     options = float(temperature), cosine, float(power), precision, gradients
     result: torch.Tensor = _loss(part.indptr, part.indices, queries, keys, rows, negatives, log_counts, *options)[0]
@@ -139,17 +143,19 @@ def _(
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype = _arguments.compute_dtype(queries.dtype)
-    shapes = [(len(x) if gradients else 0, x.shape[1]) for x in (queries, keys)]
-    return queries.new_empty((), dtype=dtype), queries.new_empty(shapes[0]), keys.new_empty(shapes[1])
+    parts = (x.new_empty((len(x) if gradients else 0, x.shape[1]), dtype=dtype) for x in (queries, keys))
+    return queries.new_empty((), dtype=dtype), *parts
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
+    ctx.dtype = inputs[2].dtype
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[Any, ...]:
     grad_queries, grad_keys = ctx.saved_tensors
-    scaled = ((grad * x).to(x.dtype) if x.numel() else None for x in (grad_queries, grad_keys))
+    # Rounded to halves only now: the upstream gradient may be the factor that keeps small ones from becoming 0.
+    scaled = ((grad * x).to(ctx.dtype) if x.numel() else None for x in (grad_queries, grad_keys))
     return None, None, *scaled, *[None] * 8
 
 

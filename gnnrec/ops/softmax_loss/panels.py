@@ -16,6 +16,7 @@ from gnnrec.ops.spmm import spmm
 
 WIDTH = 64  # columns of a panel are a multiple of it
 ROWS = 32  # and rows of this: the library compiles, and keeps, a product of bfloat16 for every new shape
+SHORTEST = 1e-12  # length of a row that has a direction; torch's F.normalize has the same limit
 CPU_PANEL, GPU_PANEL = 2**24, 2**26  # bytes of a panel: of a last-level cache, and enough rows to fill a GPU
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -60,7 +61,8 @@ def loss(
     grad_mine, grad_others = torch.zeros_like(mine), torch.zeros_like(others)
     for first, last, entries, panel in _panels(positives, mine, padded):
         torch.mm(mine[first:last].to(precision), padded.T, out=panel)
-        row = torch.repeat_interleave(degrees[first:last], output_size=entries.stop - entries.start)
+        lengths = degrees[first:last]
+        row = torch.repeat_interleave(lengths, output_size=entries.stop - entries.start)
         panel.view(-1).index_fill_(0, row * len(shift) + hits[entries], -torch.inf)
         largest, sums = _exponentials(panel, shift)
         score, by = scores[entries], entry_weight[entries]
@@ -68,12 +70,15 @@ def loss(
         total += (by.double() * (log_all - score)).sum()
         if gradients:
             push[entries] = by * ((score - log_all).exp() - 1)
-            pull = torch.zeros_like(sums).index_add_(0, row, by * (largest[row] - log_all).exp())[:, None]
+            # A row without negatives has no sum, and its largest is none of its scores.
+            shares = torch.where(sums[row] > 0, by * (largest[row] - log_all).exp(), 0)
+            # Row by row: index_add_ uses atomics on a GPU.
+            pull = torch.segment_reduce(shares, "sum", lengths=lengths, unsafe=True, initial=0)[:, None]
             grad_mine[first:last] = torch.mm(panel, padded) * pull
             grad_others += torch.mm(panel.T, (mine[first:last] * pull).to(precision))[: len(others)]
     value = total.to(wide)
     if not gradients:
-        return value, queries.new_empty(0, queries.shape[1]), keys.new_empty(0, keys.shape[1])
+        return value, *(x.new_empty((0, x.shape[1]), dtype=wide) for x in (queries, keys))
     mine, grad_mine = mine[:count], grad_mine[:count] + spmm(positives, all_keys, push)
     grad_keys = spmm(positives.T, mine, push[positives.transposed_entries])
     if negatives is None:
@@ -83,17 +88,20 @@ def loss(
     grad_mine /= temperature
     grad_mine = _through_unit(grad_mine, mine * temperature, mine_norms)
     grad_keys = _through_unit(grad_keys, all_keys, key_norms)
-    grad_queries = grad_mine.to(queries.dtype)
     if rows is not None:
-        grad_queries = torch.zeros_like(queries).index_copy_(0, rows, grad_queries)
-    return value, grad_queries, grad_keys.to(keys.dtype)
+        grad_mine = torch.zeros_like(queries, dtype=wide).index_add_(0, rows, grad_mine)
+    return value, grad_mine, grad_keys
 
 
 def _unit(x: torch.Tensor, cosine: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows of length 1 and what they were divided by; without `cosine` the rows as they are."""
+    """Rows of length 1 and what they were divided by; without `cosine` the rows as they are.
+
+    Rows shorter than SHORTEST have no direction: they are divided by infinity, and so is their gradient.
+    """
     if not cosine:
         return x, None
-    norms = x.norm(dim=1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny)
+    norms = x.norm(dim=1, keepdim=True)
+    norms = norms.masked_fill_(norms < SHORTEST, torch.inf)
     return x / norms, norms
 
 

@@ -26,7 +26,7 @@ def softmax_loss(
     part = matrix if rows is None else matrix.select_rows(rows)
     queries = queries if rows is None else queries[rows]
     if cosine:
-        queries, keys = F.normalize(queries, eps=0), F.normalize(keys, eps=0)
+        queries, keys = _unit(queries), _unit(keys)
     scores = queries @ keys.T / temperature
     row, col = entry_rows(part), part.indices.long()
     positive = scores[row, col]
@@ -39,6 +39,12 @@ def softmax_loss(
     degrees = part.indptr.diff().to(scores.dtype)
     weights = degrees[row] ** (power - 1)
     return (weights * (total - positive)).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """Rows of length 1, and 0 for those that have no direction."""
+    none = x.detach().norm(dim=1, keepdim=True) < 1e-12
+    return F.normalize(x.masked_fill(none, 1.0)).masked_fill(none, 0.0)
 
 
 def cases() -> list[Case]:
