@@ -16,7 +16,7 @@ import torch
 from gnnrec import config as config_module
 from gnnrec import device as devices
 from gnnrec import models
-from gnnrec.config import TrainConfig
+from gnnrec.config import LightGCNConfig, TrainConfig
 from gnnrec.data import dataset
 from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.data.synthetic import PlantedModel
@@ -151,8 +151,8 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
     # What the checkpoint holds replaces the start, so none that takes long is made.
-    start = {"init": "normal"} if hasattr(config.model, "init") else {}
-    model = models.build(replace(config.model, **start), graph, config.seed)
+    shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model
+    model = models.build(shape, graph, config.seed)
     saved, warnings = checkpoint.load_latest(run_dir / "checkpoints")
     for warning in warnings:
         print(f"warning: {warning}", flush=True)

@@ -143,8 +143,10 @@ def _(
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype = _arguments.compute_dtype(queries.dtype)
-    parts = (x.new_empty((len(x) if gradients else 0, x.shape[1]), dtype=dtype) for x in (queries, keys))
-    return queries.new_empty((), dtype=dtype), *parts
+    grad_queries, grad_keys = (
+        x.new_empty((len(x) if gradients else 0, x.shape[1]), dtype=dtype) for x in (queries, keys)
+    )
+    return queries.new_empty((), dtype=dtype), grad_queries, grad_keys
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:

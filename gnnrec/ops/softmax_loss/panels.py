@@ -78,7 +78,8 @@ def loss(
             grad_others += torch.mm(panel.T, (mine[first:last] * pull).to(precision))[: len(others)]
     value = total.to(wide)
     if not gradients:
-        return value, *(x.new_empty((0, x.shape[1]), dtype=wide) for x in (queries, keys))
+        nothing = mine.new_empty((0, mine.shape[1]))
+        return value, nothing, nothing.clone()
     mine, grad_mine = mine[:count], grad_mine[:count] + spmm(positives, all_keys, push)
     grad_keys = spmm(positives.T, mine, push[positives.transposed_entries])
     if negatives is None:
