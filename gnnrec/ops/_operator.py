@@ -40,6 +40,7 @@ class Operator:
         dtypes: the float types it takes.
         differentiable: whether gradients flow to its dense arguments.
         twice_differentiable: whether they do a second time in a case.
+        library_products: whether dense products of torch are in it, whose bits depend on the number of threads.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Operator:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     differentiable: bool = True
     twice_differentiable: Callable[[Case], bool] = lambda case: True
+    library_products: bool = False
 
 
 DIMS = (1, 3, 16, 33, 63, 64, 128, 200, 300)

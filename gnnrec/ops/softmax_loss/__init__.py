@@ -155,13 +155,28 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[Any, ...]:
-    grad_queries, grad_keys = ctx.saved_tensors
-    # Rounded to halves only now: the upstream gradient may be the factor that keeps small ones from becoming 0.
-    scaled = ((grad * x).to(ctx.dtype) if x.numel() else None for x in (grad_queries, grad_keys))
-    return None, None, *scaled, *[None] * 8
+    scaled = _loss_backward(grad, *ctx.saved_tensors, ctx.dtype)
+    return None, None, *(x if x.numel() else None for x in scaled), *[None] * 8
 
 
 _loss.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("gnnrec::softmax_loss_backward", mutates_args=())
+def _loss_backward(
+    grad: torch.Tensor, grad_queries: torch.Tensor, grad_keys: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of the loss times that of what it became; rounded to halves only now, since the upstream gradient
+    may be the factor that keeps small ones from becoming 0."""
+    return (grad * grad_queries).to(dtype), (grad * grad_keys).to(dtype)
+
+
+@_loss_backward.register_fake
+def _(
+    grad: torch.Tensor, grad_queries: torch.Tensor, grad_keys: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(grad_queries, dtype=dtype), torch.empty_like(grad_keys, dtype=dtype)
+
 
 OP = Operator(
     "softmax_loss",
@@ -170,4 +185,5 @@ OP = Operator(
     reference.cases,
     reference.bytes_moved,
     twice_differentiable=lambda case: False,
+    library_products=True,
 )

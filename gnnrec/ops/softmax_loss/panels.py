@@ -40,6 +40,7 @@ def loss(
         positives: of the batch's rows.
     """
     wide = _arguments.compute_dtype(queries.dtype)
+    queries, keys = queries.contiguous(), keys.contiguous()  # sums and products round differently for other strides
     mine = queries if rows is None else queries.index_select(0, rows)
     mine, mine_norms = _unit(mine.to(wide), cosine)
     all_keys, key_norms = _unit(keys.to(wide), cosine)
