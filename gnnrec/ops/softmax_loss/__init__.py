@@ -38,7 +38,8 @@ def softmax_loss(
     rows x columns products, not positives x columns, and few data sets need to sample columns.
 
     All is done in panels of rows that stay in the caches, loss and gradients in one pass; nothing of rows x columns is
-    ever held. The products are those of the library, so results are bit-equal for an equal number of threads only.
+    ever held. The products are those of the library, so results are bit-equal for an equal number of threads only. On a
+    GPU it waits: how many positives the rows have must be known.
 
     Args:
         matrix: SparseMatrix of positives, rows of queries x rows of keys, without values; scales have no effect.

@@ -139,8 +139,7 @@ def _panels(
     size = GPU_PANEL if devices.on_gpu(mine) else CPU_PANEL
     most = max(ROWS, size // (len(padded) * padded.element_size()) // ROWS * ROWS)
     memory = devices.empty(mine, (min(most, len(mine)), len(padded)), "a panel of scores", padded.dtype)
-    limits = [min(first, positives.shape[0]) for first in range(0, len(mine) + most, most)]
-    starts = positives.indptr[limits].tolist()  # at once: on a GPU it waits
+    starts = [*positives.indptr[:-1:most].tolist(), positives.nnz]  # at once: on a GPU it waits
     for number, first in enumerate(range(0, len(mine), most)):
         last = min(first + most, len(mine))
         yield first, last, slice(starts[number], starts[number + 1]), memory[: last - first]
