@@ -115,7 +115,7 @@ COMMAND_LINES = [
     ("train lr=1", "lr: unknown key. Did you mean optimizer.lr?"),
     ("train foo.bar=1", "foo.bar: unknown key. Known are: seed, device, threads, resume, evaluation, data,"),
     ("train +foo=1", "foo: unknown key. Known are: device, resume, seed, threads"),
-    ("train +optimizer.foo=1", "optimizer.foo: unknown key. Known are: betas, eps, lr, name"),
+    ("train +optimizer.foo=1", "optimizer.foo: unknown key. Known are: betas, clip, eps, lr"),
     ("train +data=gowalla", "data is chosen twice. Write data=NAME, without the +"),
     ("train data.log=x.csv", "data.log: unknown key. It belongs to data=files: add that"),
     ("train model=gfcf optimizer.lr=1", "optimizer.lr: has no effect: there is no optimizer with model=gfcf. Leave it"),
