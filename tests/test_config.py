@@ -15,8 +15,6 @@ from omegaconf import OmegaConf
 
 from gnnrec.cli import APPS, CONF
 from gnnrec.config import (
-    METRICS,
-    SPLITS,
     BPRConfig,
     CatalogConfig,
     DataConfig,
@@ -36,6 +34,8 @@ from gnnrec.config import (
     from_yaml,
     to_yaml,
 )
+from gnnrec.config.data import SPLITS
+from gnnrec.config.training import METRICS
 from gnnrec.data import splits
 from gnnrec.errors import ConfigError
 from gnnrec.training.metrics import ranking_metrics
@@ -264,8 +264,9 @@ def test_a_value_that_cannot_be(field, value, found, remedy, defaults):
 
 def test_no_rule_is_without_a_test():
     """Each field that a `validate` of a training section names is in the table above, or in a test of its own."""
-    source = (CONF.parent / "config.py").read_text().partition("class EvaluateConfig")[0]
-    named = set(re.findall(r'(?:where=|_(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
+    rooms = ("data", "model", "loss", "training", "train")
+    source = "".join((CONF.parent / f"config/{room}.py").read_text() for room in rooms)
+    named = set(re.findall(r'(?:where=|(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
     of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in SOFTMAX_RULES + NGCF_RULES)}
     assert len(named) > 25
     assert named - {field for field, *_ in RULES} - of_others == {"data"}

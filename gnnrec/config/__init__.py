@@ -1,0 +1,43 @@
+"""What a run can be told: one dataclass a section, filled from the composed Hydra config and checked.
+
+The YAML files in `conf/` hold the values, the dataclasses the types and the rules. A message names the field, its value
+and the remedy.
+"""
+
+from gnnrec.config.checks import did_you_mean
+from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
+from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SoftmaxConfig
+from gnnrec.config.model import MODELS, GFCFConfig, LightGCNConfig, ModelConfig, NGCFConfig
+from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
+from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config.values import fill, from_yaml
+from gnnrec.config.verbs import CatalogConfig, EvaluateConfig, RecommendConfig, TuneConfig
+
+__all__ = [
+    "LOSSES",
+    "MODELS",
+    "BPRConfig",
+    "CatalogConfig",
+    "ColumnsConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "GFCFConfig",
+    "GeneralConfig",
+    "LightGCNConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NGCFConfig",
+    "OptimizerConfig",
+    "RecommendConfig",
+    "SoftmaxConfig",
+    "SplitConfig",
+    "SyntheticConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "TuneConfig",
+    "did_you_mean",
+    "fill",
+    "from_yaml",
+    "to_yaml",
+]

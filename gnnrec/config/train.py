@@ -1,0 +1,106 @@
+"""What `gnnrec train` is told: its sections together, and the rules between them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gnnrec.config.checks import at_least, one_of, within
+from gnnrec.config.data import DataConfig
+from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SoftmaxConfig
+from gnnrec.config.model import MODELS, GFCFConfig, ModelConfig
+from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config.values import fill, optional
+from gnnrec.device import NAMES as DEVICES
+from gnnrec.errors import ConfigError
+
+
+@dataclass
+class GeneralConfig:
+    """What belongs to no section."""
+
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    resume: bool = False
+
+
+@dataclass(kw_only=True)
+class TrainConfig(GeneralConfig):
+    """Everything `gnnrec train` is told; `loss`, `optimizer` and `trainer` are None for a model in closed form."""
+
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig | None
+    optimizer: OptimizerConfig | None
+    trainer: TrainerConfig | None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Fill and check every section.
+
+        Raises:
+            ConfigError: an unknown key, a value of a wrong type or out of range; the message names the field.
+        """
+        values = dict(values)
+        model = dict(values.pop("model", None) or {})
+        one_of("model.name", model.get("name"), tuple(MODELS))
+        loss = values.pop("loss", None)
+        if loss is not None:
+            one_of("loss.name", loss.get("name"), tuple(LOSSES))
+        data = fill(DataConfig, values.pop("data", None) or {}, "data")
+        config = cls(
+            data=data,
+            model=fill(MODELS[model["name"]], model, "model"),
+            loss=None if loss is None else fill(LOSSES[loss["name"]], dict(loss), "loss"),
+            optimizer=optional(OptimizerConfig, values.pop("optimizer", None), "optimizer"),
+            trainer=optional(TrainerConfig, values.pop("trainer", None), "trainer"),
+            evaluation=fill(EvaluationConfig, values.pop("evaluation", None) or {}, "evaluation"),
+            **asdict(fill(GeneralConfig, values)),
+        )
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        for section in (self.data, self.model, self.loss, self.optimizer, self.trainer, self.evaluation):
+            if section is not None:
+                section.validate()
+        within("seed", self.seed, 0, 2**63 - 1)
+        one_of("device", self.device, DEVICES)
+        at_least("threads", self.threads, 1)
+        gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
+        for name, section in gradient_sections.items():
+            if not isinstance(self.model, GFCFConfig) and section is None:
+                raise ConfigError("is not set", where=name, remedy=f"model={self.model.name} needs it")
+            if isinstance(self.model, GFCFConfig) and section is not None:
+                raise ConfigError(
+                    f"model={self.model.name} is computed in closed form and has no use for it",
+                    where=name,
+                    remedy=f"Leave out {name}=..., or the experiment that sets it",
+                )
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Refuse what the loss has no use for."""
+        similarity = getattr(self.model, "similarity", "dot")
+        if isinstance(self.loss, BPRConfig) and similarity != "dot":
+            raise ConfigError(
+                f"is {similarity!r}, but loss=bpr compares dot products",
+                where="model.similarity",
+                remedy="Set it to dot, or take loss=softmax",
+            )
+        if isinstance(self.loss, SoftmaxConfig) and self.trainer is not None and self.trainer.sampling is not None:
+            raise ConfigError(
+                "has no effect with loss=softmax, whose batches are users with all of their items",
+                where="trainer.sampling",
+                remedy="Leave it out",
+            )
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as YAML, which `from_yaml` and `TrainConfig.from_dict` read back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
