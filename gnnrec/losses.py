@@ -1,11 +1,12 @@
-"""Losses: what a batch is, and the number that a step lowers. Each calls one operator."""
+"""Losses: what a batch is, and the number that a step lowers. They call operators."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from gnnrec import ops
-from gnnrec.config import BPRConfig, LossConfig, SoftmaxConfig
+from gnnrec.config import BPRConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,7 +40,7 @@ class Softmax:
     def __init__(self, config: SoftmaxConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> None:
         self.positives, self.sizes = graph.user_item(), [graph.num_users, graph.num_items]
         self.config, self.cosine = config, cosine
-        self.precision = best_precision(device) if config.precision == "auto" else PRECISIONS[config.precision]
+        self.precision = _precision(config.precision, device)
 
     def __call__(
         self,
@@ -62,8 +63,84 @@ class Softmax:
             temperature=self.config.temperature,
             cosine=self.cosine,
             power=self.config.user_power,
+            positive_temperature=self.config.positive_temperature,
             precision=self.precision,
         )
+
+
+class Squared:
+    """Squared error over all pairs of the batch's users and all items: the loss of implicit alternating least squares
+    (Hu et al. 2008).
+
+    sum over the users' positives of (1 - s)^2, plus negative_weight * sum over their pairs with all items of
+    (weight of the user) * (weight of the item) * s^2, plus reg * sum over users and items of (frequency)^reg_power *
+    |e|^2; all of it divided by the number of positives. The pairs with all items cost one product of two Gram matrices,
+    dim x dim each: nothing of users x items is ever held, and no pair is left out.
+
+    Weights are degrees, divided by their mean, to a power. The frequency of a user is the number of positives plus
+    negative_weight * num_items, that of an item correspondingly (Rendle et al. 2022, "Revisiting the performance of iALS
+    on item recommendation benchmarks", equation 9); e is an ego embedding.
+
+    Args:
+        config: its settings.
+        graph: the training graph.
+    """
+
+    def __init__(self, config: SquaredConfig, graph: BipartiteGraph) -> None:
+        self.config, self.positives, self.sizes = config, graph.user_item(), [graph.num_users, graph.num_items]
+        degrees = [torch.from_numpy(x).float() for x in (graph.user_degrees, graph.item_degrees)]
+        powers = config.user_power, config.item_power
+        self.weights = [(x.clamp(min=1) / x.mean()) ** power for x, power in zip(degrees, powers)]
+        others = reversed(self.sizes)
+        self.decay = [(x + config.negative_weight * n) ** config.reg_power for x, n in zip(degrees, others)]
+
+    def __call__(self, final: torch.Tensor, ego: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """The loss of the users int64 [batch], among all items."""
+        device, config = final.device, self.config
+        part = self.positives.to(device).select_rows(users)
+        queries, keys = final.split(self.sizes)
+        queries = queries.index_select(0, users)
+        scores = ops.sddmm(part, queries, keys)
+        user_weight, item_weight = (x.to(device, final.dtype)[:, None] for x in self.weights)
+        grams = torch.mm((user_weight[users] * queries).T, queries), torch.mm((item_weight * keys).T, keys)
+        total = (1 - scores).square().sum() + config.negative_weight * (grams[0] * grams[1]).sum()
+        if config.reg:
+            mine, items = ego.split(self.sizes)
+            user_decay, item_decay = (x.to(device, ego.dtype)[:, None] for x in self.decay)
+            share = len(users) / self.sizes[0]  # of the items' decay
+            total = total + config.reg * (user_decay[users] * mine.index_select(0, users).square()).sum()
+            total = total + config.reg * share * (item_decay * items.square()).sum()
+        return total / part.nnz
+
+
+class DirectAU:
+    """Alignment of users with their items, and uniformity of both on the sphere (Wang et al. 2022).
+
+    mean over the users' positives of |u - i|^2, plus uniformity / 2 * (that of the batch's users + that of their
+    different items), see `ops.uniformity_loss`; all at length 1.
+
+    Args:
+        config: its settings.
+        graph: the training graph.
+        device: where it is computed.
+    """
+
+    def __init__(self, config: DirectAUConfig, graph: BipartiteGraph, device: torch.device) -> None:
+        self.config, self.positives, self.sizes = config, graph.user_item(), [graph.num_users, graph.num_items]
+        self.precision = _precision(config.precision, device)
+
+    def __call__(self, final: torch.Tensor, ego: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """The loss of the users int64 [batch]."""
+        part = self.positives.to(final.device).select_rows(users)
+        queries, keys = final.split(self.sizes)
+        cosines = ops.sddmm(part, F.normalize(queries.index_select(0, users)), F.normalize(keys))
+        both = (queries, users), (keys, part.indices.long().unique())
+        spread = [ops.uniformity_loss(x, rows=rows, t=self.config.t, precision=self.precision) for x, rows in both]
+        return 2 - 2 * cosines.mean() + self.config.uniformity / 2 * sum(spread)
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    return best_precision(device) if name == "auto" else PRECISIONS[name]
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -74,8 +151,15 @@ def best_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def build(config: LossConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> BPR | Softmax:
+def build(config: LossConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> Loss:
     """The loss that `config` names."""
     if isinstance(config, SoftmaxConfig):
         return Softmax(config, graph, cosine, device)
+    if isinstance(config, SquaredConfig):
+        return Squared(config, graph)
+    if isinstance(config, DirectAUConfig):
+        return DirectAU(config, graph, device)
     return BPR(config)
+
+
+Loss = BPR | Softmax | Squared | DirectAU

@@ -21,11 +21,13 @@ def gradients(function, matrix, queries, keys, **options):
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
-@pytest.mark.parametrize("negatives", [None, torch.arange(0, 333, 3)])
-def test_many_panels_are_one(problem, negatives, monkeypatch):
-    whole = gradients(ops.softmax_loss, *problem, negatives=negatives)
+@pytest.mark.parametrize(
+    "options", [{}, {"negatives": torch.arange(0, 333, 3)}, {"positive_temperature": 0.3, "power": 0.5}]
+)
+def test_many_panels_are_one(problem, options, monkeypatch):
+    whole = gradients(ops.softmax_loss, *problem, **options)
     monkeypatch.setattr(panels, "CPU_PANEL", 1)
-    for part, expected in zip(gradients(ops.softmax_loss, *problem, negatives=negatives), whole):
+    for part, expected in zip(gradients(ops.softmax_loss, *problem, **options), whole):
         torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -37,13 +39,15 @@ def test_products_in_bfloat16_are_close(problem):
         assert (part - expected).norm() < 0.03 * expected.norm()
 
 
-def test_scores_that_overflow_and_numbers_that_are_none(problem):
+@pytest.mark.parametrize("positive_temperature", [None, 0.01])
+def test_scores_that_overflow_and_numbers_that_are_none(problem, positive_temperature):
     matrix, queries, keys = problem
-    loss, *parts = gradients(ops.softmax_loss, matrix, 1e3 * queries, keys, cosine=False, temperature=0.01)
+    options = {"cosine": False, "temperature": 0.01, "positive_temperature": positive_temperature}
+    loss, *parts = gradients(ops.softmax_loss, matrix, 1e3 * queries, keys, **options)
     assert loss.isfinite()
     assert all(part.isfinite().all() for part in parts)
     queries[3, 4] = torch.nan
-    assert ops.softmax_loss(matrix, queries, keys).isnan()
+    assert ops.softmax_loss(matrix, queries, keys, positive_temperature=positive_temperature).isnan()
 
 
 def test_rows_whose_items_are_all_positives():
@@ -85,17 +89,33 @@ def test_small_gradients_of_halves_are_kept_by_a_scaled_loss(problem):
     assert lost[1] == 0
 
 
-def test_a_batch_of_no_rows_and_rows_without_positives():
+@pytest.mark.parametrize("positive_temperature", [None, 0.2])
+def test_a_batch_of_no_rows_and_rows_without_positives(positive_temperature):
     matrix = ops.SparseMatrix.from_csr([0, 0, 2], [1, 0], shape=(2, 3))
     queries, keys = torch.ones(2, 4), torch.ones(3, 4)
     for rows in (torch.empty(0, dtype=torch.int64), torch.tensor([0])):
-        results = gradients(ops.softmax_loss, matrix, queries, keys, rows=rows)
+        options = {"rows": rows, "positive_temperature": positive_temperature}
+        results = gradients(ops.softmax_loss, matrix, queries, keys, **options)
         assert all((part == 0).all() for part in results)
+
+
+def test_a_high_temperature_weighs_a_rows_positives_alike(problem):
+    """Then the bilateral form is the softmax whose sum has no positive in it."""
+    high = ops.softmax_loss(*problem, positive_temperature=1e4, power=0.0)
+    matrix, queries, keys = (
+        x if isinstance(x, ops.SparseMatrix) else torch.nn.functional.normalize(x) for x in problem
+    )
+    scores, some = queries @ keys.T / 0.1, matrix.indptr.diff() > 0
+    row = torch.repeat_interleave(torch.arange(150), matrix.indptr.diff())
+    positive = scores[row, matrix.indices.long()]
+    scores[row, matrix.indices.long()] = -torch.inf
+    means = torch.zeros(150).index_add_(0, row, positive) / matrix.indptr.diff()
+    torch.testing.assert_close(high, (scores.logsumexp(dim=1) - means)[some].mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_without_gradients_none_are_made(problem):
     matrix, queries, keys = problem
-    options = 0.1, True, 1.0, torch.float32, False
+    options = 0.1, True, 1.0, None, torch.float32, False
     value, *parts = panels.loss(matrix, queries, keys, None, None, None, *options)
     assert [part.shape[0] for part in parts] == [0, 0]
     torch.testing.assert_close(ops.softmax_loss(matrix, queries, keys), value)
@@ -104,8 +124,9 @@ def test_without_gradients_none_are_made(problem):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0, and both it and power finite, got 0.0 and 1.0"),
-        ({"power": float("nan")}, "temperature must be above 0, and both it and power finite, got 0.1 and nan"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+        ({"positive_temperature": -1.0}, "positive_temperature must be above 0 and finite, got -1.0"),
+        ({"power": float("nan")}, "power must be finite, got nan"),
         ({"negatives": torch.tensor([1, 4, 1])}, "negatives must be different columns, some are repeated"),
         ({"rows": torch.tensor([150])}, "rows must lie within 0 and 149, got 150 to 150"),
         ({"negatives": torch.tensor([-1, 2])}, "negatives must lie within 0 and 332, got -1 to 2"),

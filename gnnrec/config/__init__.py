@@ -6,7 +6,7 @@ and the remedy.
 
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
-from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SoftmaxConfig
+from gnnrec.config.loss import LOSSES, BPRConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
 from gnnrec.config.model import MODELS, GFCFConfig, LightGCNConfig, ModelConfig, NGCFConfig
 from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
@@ -20,6 +20,7 @@ __all__ = [
     "CatalogConfig",
     "ColumnsConfig",
     "DataConfig",
+    "DirectAUConfig",
     "EvaluateConfig",
     "EvaluationConfig",
     "GFCFConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "RecommendConfig",
     "SoftmaxConfig",
     "SplitConfig",
+    "SquaredConfig",
     "SyntheticConfig",
     "TrainConfig",
     "TrainerConfig",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from gnnrec.config.checks import at_least, one_of, positive, within
 from gnnrec.errors import ConfigError
 
+PRECISIONS = ("auto", "float32", "bfloat16")  # of products
+
 
 @dataclass
 class BPRConfig:
@@ -30,6 +32,7 @@ class SoftmaxConfig:
     popularity: float | None = None
     correction: bool | None = None
     user_power: float = 1.0
+    positive_temperature: float | None = None
     precision: str = "auto"
 
     def validate(self) -> None:
@@ -43,8 +46,51 @@ class SoftmaxConfig:
         if self.popularity is not None:
             within("loss.popularity", self.popularity, -1, 1)
         within("loss.user_power", self.user_power, 0, 1)
-        one_of("loss.precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.positive_temperature is not None:
+            positive("loss.positive_temperature", self.positive_temperature)
+        one_of("loss.precision", self.precision, PRECISIONS)
 
 
-LOSSES: dict[str, type[BPRConfig] | type[SoftmaxConfig]] = {"bpr": BPRConfig, "softmax": SoftmaxConfig}
-LossConfig = BPRConfig | SoftmaxConfig
+@dataclass
+class SquaredConfig:
+    """Squared error over all pairs of the batch's users and all items (Hu et al. 2008)."""
+
+    name: str = "squared"
+    negative_weight: float = 0.01
+    user_power: float = 0.0
+    item_power: float = 0.0
+    reg: float = 0.0
+    reg_power: float = 1.0
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        positive("loss.negative_weight", self.negative_weight)
+        within("loss.user_power", self.user_power, -2, 2)
+        within("loss.item_power", self.item_power, -2, 2)
+        at_least("loss.reg", self.reg, 0)
+        within("loss.reg_power", self.reg_power, 0, 1)
+
+
+@dataclass
+class DirectAUConfig:
+    """Alignment and uniformity on the sphere (Wang et al. 2022)."""
+
+    name: str = "directau"
+    uniformity: float = 1.0
+    t: float = 2.0
+    precision: str = "auto"
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        positive("loss.uniformity", self.uniformity)
+        positive("loss.t", self.t)
+        one_of("loss.precision", self.precision, PRECISIONS)
+
+
+LossConfig = BPRConfig | SoftmaxConfig | SquaredConfig | DirectAUConfig
+LOSSES: dict[str, type[LossConfig]] = {
+    "bpr": BPRConfig,
+    "softmax": SoftmaxConfig,
+    "squared": SquaredConfig,
+    "directau": DirectAUConfig,
+}

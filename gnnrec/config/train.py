@@ -7,7 +7,7 @@ from typing import Any
 
 from gnnrec.config.checks import at_least, one_of, within
 from gnnrec.config.data import DataConfig
-from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SoftmaxConfig
+from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SquaredConfig
 from gnnrec.config.model import MODELS, GFCFConfig, ModelConfig
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, optional
@@ -85,15 +85,17 @@ class TrainConfig(GeneralConfig):
     def _check_loss(self) -> None:
         """Refuse what the loss has no use for."""
         similarity = getattr(self.model, "similarity", "dot")
-        if isinstance(self.loss, BPRConfig) and similarity != "dot":
+        if isinstance(self.loss, BPRConfig | SquaredConfig) and similarity != "dot":
             raise ConfigError(
-                f"is {similarity!r}, but loss=bpr compares dot products",
+                f"is {similarity!r}, but loss={self.loss.name} compares dot products",
                 where="model.similarity",
                 remedy="Set it to dot, or take loss=softmax",
             )
-        if isinstance(self.loss, SoftmaxConfig) and self.trainer is not None and self.trainer.sampling is not None:
+        if self.loss is None or self.trainer is None:
+            return
+        if not isinstance(self.loss, BPRConfig) and self.trainer.sampling is not None:
             raise ConfigError(
-                "has no effect with loss=softmax, whose batches are users with all of their items",
+                f"has no effect with loss={self.loss.name}, whose batches are users with all of their items",
                 where="trainer.sampling",
                 remedy="Leave it out",
             )

@@ -18,6 +18,7 @@ from gnnrec.ops import segment as _segment
 from gnnrec.ops import softmax_loss as _softmax_loss
 from gnnrec.ops import spmm as _spmm
 from gnnrec.ops import topk_scores as _topk_scores
+from gnnrec.ops import uniformity_loss as _uniformity_loss
 from gnnrec.ops._numba import set_num_threads
 from gnnrec.ops.autotune import autotune
 
@@ -30,6 +31,7 @@ OPS = (
     _bpr_loss.OP,
     _adam.OP,
     _softmax_loss.OP,
+    _uniformity_loss.OP,
     _ngcf_layer.OP,
     _gat_conv.OP,
     _edge_conv.OP,
@@ -47,6 +49,7 @@ topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
 adam_step = _adam.adam_step
 softmax_loss = _softmax_loss.softmax_loss
+uniformity_loss = _uniformity_loss.uniformity_loss
 ngcf_layer = _ngcf_layer.ngcf_layer
 edge_conv = _edge_conv.edge_conv
 gmm_conv = _gmm_conv.gmm_conv
@@ -80,4 +83,5 @@ __all__ = [
     "spmm_accumulate",
     "topk_dense",
     "topk_scores",
+    "uniformity_loss",
 ]

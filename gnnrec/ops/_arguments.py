@@ -13,6 +13,7 @@ from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PRODUCTS = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def check_matrix(operator: str, matrix: Any, *, symmetric: bool = False, values: bool = False) -> None:
@@ -75,6 +76,27 @@ def _check_tensor(operator: str, name: str, x: Any, dtypes: Sequence[torch.dtype
         raise ValueError(f"{operator}: {name} must be dense, got {x.layout}")
     if x.dtype not in dtypes:
         raise ValueError(f"{operator}: {name} must be {' or '.join(map(str, dtypes))}, got {x.dtype}")
+
+
+def check_within(operator: str, name: str, numbers: torch.Tensor, size: int) -> None:
+    """Raise a ValueError that says what was received unless the numbers lie within 0 and size - 1; on a GPU that is an
+    assertion that nothing waits for."""
+    if not len(numbers):
+        return
+    low, high = numbers.aminmax()
+    if devices.on_gpu(numbers):
+        torch._assert_async((low >= 0) & (high < size), f"{operator}: {name} lie outside 0 to {size - 1}")
+    elif not 0 <= int(low) <= int(high) < size:
+        raise ValueError(f"{operator}: {name} must lie within 0 and {size - 1}, got {int(low)} to {int(high)}")
+
+
+def product_dtype(operator: str, precision: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """What dense products are computed in: the given precision, or by default what operators compute `dtype` in."""
+    if precision is None:
+        return compute_dtype(dtype)
+    if precision not in PRODUCTS:
+        raise ValueError(f"{operator}: precision must be {' or '.join(map(str, PRODUCTS))}, got {precision}")
+    return precision
 
 
 def check_indices(operator: str, name: str, x: Any) -> None:

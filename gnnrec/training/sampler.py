@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import torch
 
-from gnnrec.config import LossConfig, SoftmaxConfig, TrainerConfig
+from gnnrec.config import BPRConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops._numba import VERSION, inline, kernel
@@ -157,8 +157,10 @@ def build(
     loss: LossConfig, graph: BipartiteGraph, config: TrainerConfig, seed: int, *, pinned: bool
 ) -> TripleSampler | UserSampler:
     """The sampler of what the loss takes."""
-    if not isinstance(loss, SoftmaxConfig):
+    if isinstance(loss, BPRConfig):
         return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
+    if not isinstance(loss, SoftmaxConfig):
+        return UserSampler(graph, config.batch_size, seed=seed, pinned=pinned)
     correction = True if loss.correction is None else loss.correction
     drawn = loss.negatives, loss.popularity or 0.0, correction
     return UserSampler(graph, config.batch_size, *drawn, seed, pinned=pinned)

@@ -15,8 +15,6 @@ from gnnrec.ops.softmax_loss import panels, reference
 
 __all__ = ["OP", "softmax_loss"]
 
-PRECISIONS = (torch.float32, torch.float64, torch.bfloat16)
-
 
 def softmax_loss(
     matrix: SparseMatrix,
@@ -29,6 +27,7 @@ def softmax_loss(
     temperature: float = 0.1,
     cosine: bool = True,
     power: float = 1.0,
+    positive_temperature: float | None = None,
     precision: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The mean over positives (i, j) of log D_ij - s_ij, with s_ij = cos(queries_i, keys_j) / temperature.
@@ -36,6 +35,10 @@ def softmax_loss(
     D_ij is exp(s_ij) plus the sum of exp(s_in) over those n among the negatives, by default all columns, that are no
     positives of row i. A row's sum serves all of its positives, so whole rows make a batch: its cost is that of
     rows x columns products, not positives x columns, and few data sets need to sample columns.
+
+    With a `positive_temperature` it is the bilateral form: the mean over rows of log N_i - r log P_i, with N_i the sum
+    of the exp(s_in) alone, P_i the mean over the row's positives of exp(s_ij / r), and r = positive_temperature /
+    temperature. The higher it is, the more alike are a row's positives; a low one trusts the best of them most.
 
     All is done in panels of rows that stay in the caches, loss and gradients in one pass; nothing of rows x columns is
     ever held. The products are those of the library, so results are bit-equal for an equal number of threads only. On a
@@ -51,6 +54,7 @@ def softmax_loss(
         temperature: above 0.
         cosine: False takes the dot product instead of the cosine, which is 0 with a row of zeros, without gradient.
         power: a row's positives have together the weight (number of positives)^power: 1 weighs positives alike, 0 rows.
+        positive_temperature: above 0, takes the bilateral form. A row without negatives then has no N_i.
         precision: of the products of rows x columns; by default what the operator computes in, float32 for halves.
             bfloat16 is several times as fast where the processor multiplies it (AMX, AVX512-BF16, tensor cores).
 
@@ -62,7 +66,8 @@ def softmax_loss(
             temperature that is not above 0, a temperature or power that is not finite.
 
     Source: Wu et al. 2022, "On the effectiveness of sampled softmax loss for item recommendation"; log-Q: Bengio and
-    Senecal 2008; the panels follow online softmax as in Dao et al. 2022, "FlashAttention".
+    Senecal 2008; the bilateral form: Wu et al. 2024, "BSL: understanding and improving softmax loss for
+    recommendation", equation 12; the panels follow online softmax as in Dao et al. 2022, "FlashAttention".
     """
     _arguments.check_matrix("softmax_loss", matrix)
     _arguments.check_dense("softmax_loss", "queries", queries, matrix.shape[0])
@@ -78,34 +83,24 @@ def softmax_loss(
         raise ValueError("softmax_loss: log_counts without negatives: all columns need no correction")
     given = {"keys": keys, "rows": rows, "negatives": negatives, "log_counts": log_counts}
     _arguments.check_device("softmax_loss", matrix, queries=queries, **given)
-    if not (0 < temperature < math.inf and math.isfinite(power)):
-        found = f"{temperature} and {power}"
-        raise ValueError(f"softmax_loss: temperature must be above 0, and both it and power finite, got {found}")
-    if precision is None:
-        precision = _arguments.compute_dtype(queries.dtype)
-    if precision not in PRECISIONS:
-        raise ValueError(f"softmax_loss: precision must be {' or '.join(map(str, PRECISIONS))}, got {precision}")
-    part = matrix if rows is None else matrix.select_rows(_within("rows", rows, matrix.shape[0]))
+    for name, number in (("temperature", temperature), ("positive_temperature", positive_temperature)):
+        if number is not None and not 0 < number < math.inf:
+            raise ValueError(f"softmax_loss: {name} must be above 0 and finite, got {number}")
+    if not math.isfinite(power):
+        raise ValueError(f"softmax_loss: power must be finite, got {power}")
+    precision = _arguments.product_dtype("softmax_loss", precision, queries.dtype)
+    if rows is not None:
+        _arguments.check_within("softmax_loss", "rows", rows, matrix.shape[0])
+    part = matrix if rows is None else matrix.select_rows(rows)
     if negatives is not None:
-        _within("negatives", negatives, matrix.shape[1])
+        _arguments.check_within("softmax_loss", "negatives", negatives, matrix.shape[1])
         if not devices.on_gpu(negatives) and len(negatives.unique()) < len(negatives):
             raise ValueError("softmax_loss: negatives must be different columns, some are repeated")
     gradients = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
-    options = float(temperature), cosine, float(power), precision, gradients
+    ratio = None if positive_temperature is None else positive_temperature / temperature
+    options = float(temperature), cosine, float(power), ratio, precision, gradients
     result: torch.Tensor = _loss(part.indptr, part.indices, queries, keys, rows, negatives, log_counts, *options)[0]
     return result
-
-
-def _within(name: str, numbers: torch.Tensor, size: int) -> torch.Tensor:
-    """The numbers, if they lie within 0 and size - 1; on a GPU that is an assertion that nothing waits for."""
-    if devices.on_gpu(numbers):
-        if len(numbers):
-            low, high = numbers.aminmax()
-            torch._assert_async((low >= 0) & (high < size), f"softmax_loss: {name} lie outside the matrix")
-    elif len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
-        found = f"{int(numbers.min())} to {int(numbers.max())}"
-        raise ValueError(f"softmax_loss: {name} must lie within 0 and {size - 1}, got {found}")
-    return numbers
 
 
 @torch.library.custom_op("gnnrec::softmax_loss", mutates_args=())
@@ -120,11 +115,12 @@ def _loss(
     temperature: float,
     cosine: bool,
     power: float,
+    ratio: float | None,
     precision: torch.dtype,
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     positives = SparseMatrix(indptr, indices, (len(indptr) - 1, len(keys)))
-    options = temperature, cosine, power, precision, gradients
+    options = temperature, cosine, power, ratio, precision, gradients
     return panels.loss(positives, queries.detach(), keys.detach(), rows, negatives, log_counts, *options)
 
 
@@ -140,6 +136,7 @@ def _(
     temperature: float,
     cosine: bool,
     power: float,
+    ratio: float | None,
     precision: torch.dtype,
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -157,7 +154,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[Any, ...]:
     scaled = _loss_backward(grad, *ctx.saved_tensors, ctx.dtype)
-    return None, None, *(x if x.numel() else None for x in scaled), *[None] * 8
+    return None, None, *(x if x.numel() else None for x in scaled), *[None] * 9
 
 
 _loss.register_autograd(_backward, setup_context=_setup_context)

@@ -31,6 +31,7 @@ def loss(
     temperature: float,
     cosine: bool,
     power: float,
+    ratio: float | None,
     precision: torch.dtype,
     gradients: bool,
 ) -> Result:
@@ -38,44 +39,63 @@ def loss(
 
     Args:
         positives: of the batch's rows.
+        ratio: of the positives' temperature to the other one, for the bilateral form.
     """
     wide = _arguments.compute_dtype(queries.dtype)
     queries, keys = queries.contiguous(), keys.contiguous()  # sums and products round differently for other strides
     mine = queries if rows is None else queries.index_select(0, rows)
-    mine, mine_norms = _unit(mine.to(wide), cosine)
-    all_keys, key_norms = _unit(keys.to(wide), cosine)
+    mine, mine_norms = unit(mine.to(wide), cosine)
+    all_keys, key_norms = unit(keys.to(wide), cosine)
     mine = mine / temperature
     scores = sddmm(positives, mine, all_keys)
     degrees = positives.indptr.diff()
     weight = torch.where(degrees > 0, degrees.to(wide) ** (power - 1), 0)  # of each positive of a row
     weight /= (weight * degrees).sum().clamp(min=torch.finfo(wide).tiny)
     others = all_keys if negatives is None else all_keys.index_select(0, negatives)
-    padded, shift = _padded(others, log_counts, precision)
+    columns, shift = padded(others, log_counts, precision)
     hits = _hits(positives, negatives, len(shift))
 
     entry_weight = torch.repeat_interleave(weight, degrees, output_size=positives.nnz)
-    push = torch.empty_like(scores)  # of every positive's score
     total = torch.zeros((), dtype=torch.float64, device=mine.device)
+    if ratio is None:
+        push = torch.empty_like(scores)  # of every positive's score
+    else:
+        row_weight = weight * degrees
+        total, push = _attraction(positives, scores, row_weight, ratio)
     count = len(mine)
     extra = -count % ROWS
     mine, degrees = F.pad(mine, (0, 0, 0, extra)), F.pad(degrees, (0, extra))
+    if ratio is not None:
+        row_weight = F.pad(row_weight, (0, extra))
     grad_mine, grad_others = torch.zeros_like(mine), torch.zeros_like(others)
-    for first, last, entries, panel in _panels(positives, mine, padded):
-        torch.mm(mine[first:last].to(precision), padded.T, out=panel)
+    borders = torch.cat([positives.indptr, positives.indptr.new_full((extra,), positives.nnz)])
+    ranges = list(split(mine, columns))
+    starts = [*borders[[first for first, _, _ in ranges]].tolist(), positives.nnz]  # at once: on a GPU it waits
+    for number, (first, last, panel) in enumerate(ranges):
+        entries = slice(starts[number], starts[number + 1])
+        torch.mm(mine[first:last].to(precision), columns.T, out=panel)
         lengths = degrees[first:last]
         row = torch.repeat_interleave(lengths, output_size=entries.stop - entries.start)
         panel.view(-1).index_fill_(0, row * len(shift) + hits[entries], -torch.inf)
-        largest, sums = _exponentials(panel, shift)
-        score, by = scores[entries], entry_weight[entries]
-        log_all = torch.logaddexp(score, (largest + sums.log())[row])
-        total += (by.double() * (log_all - score)).sum()
-        if gradients:
+        largest, sums = exponentials(panel, shift)
+        log_sums = largest + sums.log()
+        # A row without negatives has no sum, and its largest is none of its scores.
+        some = sums > 0
+        if ratio is None:
+            score, by = scores[entries], entry_weight[entries]
+            log_all = torch.logaddexp(score, log_sums[row])
+            total += (by.double() * (log_all - score)).sum()
             push[entries] = by * ((score - log_all).exp() - 1)
-            # A row without negatives has no sum, and its largest is none of its scores.
-            shares = torch.where(sums[row] > 0, by * (largest[row] - log_all).exp(), 0)
+            shares = torch.where(some[row], by * (largest[row] - log_all).exp(), 0)
             # Row by row: index_add_ uses atomics on a GPU.
-            pull = torch.segment_reduce(shares, "sum", lengths=lengths, unsafe=True, initial=0)[:, None]
-            grad_mine[first:last] = torch.mm(panel, padded) * pull
+            pull = torch.segment_reduce(shares, "sum", lengths=lengths, unsafe=True, initial=0)
+        else:
+            by = torch.where(some, row_weight[first:last], 0)
+            total += torch.where(some, by.double() * log_sums, 0).sum()
+            pull = torch.where(some, by / sums, 0)
+        if gradients:
+            pull = pull[:, None]
+            grad_mine[first:last] = torch.mm(panel, columns) * pull
             grad_others += torch.mm(panel.T, (mine[first:last] * pull).to(precision))[: len(others)]
     value = total.to(wide)
     if not gradients:
@@ -88,14 +108,29 @@ def loss(
     else:
         grad_keys.index_add_(0, negatives, grad_others)
     grad_mine /= temperature
-    grad_mine = _through_unit(grad_mine, mine * temperature, mine_norms)
-    grad_keys = _through_unit(grad_keys, all_keys, key_norms)
+    grad_mine = through_unit(grad_mine, mine * temperature, mine_norms)
+    grad_keys = through_unit(grad_keys, all_keys, key_norms)
     if rows is not None:
         grad_mine = torch.zeros_like(queries, dtype=wide).index_add_(0, rows, grad_mine)
     return value, grad_mine, grad_keys
 
 
-def _unit(x: torch.Tensor, cosine: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _attraction(
+    positives: SparseMatrix, scores: torch.Tensor, row_weight: torch.Tensor, ratio: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positives' part of the bilateral form, float64, and the derivative by each of their scores."""
+    degrees = positives.indptr.diff()
+    row = torch.repeat_interleave(degrees, output_size=positives.nnz)
+    scaled = scores / ratio
+    # A row without positives has the weight 0.
+    most = torch.segment_reduce(scaled, "max", lengths=degrees, unsafe=True, initial=torch.finfo(scores.dtype).min)
+    parts = (scaled - most[row]).exp()
+    sums = torch.segment_reduce(parts, "sum", lengths=degrees, unsafe=True, initial=0)
+    log_means = torch.where(degrees > 0, most + (sums / degrees).log(), 0)
+    return -(row_weight.double() * ratio * log_means).sum(), -(row_weight / sums)[row] * parts
+
+
+def unit(x: torch.Tensor, cosine: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Rows of length 1 and what they were divided by; without `cosine` the rows as they are.
 
     Rows shorter than SHORTEST have no direction: they are divided by infinity, and so is their gradient.
@@ -107,12 +142,12 @@ def _unit(x: torch.Tensor, cosine: bool) -> tuple[torch.Tensor, torch.Tensor | N
     return x / norms, norms
 
 
-def _through_unit(grad: torch.Tensor, unit: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
+def through_unit(grad: torch.Tensor, unit: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
     """The gradient of rows from that of the rows divided by their length."""
     return grad if norms is None else (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) / norms
 
 
-def _padded(
+def padded(
     others: torch.Tensor, log_counts: torch.Tensor | None, precision: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The columns with rows of zeros up to the next multiple of WIDTH, at least one, and what is subtracted from a
@@ -132,20 +167,17 @@ def _hits(positives: SparseMatrix, negatives: torch.Tensor | None, width: int) -
     return columns[positives.indices.long()]
 
 
-def _panels(
-    positives: SparseMatrix, mine: torch.Tensor, padded: torch.Tensor
-) -> Iterator[tuple[int, int, slice, torch.Tensor]]:
-    """Ranges of rows, all but the last of one size, their entries, and memory for their products with all columns."""
-    size = GPU_PANEL if devices.on_gpu(mine) else CPU_PANEL
+def split(queries: torch.Tensor, padded: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Ranges of rows, all but the last of one size, and memory for their products with all columns."""
+    size = GPU_PANEL if devices.on_gpu(queries) else CPU_PANEL
     most = max(ROWS, size // (len(padded) * padded.element_size()) // ROWS * ROWS)
-    memory = devices.empty(mine, (min(most, len(mine)), len(padded)), "a panel of scores", padded.dtype)
-    starts = [*positives.indptr[:-1:most].tolist(), positives.nnz]  # at once: on a GPU it waits
-    for number, first in enumerate(range(0, len(mine), most)):
-        last = min(first + most, len(mine))
-        yield first, last, slice(starts[number], starts[number + 1]), memory[: last - first]
+    memory = devices.empty(queries, (min(most, len(queries)), len(padded)), "a panel of scores", padded.dtype)
+    for first in range(0, len(queries), most):
+        last = min(first + most, len(queries))
+        yield first, last, memory[: last - first]
 
 
-def _exponentials(panel: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def exponentials(panel: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Replace x by exp(x - shift - the largest of its row); the largest and the sums of every row."""
     largest, sums = (torch.empty(len(panel), dtype=shift.dtype, device=panel.device) for _ in range(2))
     if devices.on_gpu(panel):

@@ -20,13 +20,14 @@ def softmax_loss(
     temperature: float = 0.1,
     cosine: bool = True,
     power: float = 1.0,
+    positive_temperature: float | None = None,
     precision: torch.dtype | None = None,
 ) -> torch.Tensor:
     """All scores at once."""
     part = matrix if rows is None else matrix.select_rows(rows)
     queries = queries if rows is None else queries[rows]
     if cosine:
-        queries, keys = _unit(queries), _unit(keys)
+        queries, keys = unit(queries), unit(keys)
     scores = queries @ keys.T / temperature
     row, col = entry_rows(part), part.indices.long()
     positive = scores[row, col]
@@ -35,13 +36,23 @@ def softmax_loss(
     is_positive = torch.zeros(part.shape, dtype=torch.bool)
     is_positive[row, col] = True
     other = other.masked_fill(is_positive[:, negatives], -torch.inf)
-    total = torch.cat([positive[:, None], other[row]], dim=1).logsumexp(dim=1)
     degrees = part.indptr.diff().to(scores.dtype)
     weights = degrees[row] ** (power - 1)
-    return (weights * (total - positive)).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    weights = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    if positive_temperature is None:
+        total = torch.cat([positive[:, None], other[row]], dim=1).logsumexp(dim=1)
+        return (weights * (total - positive)).sum()
+    ratio, some, value = positive_temperature / temperature, other.isfinite().any(dim=1), scores.new_zeros(())
+    for i in range(part.shape[0]):
+        mine = row == i
+        if mine.any():
+            value = value - weights[mine].sum() * ratio * ((positive[mine] / ratio).logsumexp(0) - degrees[i].log())
+            if some[i]:
+                value = value + weights[mine].sum() * other[i].logsumexp(0)
+    return value
 
 
-def _unit(x: torch.Tensor) -> torch.Tensor:
+def unit(x: torch.Tensor) -> torch.Tensor:
     """Rows of length 1, and 0 for those that have no direction."""
     none = x.detach().norm(dim=1, keepdim=True) < 1e-12
     return F.normalize(x.masked_fill(none, 1.0)).masked_fill(none, 0.0)
@@ -65,9 +76,18 @@ def cases() -> list[Case]:
             "temperature": 1.0,
         },
         "none": {"negatives": torch.empty(0, dtype=torch.int64)},
+        "bilateral": {"positive_temperature": 0.2, "power": 0.0},
+        "bilateral-rows-some": {
+            "rows": torch.tensor([2, 0, 7, 30]),
+            "negatives": torch.tensor([3, 22, 0, 7]),
+            "positive_temperature": 0.05,
+        },
+        "bilateral-none": {"negatives": torch.empty(0, dtype=torch.int64), "positive_temperature": 0.1},
     }
+    bilateral = [name for name in options if name.startswith("bilateral")]
     chosen = [("user_item", dim, "all") for dim in DIMS] + [("user_item", dim, "rows-some-logq") for dim in (33, 64)]
-    chosen += [("user_item", 33, name) for name in ("dot", "rows", "some", "none")]
+    chosen += [("user_item", 33, name) for name in ("dot", "rows", "some", "none", *bilateral)]
+    chosen += [("user_item", 64, "bilateral"), ("trailing", 33, "bilateral")]
     chosen += [(name, 33, "all") for name in graphs if name not in ("user_item", "no_edges", "no_rows")]
     result = []
     for graph, dim, name in chosen:
