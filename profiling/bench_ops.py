@@ -34,7 +34,7 @@ from contender import Missing, prepare, require
 from measure_gpu import GpuClock
 from operations import OPERATIONS, Operation
 from operations_gpu import OPERATIONS as GPU_OPERATIONS
-from report import Point, Report, save, save_numbers, show_end, show_head, show_result
+from report import NUMBERS, Point, Report, save, save_numbers, show_end, show_head, show_result
 from rich.console import Console
 from runner import FAILED, OURS, RAISED, run
 
@@ -60,23 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=150, record=True)
     fields = {} if options.device == "cpu" else {"device": device, "step_batch": workload.GPU_STEP_BATCH}
     w = workload.load(options.data, options.dim, options.threads, options.quick, **fields)
-    report = Report(
-        machine=clock.machine(),
-        versions=measure.versions(),
-        options={name: v for name, v in vars(options).items() if name != "out"},
-        data={
-            "name": w.name,
-            "users": w.graph.num_users,
-            "items": w.graph.num_items,
-            "directed_edges": w.adjacency.nnz,
-        },
-        load_before=os.getloadavg(),
-        bandwidth={
-            "from a buffer of the operand's size": clock.gather_bandwidth(4 * w.nodes * w.dim, w.threads),
-            "from one of 4 last-level caches": clock.gather_bandwidth(4 * clock.cache_bytes(), w.threads),
-        },
-        copy_bandwidth=clock.copy_bandwidth,
-    )
+    report = describe(w, clock, options)
+    report.bandwidth = {
+        "from a buffer of the operand's size": clock.gather_bandwidth(4 * w.nodes * w.dim, w.threads),
+        "from one of 4 last-level caches": clock.gather_bandwidth(4 * clock.cache_bytes(), w.threads),
+    }
     show_head(report, console)
     import_peers()
     for operation in chosen(options.op, OPERATIONS if options.device == "cpu" else GPU_OPERATIONS):
@@ -86,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mode in operation.modes:
             report.results.append(run(operation, mode, graph, options.seconds, options.repeats, clock))
             show_result(report.results[-1], console)
-            save_numbers(report, options.out)  # what is measured stays, whatever comes
+            save_numbers(report, options.out / NUMBERS)  # what is measured stays, whatever comes
     if options.scaling:
         report.scaling = [scale(millions, options) for millions in SCALING_EDGES]
     report.load_after, report.openmp = os.getloadavg(), measure.openmp_runtimes()
@@ -97,9 +85,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row.name.startswith(OURS) for row in failed))
 
 
-def import_peers() -> None:
+def describe(w: workload.Workload, clock: measure.Clock, options: argparse.Namespace, *packages: str) -> Report:
+    """A report without results: what they will depend on, and the versions of further packages."""
+    return Report(
+        machine=clock.machine(),
+        versions=measure.versions(*packages),
+        options={name: v for name, v in vars(options).items() if name != "out"},
+        data={
+            "name": w.name,
+            "users": w.graph.num_users,
+            "items": w.graph.num_items,
+            "directed_edges": w.adjacency.nnz,
+        },
+        load_before=os.getloadavg(),
+        copy_bandwidth=clock.copy_bandwidth,
+    )
+
+
+def import_peers(modules: Sequence[str] = PEERS) -> None:
     """Import what is there, and take what the imports leave out of later garbage collections, which they would slow."""
-    for module in PEERS:
+    for module in modules:
         with contextlib.suppress(Missing):
             require(module)
     gc.collect()

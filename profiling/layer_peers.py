@@ -84,7 +84,7 @@ def torch_ngcf(w: Workload, t: Tensors) -> Step:
     def forward() -> torch.Tensor:
         outputs = [t["x"]]
         for number in range(layers_of(t)):
-            outputs.append(_recbole_layer(matrix, outputs[-1], t, number))
+            outputs.append(recbole_layer(matrix, outputs[-1], t, number))
         return ngcf_loss(w, outputs)
 
     return Step(forward, t)
@@ -129,14 +129,15 @@ def torch_ngcf_step(w: Workload, t: Tensors) -> Step:
     def forward() -> torch.Tensor:
         outputs = [t["x"]]
         for number in range(layers_of(t)):
-            outputs.append(_recbole_layer(matrix, outputs[-1], t, number))
+            outputs.append(recbole_layer(matrix, outputs[-1], t, number))
         final = torch.cat([F.embedding(triples.flatten(), output) for output in outputs], dim=1)
         return bpr(final, final, places, REG)
 
     return Step(forward, t)
 
 
-def _recbole_layer(matrix: torch.Tensor, h: torch.Tensor, t: Tensors, number: int) -> torch.Tensor:
+def recbole_layer(matrix: torch.Tensor, h: torch.Tensor, t: Tensors, number: int) -> torch.Tensor:
+    """Layer `number` of NGCF with a sparse product and two linear layers on nodes."""
     s = torch.sparse.mm(matrix, h)
     first = F.linear(h + s, t[f"w1_{number}"], t[f"b1_{number}"])
     second = F.linear(s * h, t[f"w2_{number}"], t[f"b2_{number}"])

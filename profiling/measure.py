@@ -69,7 +69,11 @@ Timer = Callable[[Callable[[], Any], float | None], float]  # as seconds_of
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], Any]], budget: float, repeats: int, timer: Timer = seconds_of
+    calls: Mapping[str, Callable[[], Any]],
+    budget: float,
+    repeats: int,
+    timer: Timer = seconds_of,
+    rotated: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each call, measured in turn; a call that has used its share of the budget sits out after LEAST rounds.
 
@@ -78,14 +82,17 @@ def interleave(
         budget: seconds for all of them together.
         repeats: the most rounds.
         timer: measures a call.
+        rotated: whether every round starts with the next call, so that none always follows the same one.
     """
+    order = list(calls.items())
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(repeats):
-            for name, call in calls.items():
+        for number in range(repeats):
+            first = number % len(order) if rotated and order else 0
+            for name, call in order[first:] + order[:first]:
                 done = seconds[name]
                 if len(done) >= LEAST and spent[name] > budget / len(calls):
                     continue
@@ -167,10 +174,10 @@ def openmp_runtimes() -> list[str]:
     return sorted("/".join(path.parts[-2:]) for path in found)
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what is measured; None for what is not installed."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Versions of what is measured, and of more packages; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "gnnrec": gnnrec.__version__}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

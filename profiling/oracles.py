@@ -86,14 +86,14 @@ def spmm(w: Workload, t: Tensors) -> Step:
     return Step(lambda: product(matrix, t["x"]), t)
 
 
-def lightgcn(w: Workload, t: Tensors) -> Step:
+def lightgcn(w: Workload, t: Tensors, layers: int = 3) -> Step:
     matrix = normalised(w)
 
     def forward() -> torch.Tensor:
-        layers = [t["x"]]
-        for _ in range(3):
-            layers.append(product(matrix, layers[-1]))
-        return torch.stack(layers).mean(dim=0)
+        outputs = [t["x"]]
+        for _ in range(layers):
+            outputs.append(product(matrix, outputs[-1]))
+        return torch.stack(outputs).mean(dim=0)
 
     return Step(forward, t)
 
@@ -131,18 +131,24 @@ def _ngcf_layer_per_edge(w: Workload, t: Tensors) -> Callable[[torch.Tensor, int
 
 def ngcf_once(w: Workload, t: Tensors) -> Step:
     """Both biases once for every node."""
+    layers = ngcf_layers_once(w, t)
+    return Step(lambda: ngcf_loss(w, layers()), t)
+
+
+def ngcf_layers_once(w: Workload, t: Tensors) -> Callable[[], list[torch.Tensor]]:
+    """The embeddings and the outputs of such layers."""
     matrix = normalised(w)
 
-    def forward() -> torch.Tensor:
+    def forward() -> list[torch.Tensor]:
         outputs = [t["x"]]
         for number in range(layers_of(t)):
             w1, b1, w2, b2 = (t[f"{name}_{number}"] for name in ("w1", "b1", "w2", "b2"))
             h = outputs[-1]
             s = product(matrix, h)
             outputs.append(F.normalize(F.leaky_relu((h + s) @ w1.T + b1 + (h * s) @ w2.T + b2, SLOPE)))
-        return ngcf_loss(w, outputs)
+        return outputs
 
-    return Step(forward, t)
+    return forward
 
 
 def _softmax(w: Workload, logits: torch.Tensor) -> torch.Tensor:
@@ -267,10 +273,10 @@ def ngcf_step(w: Workload, t: Tensors) -> Step:
     return Step(forward)
 
 
-def step_loss(final: torch.Tensor, ego: torch.Tensor) -> torch.Tensor:
+def step_loss(final: torch.Tensor, ego: torch.Tensor, reg: float = REG) -> torch.Tensor:
     """BPR of [3, batch, dim]: users, positives, negatives."""
     margin = (final[0] * (final[1] - final[2])).sum(dim=1)
-    return (-F.logsigmoid(margin).sum() + REG / 2 * ego.square().sum()) / len(margin)
+    return (-F.logsigmoid(margin).sum() + reg / 2 * ego.square().sum()) / len(margin)
 
 
 def bpr(w: Workload, t: Tensors) -> Step:

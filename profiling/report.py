@@ -15,6 +15,7 @@ from runner import OK, Result, Row, Verdict, meant
 from gnnrec.storage import atomic_write
 
 MIB = 2**20
+NUMBERS = "bench_ops.json"
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Report:
 
     Args:
         machine, versions, options, data: what the numbers depend on.
-        bandwidth: bytes a second of random rows out of a buffer of the operand's size and out of a large one.
+        bandwidth: bytes a second of random rows out of a buffer of the operand's size and out of a large one, where
+            that was measured.
         copy_bandwidth: bytes a second, read and written, of a large copy within a GPU; None on a CPU.
         results: of the operations.
         scaling: spmm against edges.
@@ -46,7 +48,7 @@ class Report:
     options: dict[str, Any]
     data: dict[str, Any]
     load_before: tuple[float, ...]
-    bandwidth: dict[str, float]
+    bandwidth: dict[str, float] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     scaling: list[Point] = field(default_factory=list)
     copy_bandwidth: float | None = None
@@ -78,7 +80,8 @@ def show_head(report: Report, console: Console) -> None:
         f"dim {report.options['dim']}, float32, {report.options['threads']} threads"
     )
     rates = ", ".join(f"{rate / 1e9:.1f} GB/s {where}" for where, rate in report.bandwidth.items())
-    console.print(f"gather of random {measure.LINE}-byte rows: {rates}")
+    if rates:
+        console.print(f"gather of random {measure.LINE}-byte rows: {rates}")
     if report.copy_bandwidth:
         console.print(f"copy within the GPU: {report.copy_bandwidth / 1e9:.0f} GB/s, read and written")
     console.print(f"load before: {_loads(report.load_before)}")
@@ -149,15 +152,15 @@ def show_end(report: Report, console: Console) -> None:
         console.print(f"WARNING: other programs were busy during {names}: repeat on an idle machine")
 
 
-def save_numbers(report: Report, folder: Path) -> None:
-    """Write bench_ops.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "bench_ops.json", json.dumps(asdict(report), indent=1).encode())
+def save_numbers(report: Report, file: Path) -> None:
+    """Write the numbers as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps(asdict(report), indent=1).encode())
 
 
 def save(report: Report, console: Console, folder: Path) -> None:
     """Write bench_ops.txt and bench_ops.json, and bench_ops.png where there is matplotlib."""
-    save_numbers(report, folder)
+    save_numbers(report, folder / NUMBERS)
     try:
         import matplotlib
     except ImportError as error:

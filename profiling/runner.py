@@ -225,8 +225,8 @@ def build(peer: Peer, mode: str, plain: bool, w: Workload, inputs: Tensors) -> C
     return prepare(peer.build, w, inputs, None if plain else upstream_of(w))
 
 
-def judge(name: str, check: Check, result: Tensors, exact: Tensors) -> Row:
-    """The row of a contender with that result."""
+def judge(name: str, check: Check, result: Tensors, exact: Tensors, norm: float = KINK_TOLERANCE) -> Row:
+    """The row of a contender with that result; norm: the tolerance of what is compared in norm."""
     worst, worst_share, where = 0.0, 0.0, ""
     for key, x in result.items():
         if key not in exact or x.shape != exact[key].shape:
@@ -234,7 +234,7 @@ def judge(name: str, check: Check, result: Tensors, exact: Tensors) -> Row:
             return Row(name, FAILED, f"{key} has shape {list(x.shape)}, not {wanted}")
         kinked = check.kinks and key.startswith("gradient")
         error = whole_tensor(x, exact[key]) if kinked else worst_element(x, exact[key])
-        share = error / (KINK_TOLERANCE if kinked else check.tolerance)
+        share = error / (norm if kinked else check.tolerance)
         if share >= worst_share:
             worst, worst_share, where = error, share, key
     if worst_share > 1:
