@@ -78,8 +78,8 @@ class Squared:
     dim x dim each: nothing of users x items is ever held, and no pair is left out.
 
     Weights are degrees, divided by their mean, to a power. The frequency of a user is the number of positives plus
-    negative_weight * num_items, that of an item correspondingly (Rendle et al. 2022, "Revisiting the performance of iALS
-    on item recommendation benchmarks", equation 9); e is an ego embedding.
+    negative_weight * num_items, that of an item correspondingly (Rendle et al. 2022, "Revisiting the performance of
+    iALS on item recommendation benchmarks", equation 9); e is an ego embedding.
 
     Args:
         config: its settings.
@@ -88,7 +88,7 @@ class Squared:
 
     def __init__(self, config: SquaredConfig, graph: BipartiteGraph) -> None:
         self.config, self.positives, self.sizes = config, graph.user_item(), [graph.num_users, graph.num_items]
-        degrees = [torch.from_numpy(x).float() for x in (graph.user_degrees, graph.item_degrees)]
+        degrees = [torch.from_numpy(x).double() for x in (graph.user_degrees, graph.item_degrees)]
         powers = config.user_power, config.item_power
         self.weights = [(x.clamp(min=1) / x.mean()) ** power for x, power in zip(degrees, powers)]
         others = reversed(self.sizes)

@@ -18,6 +18,7 @@ from gnnrec.config import (
     BPRConfig,
     CatalogConfig,
     DataConfig,
+    DirectAUConfig,
     EvaluateConfig,
     EvaluationConfig,
     GFCFConfig,
@@ -26,6 +27,7 @@ from gnnrec.config import (
     OptimizerConfig,
     RecommendConfig,
     SoftmaxConfig,
+    SquaredConfig,
     TrainConfig,
     TrainerConfig,
     TuneConfig,
@@ -219,6 +221,7 @@ SOFTMAX_RULES = [
     ("loss.popularity", 0.5, "has no effect without loss.negatives", "Set loss.negatives"),
     ("loss.correction", True, "has no effect without loss.negatives", "leave loss.correction out"),
     ("loss.user_power", 100, "is 100", "It must lie within 0 and 1"),
+    ("loss.positive_temperature", 0, "is 0.0", "It must be above 0"),
     ("loss.precision", "float16", "is 'float16'", "Did you mean bfloat16"),
     ("trainer.sampling", "users", "has no effect with loss=softmax", "Leave it out"),
 ]
@@ -233,6 +236,29 @@ NGCF_RULES = [
     ("model.similarity", "cosine", "is 'cosine', but loss=bpr compares dot products", "or take loss=softmax"),
     ("model.dropout", 0.1, "unknown key", "Did you mean node_dropout"),
     ("loss", None, "is not set", "model=ngcf needs it"),
+]
+SQUARED_RULES = [
+    ("loss.negative_weight", 0, "is 0.0", "It must be above 0"),
+    ("loss.user_power", 3, "is 3.0", "It must lie within -2 and 2"),
+    ("loss.item_power", -3, "is -3.0", "It must lie within -2 and 2"),
+    ("loss.reg", -1, "is -1.0", "It must be at least 0"),
+    ("loss.reg_power", 2, "is 2.0", "It must lie within 0 and 1"),
+    ("model.similarity", "cosine", "is 'cosine', but loss=squared compares dot products", "or take loss=softmax"),
+    ("trainer.sampling", "users", "has no effect with loss=squared", "Leave it out"),
+]
+DIRECTAU_RULES = [
+    ("loss.uniformity", 0, "is 0.0", "It must be above 0"),
+    ("loss.t", 0, "is 0.0", "It must be above 0"),
+    ("loss.precision", "float16", "is 'float16'", "Did you mean bfloat16"),
+]
+OTHER_LOSSES = [
+    (name, schema, *rule)
+    for name, schema, rules in (
+        ("softmax", SoftmaxConfig, SOFTMAX_RULES),
+        ("squared", SquaredConfig, SQUARED_RULES),
+        ("directau", DirectAUConfig, DIRECTAU_RULES),
+    )
+    for rule in rules
 ]
 # As above, of values of a wrong type and of names that do not exist.
 TYPES = [
@@ -267,17 +293,18 @@ def test_no_rule_is_without_a_test():
     rooms = ("data", "model", "loss", "training", "train")
     source = "".join((CONF.parent / f"config/{room}.py").read_text() for room in rooms)
     named = set(re.findall(r'(?:where=|(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
-    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in SOFTMAX_RULES + NGCF_RULES)}
+    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in NGCF_RULES)}
+    of_others |= {field for _, _, field, *_ in OTHER_LOSSES}
     assert len(named) > 25
     assert named - {field for field, *_ in RULES} - of_others == {"data"}
 
 
-@pytest.mark.parametrize(("field", "value", "found", "remedy"), SOFTMAX_RULES)
-def test_a_value_that_softmax_cannot_have(field, value, found, remedy, defaults):
-    softmax = composed("train", "loss=softmax", "data.root=null")
-    assert TrainConfig.from_dict(softmax).loss == SoftmaxConfig()
+@pytest.mark.parametrize(("name", "schema", "field", "value", "found", "remedy"), OTHER_LOSSES)
+def test_a_value_that_another_loss_cannot_have(name, schema, field, value, found, remedy):
+    values = composed("train", f"loss={name}", "data.root=null")
+    assert TrainConfig.from_dict(values).loss == schema()
     with pytest.raises(ConfigError) as caught:
-        TrainConfig.from_dict(changed(softmax, field, value))
+        TrainConfig.from_dict(changed(values, field, value))
     assert caught.value.where == field
     assert found in caught.value.found
     assert remedy in (caught.value.remedy or "")

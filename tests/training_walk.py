@@ -26,6 +26,7 @@ from gnnrec.config import (
     LightGCNConfig,
     NGCFConfig,
     OptimizerConfig,
+    SoftmaxConfig,
     SyntheticConfig,
     TrainConfig,
     TrainerConfig,
@@ -54,6 +55,12 @@ SECTIONS = {
         "loss": BPRConfig(),
         "optimizer": OptimizerConfig(lr=0.02),
         "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
+    },
+    "softmax": {
+        "model": LightGCNConfig(dim=8, layers=2, init="spectral", similarity="cosine", popularity=0.1),
+        "loss": SoftmaxConfig(user_power=0.5, precision="float32"),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=2, batch_size=128, eval_every=1, monitor="recall@10", lr_decay="cosine"),
     },
     "gfcf": {"model": GFCFConfig(factors=4), "loss": None, "optimizer": None, "trainer": None},
 }
