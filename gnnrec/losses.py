@@ -40,6 +40,8 @@ class Softmax:
     def __init__(self, config: SoftmaxConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> None:
         self.positives, self.sizes = graph.user_item(), [graph.num_users, graph.num_items]
         self.config, self.cosine = config, cosine
+        degrees = torch.from_numpy(graph.item_degrees).clamp(min=1).double()
+        self.bias = (config.prior * (degrees.log() - degrees.log().mean())).float() if config.prior else None
         self.precision = _precision(config.precision, device)
 
     def __call__(
@@ -60,6 +62,7 @@ class Softmax:
             rows=users,
             negatives=negatives,
             log_counts=log_counts,
+            bias=None if self.bias is None else self.bias.to(final.device),
             temperature=self.config.temperature,
             cosine=self.cosine,
             power=self.config.user_power,

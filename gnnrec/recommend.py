@@ -129,14 +129,15 @@ def similar_items(
 
 
 def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa.Table]:
-    """Tables `users` and `items` with the columns id and vector (a list of float32), for models that have both.
+    """Tables `users` and `items` with the columns id and vector (a list of float32), for models that have both; scores
+    are their dot products.
 
     Raises:
         ConfigError: the model has none.
     """
     if not isinstance(scorer, FactorScorer):
         raise ConfigError("this model has no embeddings of users", where="model", remedy="Train model=lightgcn or ngcf")
-    sides = {"users": (user_ids, scorer.user_vectors), "items": (item_ids, scorer.item_vectors)}
+    sides = {"users": (user_ids, scorer.user_factors), "items": (item_ids, scorer.item_factors)}
     return {
         name: pa.table(
             {

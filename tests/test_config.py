@@ -221,6 +221,7 @@ SOFTMAX_RULES = [
     ("loss.popularity", 0.5, "has no effect without loss.negatives", "Set loss.negatives"),
     ("loss.correction", True, "has no effect without loss.negatives", "leave loss.correction out"),
     ("loss.user_power", 100, "is 100", "It must lie within 0 and 1"),
+    ("loss.prior", 3, "is 3.0", "It must lie within -2 and 2"),
     ("loss.positive_temperature", 0, "is 0.0", "It must be above 0"),
     ("loss.precision", "float16", "is 'float16'", "Did you mean bfloat16"),
     ("trainer.sampling", "users", "has no effect with loss=softmax", "Leave it out"),

@@ -67,9 +67,14 @@ def test_rankings_by_cosine_and_popularity(graph):
     model = models.build(LightGCNConfig(dim=8, layers=2, similarity="cosine", popularity=0.3), graph, seed=3)
     users, items = model().detach().double().split([USERS, ITEMS])
     cosines = torch.nn.functional.cosine_similarity(users[:, None], items[None], dim=2)
-    expected = cosines * torch.from_numpy(graph.item_degrees).clamp(min=1).double().pow(0.3)
-    found = model.scorer().topk(torch.arange(USERS), 10, None)[0].long()
-    assert torch.equal(found, expected.topk(10).indices)
+    expected = cosines + 0.3 * torch.from_numpy(graph.item_degrees).clamp(min=1).double().log()
+    scorer = model.scorer()
+    assert torch.equal(scorer.topk(torch.arange(USERS), 10, None)[0].long(), expected.topk(10).indices)
+    torch.testing.assert_close((scorer.user_factors @ scorer.item_factors.T).double(), expected, rtol=0, atol=1e-5)
+    history = graph.user_item().select_rows(torch.from_numpy(graph.user_degrees).nonzero()[:, 0])
+    directions = torch.nn.functional.normalize(scorer.fold_in(history)).double()
+    known = directions @ scorer.item_vectors.double().T + expected.sub(cosines)[:1]
+    assert torch.equal(scorer.topk_by_history(history, 10, None)[0].long(), known.topk(10).indices)
 
 
 def test_it_works_without_the_trainer(graph):

@@ -182,8 +182,8 @@ def test_a_new_user_is_what_the_layers_give_one_without_an_ego_embedding(graph, 
             matrix[old + row, USERS + item] = 1 / math.sqrt(len(items) * graph.item_degrees[item])
     p["embedding"] = torch.cat([p["embedding"], torch.zeros(2, DIM)])
     final = restated(matrix, p, layers).detach()
-    items = final[USERS:old] if similarity == "dot" else normalize(final[USERS:old])
-    expected = final[old:] @ items.T
+    final = final if similarity == "dot" else normalize(final)
+    expected = final[old:] @ final[USERS:old].T
     history = SparseMatrix.from_csr([0, 3, 5], [*rows[0], *rows[1]], shape=(2, ITEMS))
     got_items, got_scores = model.scorer().topk_by_history(history, 10, None)
     assert (expected.sort(dim=1, descending=True).values[:, :10] - got_scores).abs().max() < 1e-5

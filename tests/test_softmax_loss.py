@@ -116,7 +116,7 @@ def test_a_high_temperature_weighs_a_rows_positives_alike(problem):
 def test_without_gradients_none_are_made(problem):
     matrix, queries, keys = problem
     options = 0.1, True, 1.0, None, torch.float32, False
-    value, *parts = panels.loss(matrix, queries, keys, None, None, None, *options)
+    value, *parts = panels.loss(matrix, queries, keys, None, None, None, None, *options)
     assert [part.shape[0] for part in parts] == [0, 0]
     torch.testing.assert_close(ops.softmax_loss(matrix, queries, keys), value)
 
@@ -133,6 +133,7 @@ def test_without_gradients_none_are_made(problem):
         ({"negatives": torch.tensor([[1]])}, r"negatives must be int64 \[n\], got \[1, 1\]"),
         ({"log_counts": torch.zeros(333)}, "log_counts without negatives"),
         ({"negatives": torch.tensor([1]), "log_counts": torch.zeros(2)}, r"log_counts must have shape \[1\]"),
+        ({"bias": torch.zeros(332)}, r"bias must have shape \[333\]"),
         ({"precision": torch.float16}, "precision must be torch.float32 or torch.float64 or torch.bfloat16"),
     ],
 )

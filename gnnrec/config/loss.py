@@ -31,6 +31,7 @@ class SoftmaxConfig:
     negatives: int | None = None
     popularity: float | None = None
     correction: bool | None = None
+    prior: float = 0.0
     user_power: float = 1.0
     positive_temperature: float | None = None
     precision: str = "auto"
@@ -45,6 +46,7 @@ class SoftmaxConfig:
                 raise ConfigError("has no effect without loss.negatives", where=f"loss.{name}", remedy=remedy)
         if self.popularity is not None:
             within("loss.popularity", self.popularity, -1, 1)
+        within("loss.prior", self.prior, -2, 2)
         within("loss.user_power", self.user_power, 0, 1)
         if self.positive_temperature is not None:
             positive("loss.positive_temperature", self.positive_temperature)

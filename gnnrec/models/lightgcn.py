@@ -10,7 +10,7 @@ from torch import nn
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import FactorScorer, item_vectors, normalised
+from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 from gnnrec.models.spectral import spectral_embedding
 
 
@@ -25,8 +25,7 @@ class LightGCN(nn.Module):
         init: "normal" embeddings, N(0, init_std), or "spectral" ones, see `spectral_embedding`.
         init_std: standard deviation of the initial embeddings.
         similarity: how users and items are compared, "dot" product or "cosine".
-        popularity: in rankings, an item's scores are multiplied by its degree to this power. Softmax over all items
-            learns how much likelier than by its popularity an item is.
+        popularity: in rankings, an item's scores get this number times the logarithm of its degree.
         seed: of the initial embeddings.
     """
 
@@ -79,5 +78,5 @@ class LightGCN(nn.Module):
                 vectors = ops.lightgcn_propagate(adjacency, ego, num_layers=layers, layer_weights=weights)[users:]
             return ops.spmm(normalised(history, self.graph), vectors)
 
-        items = item_vectors(final[users:], self.graph, self.similarity, self.popularity)
-        return FactorScorer(final[:users], items, fold_in)
+        bias, cosine = popularity_bias(self.graph, self.popularity, final.device), self.similarity == "cosine"
+        return FactorScorer(final[:users], final[users:], fold_in, cosine=cosine, item_bias=bias)

@@ -11,7 +11,7 @@ from torch import nn
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import FactorScorer, item_vectors, normalised
+from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 
 
 class NGCF(nn.Module):
@@ -37,7 +37,7 @@ class NGCF(nn.Module):
         init_std: standard deviation of the initial embeddings, N(0, init_std); None takes Xavier's uniform
             distribution, users and items apart. Weights and biases [1, dim] always have the latter, as published.
         similarity: how users and items are compared, "dot" product or "cosine".
-        popularity: in rankings, an item's scores are multiplied by its degree to this power.
+        popularity: in rankings, an item's scores get this number times the logarithm of its degree.
         seed: of the initial parameters, and of dropout after `start_step`.
     """
 
@@ -103,8 +103,8 @@ class NGCF(nn.Module):
                 vectors.append(ops.ngcf_layer(matrix, x, *of_layer, x_rows=vectors[-1], negative_slope=slope))
             return torch.cat(vectors, dim=1)
 
-        ranked = item_vectors(final[users:], self.graph, self.similarity, self.popularity)
-        return FactorScorer(final[:users], ranked, fold_in)
+        bias, cosine = popularity_bias(self.graph, self.popularity, final.device), self.similarity == "cosine"
+        return FactorScorer(final[:users], final[users:], fold_in, cosine=cosine, item_bias=bias)
 
     def _weights(self) -> list[tuple[torch.Tensor, ...]]:
         """w1, b1, w2, b2 of every layer."""

@@ -36,33 +36,49 @@ class Scorer(Protocol):
 
 
 class FactorScorer:
-    """Scores that are dot products.
+    """Scores that are dot products or cosines, to which an item may add a number.
 
     Args:
-        user_vectors, item_vectors: float32 [num_users, dim] and [num_items, dim].
+        users, items: their vectors, float32 [num_users, dim] and [num_items, dim].
         fold_in: the vectors, float32 [rows, dim], of users who are known by their items alone: history [rows,
             num_items], where the item vectors lie.
+        cosine: take cosines.
+        item_bias: float32 [num_items], added to an item's scores.
+
+    Attributes:
+        user_factors, item_factors: what is multiplied, with one column more where there is a bias.
     """
 
     def __init__(
         self,
-        user_vectors: torch.Tensor,
-        item_vectors: torch.Tensor,
+        users: torch.Tensor,
+        items: torch.Tensor,
         fold_in: Callable[[SparseMatrix], torch.Tensor],
+        *,
+        cosine: bool = False,
+        item_bias: torch.Tensor | None = None,
     ) -> None:
-        self.user_vectors, self.item_vectors, self.fold_in = user_vectors, item_vectors, fold_in
+        self.fold_in, self.cosine, self.biased = fold_in, cosine, item_bias is not None
+        self.item_vectors = F.normalize(items) if cosine else items
+        self.item_factors = self.item_vectors
+        if item_bias is not None:
+            self.item_factors = torch.cat([self.item_vectors, item_bias[:, None]], dim=1)
+        self.user_factors = self._factors(users)
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
-        device = self.item_vectors.device
-        chosen = self.user_vectors[users.to(device)]
-        return ops.topk_scores(chosen, self.item_vectors, k=k, seen=None if seen is None else seen.to(device))
+        return self._topk(self.user_factors[users.to(self.item_vectors.device)], k, seen)
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
-        device = self.item_vectors.device
-        vectors = self.fold_in(history.to(device))
-        return ops.topk_scores(vectors, self.item_vectors, k=k, seen=None if seen is None else seen.to(device))
+        return self._topk(self._factors(self.fold_in(history.to(self.item_vectors.device))), k, seen)
+
+    def _factors(self, users: torch.Tensor) -> torch.Tensor:
+        users = F.normalize(users) if self.cosine else users
+        return F.pad(users, (0, 1), value=1.0) if self.biased else users
+
+    def _topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
+        return ops.topk_scores(users, self.item_factors, k=k, seen=None if seen is None else seen.to(users.device))
 
 
 class FilterScorer:
@@ -130,19 +146,11 @@ class FilterScorer:
         return torch.mm(ops.spmm(history, self.front_vectors), self.back_vectors).add_(linear.T)
 
 
-def item_vectors(final: torch.Tensor, graph: BipartiteGraph, similarity: str, popularity: float) -> torch.Tensor:
-    """What a user's vector is multiplied with, so that items come in the order of their scores.
-
-    Args:
-        final: of items, float32 [num_items, dim].
-        similarity: "dot" or "cosine"; a user's length does not change the user's ranking.
-        popularity: scores are multiplied by the items' degree to this power.
-    """
-    vectors = F.normalize(final) if similarity == "cosine" else final
-    if popularity:
-        degrees = torch.from_numpy(graph.item_degrees).clamp(min=1).to(final.device, final.dtype)
-        vectors = vectors * degrees.pow(popularity)[:, None]
-    return vectors
+def popularity_bias(graph: BipartiteGraph, popularity: float, device: torch.device) -> torch.Tensor | None:
+    """popularity * log(degree) of every item, float32 [num_items]; None where it is 0 for all."""
+    if not popularity:
+        return None
+    return (popularity * torch.from_numpy(graph.item_degrees).clamp(min=1).double().log()).float().to(device)
 
 
 def ranking_block(k: int) -> int:

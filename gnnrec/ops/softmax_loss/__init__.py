@@ -24,6 +24,7 @@ def softmax_loss(
     rows: torch.Tensor | None = None,
     negatives: torch.Tensor | None = None,
     log_counts: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     temperature: float = 0.1,
     cosine: bool = True,
     power: float = 1.0,
@@ -51,6 +52,8 @@ def softmax_loss(
         negatives: int64 [m], different columns (checked on a CPU only); all columns by default, each once.
         log_counts: float [m], the logarithm of how often each of the negatives is expected in such a sample, subtracted
             from its s (the log-Q correction).
+        bias: float [columns], added to the s of every column, that of a positive included, as a constant: with the
+            logarithms of prior chances, what queries and keys say is how much likelier than these an item is.
         temperature: above 0.
         cosine: False takes the dot product instead of the cosine, which is 0 with a row of zeros, without gradient.
         power: a row's positives have together the weight (number of positives)^power: 1 weighs positives alike, 0 rows.
@@ -66,8 +69,9 @@ def softmax_loss(
             temperature that is not above 0, a temperature or power that is not finite.
 
     Source: Wu et al. 2022, "On the effectiveness of sampled softmax loss for item recommendation"; log-Q: Bengio and
-    Senecal 2008; the bilateral form: Wu et al. 2024, "BSL: understanding and improving softmax loss for
-    recommendation", equation 12; the panels follow online softmax as in Dao et al. 2022, "FlashAttention".
+    Senecal 2008; bias: Menon et al. 2021, "Long-tail learning via logit adjustment"; the bilateral form: Wu et al.
+    2024, "BSL: understanding and improving softmax loss for recommendation"; the panels follow online softmax as in
+    Dao et al. 2022, "FlashAttention".
     """
     _arguments.check_matrix("softmax_loss", matrix)
     _arguments.check_dense("softmax_loss", "queries", queries, matrix.shape[0])
@@ -81,7 +85,9 @@ def softmax_loss(
         _arguments.check_vector("softmax_loss", "log_counts", log_counts, len(negatives))
     if negatives is None and log_counts is not None:
         raise ValueError("softmax_loss: log_counts without negatives: all columns need no correction")
-    given = {"keys": keys, "rows": rows, "negatives": negatives, "log_counts": log_counts}
+    if bias is not None:
+        _arguments.check_vector("softmax_loss", "bias", bias, len(keys))
+    given = {"keys": keys, "rows": rows, "negatives": negatives, "log_counts": log_counts, "bias": bias}
     _arguments.check_device("softmax_loss", matrix, queries=queries, **given)
     for name, number in (("temperature", temperature), ("positive_temperature", positive_temperature)):
         if number is not None and not 0 < number < math.inf:
@@ -99,7 +105,9 @@ def softmax_loss(
     gradients = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
     ratio = None if positive_temperature is None else positive_temperature / temperature
     options = float(temperature), cosine, float(power), ratio, precision, gradients
-    result: torch.Tensor = _loss(part.indptr, part.indices, queries, keys, rows, negatives, log_counts, *options)[0]
+    result: torch.Tensor = _loss(part.indptr, part.indices, queries, keys, rows, negatives, log_counts, bias, *options)[
+        0
+    ]
     return result
 
 
@@ -112,6 +120,7 @@ def _loss(
     rows: torch.Tensor | None,
     negatives: torch.Tensor | None,
     log_counts: torch.Tensor | None,
+    bias: torch.Tensor | None,
     temperature: float,
     cosine: bool,
     power: float,
@@ -121,7 +130,7 @@ def _loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     positives = SparseMatrix(indptr, indices, (len(indptr) - 1, len(keys)))
     options = temperature, cosine, power, ratio, precision, gradients
-    return panels.loss(positives, queries.detach(), keys.detach(), rows, negatives, log_counts, *options)
+    return panels.loss(positives, queries.detach(), keys.detach(), rows, negatives, log_counts, bias, *options)
 
 
 @_loss.register_fake
@@ -133,6 +142,7 @@ def _(
     rows: torch.Tensor | None,
     negatives: torch.Tensor | None,
     log_counts: torch.Tensor | None,
+    bias: torch.Tensor | None,
     temperature: float,
     cosine: bool,
     power: float,
@@ -154,7 +164,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[Any, ...]:
     scaled = _loss_backward(grad, *ctx.saved_tensors, ctx.dtype)
-    return None, None, *(x if x.numel() else None for x in scaled), *[None] * 9
+    return None, None, *(x if x.numel() else None for x in scaled), *[None] * 10
 
 
 _loss.register_autograd(_backward, setup_context=_setup_context)

@@ -28,6 +28,7 @@ def loss(
     rows: torch.Tensor | None,
     negatives: torch.Tensor | None,
     log_counts: torch.Tensor | None,
+    bias: torch.Tensor | None,
     temperature: float,
     cosine: bool,
     power: float,
@@ -52,7 +53,12 @@ def loss(
     weight = torch.where(degrees > 0, degrees.to(wide) ** (power - 1), 0)  # of each positive of a row
     weight /= (weight * degrees).sum().clamp(min=torch.finfo(wide).tiny)
     others = all_keys if negatives is None else all_keys.index_select(0, negatives)
-    columns, shift = padded(others, log_counts, precision)
+    away = log_counts  # what is subtracted from the columns' scores
+    if bias is not None:
+        bias = bias.detach().to(wide)
+        scores += bias[positives.indices.long()]
+        away = (0 if away is None else away.to(wide)) - (bias if negatives is None else bias[negatives])
+    columns, shift = padded(others, away, precision)
     hits = _hits(positives, negatives, len(shift))
 
     entry_weight = torch.repeat_interleave(weight, degrees, output_size=positives.nnz)

@@ -17,6 +17,7 @@ def softmax_loss(
     rows: torch.Tensor | None = None,
     negatives: torch.Tensor | None = None,
     log_counts: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     temperature: float = 0.1,
     cosine: bool = True,
     power: float = 1.0,
@@ -28,7 +29,7 @@ def softmax_loss(
     queries = queries if rows is None else queries[rows]
     if cosine:
         queries, keys = unit(queries), unit(keys)
-    scores = queries @ keys.T / temperature
+    scores = queries @ keys.T / temperature + (0 if bias is None else bias.to(queries.dtype))
     row, col = entry_rows(part), part.indices.long()
     positive = scores[row, col]
     negatives = torch.arange(len(keys)) if negatives is None else negatives
@@ -76,6 +77,12 @@ def cases() -> list[Case]:
             "temperature": 1.0,
         },
         "none": {"negatives": torch.empty(0, dtype=torch.int64)},
+        "bias": {"bias": torch.randn(23, generator=generator)},
+        "bias-some-logq": {
+            "negatives": torch.tensor([3, 22, 0, 7]),
+            "log_counts": torch.tensor([-1.0, 0.5, -0.25, 0.0]),
+            "bias": torch.randn(23, generator=generator),
+        },
         "bilateral": {"positive_temperature": 0.2, "power": 0.0},
         "bilateral-rows-some": {
             "rows": torch.tensor([2, 0, 7, 30]),
@@ -84,9 +91,8 @@ def cases() -> list[Case]:
         },
         "bilateral-none": {"negatives": torch.empty(0, dtype=torch.int64), "positive_temperature": 0.1},
     }
-    bilateral = [name for name in options if name.startswith("bilateral")]
     chosen = [("user_item", dim, "all") for dim in DIMS] + [("user_item", dim, "rows-some-logq") for dim in (33, 64)]
-    chosen += [("user_item", 33, name) for name in ("dot", "rows", "some", "none", *bilateral)]
+    chosen += [("user_item", 33, name) for name in options if name not in ("all", "rows-some-logq")]
     chosen += [("user_item", 64, "bilateral"), ("trailing", 33, "bilateral")]
     chosen += [(name, 33, "all") for name in graphs if name not in ("user_item", "no_edges", "no_rows")]
     result = []
