@@ -55,6 +55,7 @@ class Softmax:
         """The mean over the positives of users int64 [batch], among all items or the negatives, int64 [n]; items are
         numbered from 0."""
         queries, keys = final.split(self.sizes)
+        assert self.config.temperature is not None
         return ops.softmax_loss(
             self.positives.to(final.device),
             queries,

@@ -27,7 +27,7 @@ class SoftmaxConfig:
     """Softmax over all items, or over negatives that a batch shares."""
 
     name: str = "softmax"
-    temperature: float = 0.1
+    temperature: float | None = 0.1
     negatives: int | None = None
     popularity: float | None = None
     correction: bool | None = None
@@ -38,7 +38,8 @@ class SoftmaxConfig:
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used, or has no effect."""
-        positive("loss.temperature", self.temperature)
+        if self.temperature is not None:
+            positive("loss.temperature", self.temperature)
         at_least("loss.negatives", self.negatives, 1)
         for name in ("popularity", "correction"):
             if self.negatives is None and getattr(self, name) is not None:

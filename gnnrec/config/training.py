@@ -56,8 +56,8 @@ class OptimizerConfig:
 class TrainerConfig:
     """The training loop."""
 
-    epochs: int = 40
-    batch_size: int = 2048
+    epochs: int | None = 40
+    batch_size: int | None = 2048
     sampling: str | None = None
     lr_scaling: str = "none"
     lr_base_batch: int | None = None
@@ -71,7 +71,8 @@ class TrainerConfig:
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
         at_least("trainer.epochs", self.epochs, 1)
-        within("trainer.batch_size", self.batch_size, 1, 2**31 - 1)
+        if self.batch_size is not None:
+            within("trainer.batch_size", self.batch_size, 1, 2**31 - 1)
         if self.sampling is not None:
             one_of("trainer.sampling", self.sampling, ("users", "interactions"))
         one_of("trainer.lr_scaling", self.lr_scaling, ("none", "sqrt", "linear"))

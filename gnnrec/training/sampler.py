@@ -157,6 +157,7 @@ def build(
     loss: LossConfig, graph: BipartiteGraph, config: TrainerConfig, seed: int, *, pinned: bool
 ) -> TripleSampler | UserSampler:
     """The sampler of what the loss takes."""
+    assert config.batch_size is not None
     if isinstance(loss, BPRConfig):
         return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
     if not isinstance(loss, SoftmaxConfig):

@@ -21,6 +21,7 @@ def learning_rate(config: TrainerConfig, lr: float, step: int, steps: int) -> fl
     Source: linear scaling and warm-up as in Goyal et al. 2017, square root as in Krizhevsky 2014, cosine decay as in
     Loshchilov and Hutter 2017.
     """
+    assert config.batch_size is not None
     lr *= (config.batch_size / (config.lr_base_batch or BASE_BATCH)) ** SCALINGS[config.lr_scaling]
     samples = (step + 1) * config.batch_size
     if samples < config.warmup_samples:

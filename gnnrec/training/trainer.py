@@ -23,6 +23,7 @@ from gnnrec.models import Trainable
 from gnnrec.training import checkpoint, optim, sampler
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
+from gnnrec.training.scaling import scaled
 from gnnrec.training.schedule import learning_rate
 
 LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
@@ -90,7 +91,9 @@ class Trainer:
         log: RunLog | None = None,
         resume: bool = False,
     ) -> None:
-        self.model, self.config, self.lr = model, config, optimizer.lr
+        config, loss = scaled(config, loss, model.graph)
+        assert config.epochs is not None
+        self.model, self.config, self.epochs, self.lr = model, config, config.epochs, optimizer.lr
         self.optimizer = optim.build(optimizer, model)
         self.device = model.embedding.device
         on_gpu = self.device.type == "cuda"
@@ -99,6 +102,7 @@ class Trainer:
         self.read_seconds = READ_SECONDS if on_gpu else 0.0
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
+        self._event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
         self.position = Position()
         self.best_parameters: dict[str, torch.Tensor] | None = None
         self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
@@ -116,7 +120,7 @@ class Trainer:
             StorageError: a checkpoint could not be written.
             DeviceMemoryError: no room on the GPU; earlier checkpoints are intact.
         """
-        position, epochs = self.position, self.config.epochs
+        position, epochs = self.position, self.epochs
         total = epochs * self.sampler.steps_per_epoch
         with (
             self._memory_errors(),
@@ -176,7 +180,7 @@ class Trainer:
         return devices.memory_errors("training", lower, self.device)
 
     def _step(self, step: int) -> torch.Tensor:
-        steps = self.config.epochs * self.sampler.steps_per_epoch
+        steps = self.epochs * self.sampler.steps_per_epoch
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.lr, step, steps)
         start_step = getattr(self.model, "start_step", None)
@@ -220,7 +224,7 @@ class Trainer:
         loss = position.loss_sum / self.sampler.steps_per_epoch
         position.loss_sum = 0.0
         metrics: dict[str, float] = {}
-        last = position.epoch == config.epochs
+        last = position.epoch == self.epochs
         if self.valid is not None and (last or position.epoch % config.eval_every == 0):
             metrics = self._evaluate(self.valid)
         position.finished = last or position.worse >= config.patience
@@ -233,7 +237,7 @@ class Trainer:
             valid=metrics,
         )
         scores = "".join(f"  valid {name} {value:.4f}" for name, value in metrics.items() if name == config.monitor)
-        progress.line(f"epoch {position.epoch}/{config.epochs}  loss {loss:.4f}{scores}")
+        progress.line(f"epoch {position.epoch}/{self.epochs}  loss {loss:.4f}{scores}")
         if position.finished and not last:
             progress.line(f"no better {config.monitor} for {position.worse} evaluations: stopped")
         if position.finished or position.epoch % config.checkpoint_every == 0:
@@ -305,7 +309,7 @@ class Trainer:
         except TypeError as error:
             raise CheckpointError(f"holds another state: {error}", where=str(saved.path)) from error
         # More epochs than the finished run had: go on, unless validation had stopped it.
-        if self.position.worse < self.config.patience and self.position.epoch < self.config.epochs:
+        if self.position.worse < self.config.patience and self.position.epoch < self.epochs:
             self.position.finished = False
 
 

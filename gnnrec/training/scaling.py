@@ -1,0 +1,30 @@
+"""Settings that are left open, from the size of the data: batch, epochs and temperature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gnnrec.config import LossConfig, SoftmaxConfig, TrainerConfig
+from gnnrec.graph.bipartite import BipartiteGraph
+
+STEPS = 64  # in an epoch, where the batch is open
+LARGEST_BATCH = 2**17  # interactions: more of them gain nothing once the products fill the processor
+TOTAL_STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 12
+COLDEST = 1.27  # the temperature times the logarithm of the number of items
+
+
+def scaled(trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph) -> tuple[TrainerConfig, LossConfig]:
+    """Both with numbers in place of what is None.
+
+    batch_size: the interactions divided by STEPS, at most LARGEST_BATCH: a data set of any size is learnt in about as
+    many steps, each of which costs one propagation over the whole graph. epochs: as many as make TOTAL_STEPS, within
+    FEWEST_EPOCHS and MOST_EPOCHS. temperature of a softmax: COLDEST / log(items), since a cosine of 1 must outweigh the
+    sum over all of them.
+    """
+    interactions = int(graph.user_degrees.sum())
+    batch = trainer.batch_size or min(max(math.ceil(interactions / STEPS), 1), LARGEST_BATCH)
+    epochs = trainer.epochs or min(max(round(TOTAL_STEPS * batch / interactions), FEWEST_EPOCHS), MOST_EPOCHS)
+    if isinstance(loss, SoftmaxConfig) and loss.temperature is None:
+        loss = replace(loss, temperature=round(COLDEST / math.log(max(graph.num_items, 3)), 4))
+    return replace(trainer, batch_size=batch, epochs=epochs), loss
