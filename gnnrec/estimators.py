@@ -98,7 +98,7 @@ class LightGCN(_Trained):
     Args:
         dim: width of the embeddings.
         layers: propagation layers.
-        epochs, batch_size, lr, reg, patience, eval_every: of the training; see `conf/`.
+        epochs, batch_size, lr, reg, negatives, popularity, hardest, patience, eval_every: of the training; see `conf/`.
         seed: of initial embeddings and sampler; equal seeds give bit-identical results.
         device: where to train and recommend: cpu, cuda, or auto for a GPU that can run the kernels, where there is one.
 
@@ -116,6 +116,9 @@ class LightGCN(_Trained):
         batch_size: int = 2048,
         lr: float = 1e-3,
         reg: float = 1e-4,
+        negatives: int = 1,
+        popularity: float = 0.0,
+        hardest: bool = False,
         patience: int = 5,
         eval_every: int = 5,
         seed: int = 0,
@@ -123,7 +126,8 @@ class LightGCN(_Trained):
     ) -> None:
         trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
         config = LightGCNConfig(dim=dim, layers=layers)
-        super().__init__(config, BPRConfig(reg=reg), OptimizerConfig(lr=lr), trainer, seed, device)
+        loss = BPRConfig(reg=reg, negatives=negatives, popularity=popularity, hardest=hardest)
+        super().__init__(config, loss, OptimizerConfig(lr=lr), trainer, seed, device)
 
 
 class NGCF(_Trained):
@@ -133,7 +137,8 @@ class NGCF(_Trained):
         dim: width of the embeddings and of every layer.
         layers: number of layers.
         message_dropout, node_dropout: probabilities in training; see `models.NGCF`.
-        epochs, batch_size, lr, reg, patience, eval_every, seed, device: as for `LightGCN`.
+        epochs, batch_size, lr, reg, negatives, popularity, hardest, patience, eval_every, seed, device: as for
+            `LightGCN`.
 
     Raises:
         ConfigError: a setting that cannot be used.
@@ -151,6 +156,9 @@ class NGCF(_Trained):
         batch_size: int = 2048,
         lr: float = 1e-3,
         reg: float = 1e-4,
+        negatives: int = 1,
+        popularity: float = 0.0,
+        hardest: bool = False,
         patience: int = 5,
         eval_every: int = 5,
         seed: int = 0,
@@ -158,7 +166,8 @@ class NGCF(_Trained):
     ) -> None:
         trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
         config = NGCFConfig(dim=dim, layers=layers, message_dropout=message_dropout, node_dropout=node_dropout)
-        super().__init__(config, BPRConfig(reg=reg), OptimizerConfig(lr=lr), trainer, seed, device)
+        loss = BPRConfig(reg=reg, negatives=negatives, popularity=popularity, hardest=hardest)
+        super().__init__(config, loss, OptimizerConfig(lr=lr), trainer, seed, device)
 
 
 class GFCF(Estimator):

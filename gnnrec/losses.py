@@ -13,18 +13,19 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class BPR:
-    """Bayesian personalised ranking over triples (Rendle et al. 2009), L2 on the ego embeddings of the batch.
+    """Bayesian personalised ranking over triples (Rendle et al. 2009), L2 on the ego embeddings of the batch. Of
+    several negatives all count, or the one with the highest score (Zhang et al. 2013).
 
     Args:
         config: its settings.
     """
 
     def __init__(self, config: BPRConfig) -> None:
-        self.reg = config.reg
+        self.reg, self.hardest = config.reg, config.hardest
 
     def __call__(self, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
-        """The mean over triples int64 [3, batch] of node numbers: user, positive and negative item."""
-        return ops.bpr_loss(final, ego, triples, self.reg)
+        """The mean over triples int64 [2 + n, batch] of node numbers: user, positive and n negative items."""
+        return ops.bpr_loss(final, ego, triples, self.reg, hardest=self.hardest)
 
 
 class Softmax:

@@ -202,7 +202,7 @@ def test_torchs_own_message_is_translated(gpu):
 
 def test_training_out_of_memory_names_the_settings_and_keeps_the_checkpoints(gpu, tmp_path, monkeypatch):
     real, calls = ops.bpr_loss, iter(range(100))
-    monkeypatch.setattr(ops, "bpr_loss", lambda *args: refuse() if next(calls) == 9 else real(*args))
+    monkeypatch.setattr(ops, "bpr_loss", lambda *a, **k: refuse() if next(calls) == 9 else real(*a, **k))
     says = r"training needs 2\.50 GiB more, .* Lower trainer\.batch_size \(now 128\) or model\.dim \(now 8\), use dev"
     with pytest.raises(DeviceMemoryError, match=says):
         run.train(config(device="cpu"), tmp_path)

@@ -1,5 +1,7 @@
 """Models, losses, scorers and the decomposition against plain torch and scipy."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -156,6 +158,25 @@ def test_truncated_svd_beyond_the_rank():
     assert (vectors.T @ vectors - torch.eye(3)).abs().max() < 1e-4
     with pytest.raises(ValueError, match="factors must lie within 1 and 3, got 4"):
         truncated_svd(graph.norm_user_item(), 4)
+
+
+def test_bpr_loss_of_several_negatives_by_hand():
+    final = torch.tensor([[1.0], [2.0], [5.0], [5.0], [3.0]], requires_grad=True)
+    ego = torch.tensor([[2.0], [1.0], [3.0], [7.0], [5.0]], requires_grad=True)
+    triples = torch.tensor([[0], [1], [4], [2], [3]])
+    one, three = (math.log1p(math.exp(x)) for x in (1, 3))
+    loss = bpr_loss(final, ego, triples, 0.2)
+    assert loss.item() == pytest.approx((one + 2 * three) / 3 + 0.1 * (4 + 1 + (25 + 9 + 49) / 3), rel=1e-6)
+    # The first of the two with the highest score; the others have no gradient.
+    loss = bpr_loss(final, ego, triples, 0.2, hardest=True)
+    assert loss.item() == pytest.approx(three + 0.1 * (4 + 1 + 9), rel=1e-6)
+    weight = 1 / (1 + math.exp(-3))
+    gradients = torch.autograd.grad(loss, [final, ego])
+    assert gradients[0].flatten().tolist() == pytest.approx([3 * weight, -weight, weight, 0, 0], rel=1e-6)
+    assert gradients[1].flatten().tolist() == pytest.approx([0.4, 0.2, 0.6, 0, 0], rel=1e-6)
+    with torch.no_grad():
+        final[3] = torch.nan
+    assert bpr_loss(final, ego, triples, hardest=True).isnan()  # whichever comes first
 
 
 def test_bpr_loss_and_its_gradient():

@@ -315,7 +315,7 @@ def bad_calls():
         "op must be one of dot, add, mul, got 'div'": lambda: ops.sddmm(adjacency, x, x, op="div"),
         "rows must lie within 0 and 50, got 3 to 51": lambda: propagate(adjacency, x, rows=torch.tensor([3, 51])),
         "rows must be int64 \\[n\\], got torch.int32": lambda: propagate(adjacency, x, rows=torch.tensor([3]).int()),
-        "triples must be int64 \\[3, batch >= 1\\], got torch.int64 \\[2, 4\\]": lambda: loss(x, x, numbers[:2]),
+        "triples must be int64 \\[2 \\+ n, batch\\] .* got torch.int64 \\[2, 4\\]": lambda: loss(x, x, numbers[:2]),
         "triples must lie within 0 and 50, got 0 to 51": lambda: loss(x, x, 51 * numbers[:, :2]),
         "index must lie within 0 and 2, got 0 to 3": lambda: ops.index_scatter(x[:4], numbers[0], 3),
         "index_scatter: index must have 51 numbers, got 4": lambda: ops.index_scatter(x, numbers[0], 9),

@@ -7,7 +7,9 @@ from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops import set_num_threads
 from gnnrec.ops._philox import philox
-from gnnrec.training.sampler import TripleSampler, UserSampler
+from gnnrec.training.sampler import TripleSampler, UserSampler, _alias_table
+
+SEVERAL = {"negatives": 3, "popularity": 0.75}
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +27,17 @@ def edges(graph: BipartiteGraph) -> set[tuple[int, int]]:
     return set(zip(rows.tolist(), graph.user_items.tolist()))
 
 
+@pytest.mark.parametrize("options", [{}, SEVERAL], ids=["one", "several"])
 @pytest.mark.parametrize("sampling", ["users", "interactions"])
-def test_triples_are_positive_and_negative(graph, sampling):
+def test_triples_are_positive_and_negative(graph, sampling, options):
     known = edges(graph)
-    sampler = TripleSampler(graph, 64, sampling, seed=3)
+    sampler = TripleSampler(graph, 64, sampling, seed=3, **options)
     for step in range(2 * sampler.steps_per_epoch):
-        users, positives, negatives = sampler.batch(step)[0].numpy()
+        users, positives, *negatives = sampler.batch(step)[0].numpy()
+        assert len(negatives) == options.get("negatives", 1)
+        negatives = np.stack(negatives)
         assert all((u, p - 60) in known for u, p in zip(users.tolist(), positives.tolist()))
-        assert not any((u, n - 60) in known for u, n in zip(users.tolist(), negatives.tolist()))
+        assert not any((u, n - 60) in known for row in negatives for u, n in zip(users.tolist(), row.tolist()))
         assert negatives.min() >= 60
         assert negatives.max() < 100
         assert not set(users.tolist()) & {0, 1}
@@ -66,18 +71,75 @@ def test_users_are_uniform_and_items_uniform_within_a_user(graph):
     assert (drawn[2][drawn[0] == 2] == 99).all()  # the only item that user 2 has not
 
 
+def chi_square(counts, chances):
+    """The statistic less its mean, in its standard deviations; what has no chance must not come."""
+    possible = chances > 0
+    assert not counts[~possible].any()
+    expected = counts.sum() * chances[possible] / chances[possible].sum()
+    freedom = possible.sum() - 1
+    return (((counts[possible] - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * max(1, freedom))
+
+
 @pytest.mark.parametrize("sampling", ["users", "interactions"])
-def test_any_step_can_be_replayed_alone(graph, sampling):
-    first = TripleSampler(graph, 50, sampling, seed=5)
+@pytest.mark.parametrize("popularity", [0.0, 0.75, 1.0, -0.5])
+def test_several_negatives_by_popularity(graph, sampling, popularity):
+    sampler = TripleSampler(graph, 20_000, sampling, seed=11, negatives=3, popularity=popularity)
+    users, _, *negatives = np.concatenate([sampler.batch(step)[0].numpy() for step in range(150)], axis=1)
+    negatives = np.stack(negatives) - 60
+    missing = np.ones((60, 40), bool)
+    missing[tuple(zip(*edges(graph)))] = False
+    chances = missing * np.maximum(graph.item_degrees, 1.0) ** popularity
+    for user in (2, 5, 20, 40):
+        for role in negatives:
+            assert chi_square(np.bincount(role[users == user], minlength=40), chances[user]) < 5
+    # Those of one pair are drawn independently: as often the same as two draws are.
+    user = 5
+    pairs = np.bincount(negatives[0, users == user] * 40 + negatives[1, users == user], minlength=1600)
+    assert chi_square(pairs, np.outer(chances[user], chances[user]).ravel()) < 5
+
+
+def test_the_first_of_several_negatives_is_the_only_one_of_one(graph):
+    for popularity in (0.0, 0.5):
+        one = TripleSampler(graph, 300, seed=2, popularity=popularity).batch(1)[0]
+        assert np.array_equal(
+            TripleSampler(graph, 300, seed=2, negatives=4, popularity=popularity).batch(1)[0][:3], one
+        )
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_an_alias_table_has_the_chances_it_was_made_for(count):
+    """Exactly, but for the 32 bits of a limit."""
+    chances = np.random.default_rng(count).pareto(0.7, count) + 1e-6
+    chances /= chances.sum()
+    limits, others = _alias_table(chances)
+    own = limits.astype(np.float64) / 2**32
+    found = (own + np.bincount(others, 1 - own, minlength=count)) / count
+    assert limits.min() >= 1
+    assert abs(found - chances).max() < 2**-31
+    assert abs(_alias_table(np.full(count, 1 / count))[0] / 2**32 - 1).max() < 1e-9
+
+
+def test_a_user_without_one_rare_item_gets_it():
+    """Nearly all that is drawn is the user's own."""
+    users, items = np.repeat(np.arange(1000), 2), np.tile([0, 1], 1000)
+    graph = BipartiteGraph.from_edges(users, items, 1000, 3)
+    (batch,) = TripleSampler(graph, 500, negatives=2, popularity=1.0).batch(0)
+    assert (batch[2:] == 1002).all()
+
+
+@pytest.mark.parametrize("options", [{}, SEVERAL], ids=["one", "several"])
+@pytest.mark.parametrize("sampling", ["users", "interactions"])
+def test_any_step_can_be_replayed_alone(graph, sampling, options):
+    first = TripleSampler(graph, 50, sampling, seed=5, **options)
     batches = [first.batch(step)[0].numpy() for step in range(40)]
     set_num_threads(1)
     try:
-        again = TripleSampler(graph, 50, sampling, seed=5)
+        again = TripleSampler(graph, 50, sampling, seed=5, **options)
         for step in (39, 3, 20, 0):
             assert np.array_equal(again.batch(step)[0].numpy(), batches[step])
     finally:
         set_num_threads(2)
-    other = TripleSampler(graph, 50, sampling, seed=6)
+    other = TripleSampler(graph, 50, sampling, seed=6, **options)
     assert not np.array_equal(other.batch(0)[0].numpy(), batches[0])
     assert not np.array_equal(batches[0], batches[1])
 

@@ -106,6 +106,22 @@ def test_seeds_matter(parts):
     assert not torch.equal(one.model.embedding, other.model.embedding)
 
 
+def test_the_hardest_of_several_negatives_learns(parts):
+    graph = graph_of(parts[0])
+    evaluator = Evaluator(parts[2], graph.user_item(), [20])
+    results = []
+    for threads in (1, 2):
+        with num_threads(threads):
+            model = models.LightGCN(graph, dim=20, layers=2, seed=1)
+            before = evaluator(model.scorer())["recall@20"]
+            loss = BPRConfig(negatives=4, popularity=0.5, hardest=True)
+            trainer = Trainer(model, TrainerConfig(epochs=12, batch_size=256), loss, OptimizerConfig(lr=5e-3), seed=1)
+            trainer.fit()
+            results.append(model.embedding.detach())
+        assert evaluator(model.scorer())["recall@20"] > before + 0.2
+    assert torch.equal(*results)
+
+
 def make_softmax(parts, *, checkpoints=None, resume=False, **options):
     graph = graph_of(parts[0])
     return Trainer(
@@ -194,8 +210,8 @@ def test_resuming_a_finished_run_changes_nothing(parts, tmp_path):
 def test_divergence_is_an_error_with_numbers(parts, tmp_path, monkeypatch):
     real = ops.bpr_loss
 
-    def exploding(final, ego, triples, reg):
-        loss = real(final, ego, triples, reg)
+    def exploding(*args, **options):
+        loss = real(*args, **options)
         return loss * torch.nan if steps.pop() else loss
 
     steps = [True, *[False] * 17]  # the warm-up is the first call

@@ -16,10 +16,18 @@ class BPRConfig:
 
     name: str = "bpr"
     reg: float = 1e-4
+    negatives: int = 1
+    popularity: float = 0.0
+    hardest: bool = False
 
     def validate(self) -> None:
-        """Raise a ConfigError for a value that cannot be used."""
+        """Raise a ConfigError for a value that cannot be used, or has no effect."""
         at_least("loss.reg", self.reg, 0)
+        at_least("loss.negatives", self.negatives, 1)
+        within("loss.popularity", self.popularity, -1, 1)
+        if self.hardest and self.negatives == 1:
+            remedy = "Set loss.negatives to 2 or more, or leave loss.hardest out"
+            raise ConfigError("has no effect with loss.negatives=1", where="loss.hardest", remedy=remedy)
 
 
 @dataclass

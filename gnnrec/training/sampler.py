@@ -1,4 +1,4 @@
-"""Batches, drawn by counter: triples (user, item of the user, item not of the user), or users with all their items."""
+"""Batches, drawn by counter: triples (user, item of the user, items not of the user), or users with all their items."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._philox import below, philox
 
+serial: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
 
 class TripleSampler:
     """Draws batches of triples; batch number `step` is a function of (seed, step) alone, so any can be replayed.
@@ -25,6 +27,10 @@ class TripleSampler:
         sampling: "users": a uniform user, then a uniform item of the user, as many as there are edges in an epoch (the
             code of He et al. 2020); "interactions": every edge once an epoch, shuffled.
         seed: of the draws.
+        negatives: items for every positive, each drawn for itself.
+        popularity: a negative is drawn with a probability proportional to its number of users, at least 1, to this
+            power. Items of the user are drawn again, so that a negative takes 1 / (probability of all items that the
+            user has not) draws on average, however few these are.
         pinned: put batches into memory from which a GPU copies while the CPU goes on.
 
     Raises:
@@ -32,7 +38,15 @@ class TripleSampler:
     """
 
     def __init__(
-        self, graph: BipartiteGraph, batch_size: int, sampling: str = "users", seed: int = 0, *, pinned: bool = False
+        self,
+        graph: BipartiteGraph,
+        batch_size: int,
+        sampling: str = "users",
+        seed: int = 0,
+        *,
+        negatives: int = 1,
+        popularity: float = 0.0,
+        pinned: bool = False,
     ) -> None:
         degrees = graph.user_degrees
         active = np.flatnonzero((degrees > 0) & (degrees < graph.num_items))
@@ -45,16 +59,20 @@ class TripleSampler:
             )
         self.graph, self.batch_size, self.seed, self.pinned = graph, batch_size, seed, pinned
         self._active, self._shuffle = active.astype(np.int32), sampling == "interactions"
+        self._negatives = negatives
+        # Uniform draws need no table.
+        self._table = _alias_table(_chances(graph, popularity) if popularity else np.empty(0))
         self.epoch_size = int(degrees[active].sum())
         self.steps_per_epoch = -(-self.epoch_size // batch_size)
         self._order: tuple[int, Any] = (-1, None)
 
     def batch(self, step: int) -> tuple[torch.Tensor]:
-        """The triples of this step as node numbers, int64 [3, batch]: users, positive items, negative items."""
+        """The triples of this step as node numbers, int64 [2 + negatives, batch]: users, positive items, negative
+        items."""
         epoch, within = divmod(step, self.steps_per_epoch)
         first = within * self.batch_size
         count = min(self.batch_size, self.epoch_size - first)
-        batch = torch.empty((3, count), dtype=torch.int64, pin_memory=self.pinned)
+        batch = torch.empty((2 + self._negatives, count), dtype=torch.int64, pin_memory=self.pinned)
         triples = batch.numpy()
         if self._shuffle:
             edges = self._edges(epoch)[first : first + count]
@@ -68,6 +86,7 @@ class TripleSampler:
             self.graph.user_indptr,
             self.graph.user_items,
             self.graph.num_items,
+            *self._table,
             triples,
         )
         triples[1:] += self.graph.num_users
@@ -120,8 +139,7 @@ class UserSampler:
         self.steps_per_epoch = min(len(active), -(-int(graph.user_degrees.sum()) // batch_size))
         self._order: tuple[int, Any, Any] = (-1, None, None)
         self._negatives, self._correction = negatives, correction
-        chances = np.where(graph.item_degrees > 0, graph.item_degrees, 1.0).astype(np.float64) ** popularity
-        self._chances = chances / chances.sum()
+        self._chances = _chances(graph, popularity)
         self._below = np.cumsum(self._chances)
 
     def batch(self, step: int) -> tuple[torch.Tensor, ...]:
@@ -159,12 +177,68 @@ def build(
     """The sampler of what the loss takes."""
     assert config.batch_size is not None
     if isinstance(loss, BPRConfig):
-        return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
+        return TripleSampler(
+            graph,
+            config.batch_size,
+            config.sampling or "users",
+            seed,
+            negatives=loss.negatives,
+            popularity=loss.popularity,
+            pinned=pinned,
+        )
     if not isinstance(loss, SoftmaxConfig):
         return UserSampler(graph, config.batch_size, seed=seed, pinned=pinned)
     correction = True if loss.correction is None else loss.correction
     drawn = loss.negatives, loss.popularity or 0.0, correction
     return UserSampler(graph, config.batch_size, *drawn, seed, pinned=pinned)
+
+
+def _chances(graph: BipartiteGraph, popularity: float) -> Any:
+    """Probabilities of the items, proportional to their numbers of users, at least 1, to a power; float64 [items]."""
+    chances = np.where(graph.item_degrees > 0, graph.item_degrees, 1.0).astype(np.float64) ** popularity
+    return chances / chances.sum()
+
+
+@serial
+def _alias_table(chances: Any) -> Any:
+    """Limits uint64 [n] and others int32 [n]: a number has its chance, in units of 2^-32 / n, if it is drawn uniformly
+    and then, unless a 32-bit word lies below its limit, given up for its other. Made in O(n).
+
+    Source: Vose 1991, "A linear algorithm for generating random numbers with a given distribution".
+    """
+    count = len(chances)
+    shares = chances * count
+    limits, others = np.full(count, 2**32, np.uint64), np.arange(count, dtype=np.int32)
+    # The numbers with a share below 1 from the front, the others from the back.
+    stack = np.empty(count, np.int32)
+    small, large = 0, count
+    for item in range(count):
+        if shares[item] < 1:
+            stack[small] = item
+            small += 1
+        else:
+            large -= 1
+            stack[large] = item
+    while small > 0 and large < count:
+        low, high = stack[small - 1], stack[large]
+        # At least 1, so that every item is drawn in the end.
+        limits[low] = np.uint64(max(1.0, np.rint(shares[low] * 2**32)))
+        others[low] = high
+        shares[high] -= 1 - shares[low]
+        small -= 1
+        if shares[high] < 1:
+            large += 1
+            stack[small] = high
+            small += 1
+    # What is left, on either side, has a share of 1 but for rounding.
+    return limits, others
+
+
+@inline
+def _draw(first: Any, second: Any, num_items: Any, limits: Any, others: Any) -> Any:
+    """An item from two 32-bit words; uniform without a table."""
+    item = below(first, num_items)
+    return item if len(limits) == 0 or second < limits[item] else np.int64(others[item])
 
 
 @inline
@@ -187,7 +261,16 @@ def _compile() -> Any:
 
     @kernel
     def draw(
-        seed: Any, first: Any, given: Any, active: Any, indptr: Any, items: Any, num_items: Any, triples: Any
+        seed: Any,
+        first: Any,
+        given: Any,
+        active: Any,
+        indptr: Any,
+        items: Any,
+        num_items: Any,
+        limits: Any,
+        others: Any,
+        triples: Any,
     ) -> None:
         _ = version  # part of the cache key
         for t in numba.prange(triples.shape[1]):
@@ -199,11 +282,16 @@ def _compile() -> Any:
                 triples[0, t] = user
                 triples[1, t] = items[start + below(words[1], indptr[user + 1] - start)]
             user = triples[0, t]
-            negative = below(words[2], num_items)
-            attempt = np.uint64(0)
-            while _has(items, indptr[user], indptr[user + 1], negative):
-                attempt += np.uint64(1)  # the next stream of the same counter
-                negative = below(philox(seed, attempt, counter)[0], num_items)
-            triples[2, t] = negative
+            negative = _draw(words[2], words[3], num_items, limits, others)
+            for k in range(len(triples) - 2):
+                stream = np.uint64(k) << np.uint64(32)  # of the same counter; its next ones are for further attempts
+                if k > 0:
+                    words = philox(seed, stream, counter)
+                    negative = _draw(words[0], words[1], num_items, limits, others)
+                while _has(items, indptr[user], indptr[user + 1], negative):
+                    stream += np.uint64(1)
+                    words = philox(seed, stream, counter)
+                    negative = _draw(words[0], words[1], num_items, limits, others)
+                triples[2 + k, t] = negative
 
     return draw

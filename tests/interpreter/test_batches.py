@@ -64,18 +64,34 @@ def test_sums_over_an_index(size, count, dim, run):
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize(("dim", "reg"), [(64, 0.1), (33, 0.0), (300, 0.5)])
-def test_gradients_of_nodes_that_come_often(dim, reg, deterministic, run):
-    triples = skewed(50, 600).view(3, 200)
+@pytest.mark.parametrize(("negatives", "hardest"), [(1, False), (3, False), (3, True)])
+def test_gradients_of_nodes_that_come_often(dim, reg, negatives, hardest, deterministic, run):
+    triples = skewed(50, (2 + negatives) * 200).view(2 + negatives, 200)
     results = []
     for function, dtype in ((ops.bpr_loss, torch.float32), (reference.bpr_loss, torch.float64)):
         final, ego = (torch.randn(50, dim, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
         inputs = [final.requires_grad_(), ego.requires_grad_()]
         option = {"deterministic": deterministic} if function is ops.bpr_loss else {}
-        loss = function(*inputs, triples, reg, **option)
+        loss = function(*inputs, triples, reg, hardest=hardest, **option)
         results.append([loss, *torch.autograd.grad(loss, inputs, materialize_grads=True)])
     bound = 2e-6 if deterministic else 1e-5  # atomics add hundreds of numbers one by one
     for ours, exact in zip(*results, strict=True):
         assert (ours.detach().double() - exact).abs().max() <= bound * exact.abs().max()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 3, 1, 0]])
+def test_the_hardest_negative_of_equal_and_unknown_scores(order):
+    final = torch.tensor([[1.0], [2.0], [5.0], [5.0], [3.0], [-torch.inf]])
+    nodes = torch.tensor([4, 2, 3, 5])[order]
+    ego = torch.ones_like(final).requires_grad_()
+    triples = torch.cat([torch.tensor([0, 1]), nodes])[:, None]
+    loss = ops.bpr_loss(final, ego, triples, 1.0, hardest=True)
+    assert loss.item() == pytest.approx(float(np.logaddexp(0, 3)) + 1.5, rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, ego)
+    first = next(node for node in nodes.tolist() if node in (2, 3))
+    assert sorted(gradient.flatten().nonzero().flatten().tolist()) == [0, 1, first]
+    final[4] = torch.nan
+    assert ops.bpr_loss(final, ego, triples, 1.0, hardest=True).isnan()
 
 
 def test_losses_of_margins_that_are_large():

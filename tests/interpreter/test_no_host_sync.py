@@ -108,18 +108,21 @@ def matrix(monkeypatch):
 @pytest.fixture
 def triples():
     rng = np.random.default_rng(1)
-    return torch.from_numpy(np.stack([rng.integers(60, size=40), *(60 + rng.integers(50, size=(2, 40)))]))
+    return torch.from_numpy(np.stack([rng.integers(60, size=40), *(60 + rng.integers(50, size=(4, 40)))]))
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("layers", [0, 3])
-def test_a_step(matrix, triples, layers, deterministic):
+@pytest.mark.parametrize(
+    ("layers", "negatives", "hardest"), [(0, 1, False), (3, 1, False), (3, 3, False), (3, 3, True)]
+)
+def test_a_step(matrix, triples, layers, negatives, hardest, deterministic):
     embedding = torch.nn.Parameter(torch.randn(110, 16))
     optimizer = torch.optim.Adam([embedding], lr=0.01, fused=True)
 
     def step():
         final = ops.lightgcn_propagate(matrix, embedding, num_layers=layers)
-        loss = ops.bpr_loss(final, embedding, triples, 1e-4, deterministic=deterministic)
+        options = {"hardest": hardest, "deterministic": deterministic}
+        loss = ops.bpr_loss(final, embedding, triples[: 2 + negatives], 1e-4, **options)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""numba kernels of bpr_loss: the loss triple by triple, its gradients node by node."""
+"""numba kernels of bpr_loss: the loss pair by pair of user and positive, its gradients node by node."""
 
 from __future__ import annotations
 
@@ -16,62 +16,84 @@ from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_dot, row_fma, row_scale, row_sub
 from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_load, row_prefetch, row_store, row_zero
 
-BLOCK = 256  # triples a thread takes at a time
-AHEAD = 8  # triples, of three rows each
+BLOCK = 256  # pairs a thread takes at a time
+AHEAD = 8  # places of the batch; of pairs as many as have three times so many rows
 
 
-def loss(final: Any, ego: Any, triples: Any, reg: float) -> float:
-    """The mean over the batch, float64; final [nodes, dim], ego [nodes, ego_dim], triples int64 [3, batch]."""
-    margins = _margins(final, triples)
-    squares = np.zeros_like(margins)
+def loss(final: Any, ego: Any, triples: Any, reg: float, hardest: bool) -> float:
+    """The mean over the batch, float64; final [nodes, dim], ego [nodes, ego_dim], triples int64 [2 + n, batch]."""
+    margins, triples = _margins(final, triples, hardest)
+    squares = np.zeros_like(margins[0])
     if reg:
         for start in range(0, ego.shape[1], MAX_DIM):
             panel = ego[:, start : start + MAX_DIM]
-            _compile_squares(panel.shape[1])(panel, triples, squares)
+            _compile_squares(panel.shape[1], len(triples))(panel, triples, squares)
     return float(_mean(margins, squares, reg))
 
 
-def loss_backward(grad: float, final: Any, ego: Any, triples: Any, reg: float, grad_final: Any, grad_ego: Any) -> None:
+def loss_backward(
+    grad: float, final: Any, ego: Any, triples: Any, reg: float, hardest: bool, grad_final: Any, grad_ego: Any
+) -> None:
     """Fill the gradients, every row once; grad_ego only with reg."""
-    margins = _margins(final, triples)
+    margins, triples = _margins(final, triples, hardest)
     nodes, batch = len(final), triples.shape[1]
     number = margins.dtype.type
-    weights = _weights(margins, number(grad / batch))
+    weights = _weights(margins, number(grad / margins.size)).reshape(-1)
     # Which places of the batch a node stands in, in their order.
-    indptr, places = _build.group_by(triples.reshape(-1), np.arange(3 * batch, dtype=np.int32), nodes)
+    indptr, places = _build.group_by(triples.reshape(-1), np.arange(triples.size, dtype=np.int32), nodes)
     chunks = balanced_chunks(torch.from_numpy(indptr)).numpy()
     for start in range(0, final.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
         out = grad_final[:, panel]
-        compiled = _compile_gradient(out.shape[1], can_stream(out))
+        compiled = _compile_gradient(out.shape[1], len(triples), can_stream(out))
         compiled(indptr, places, chunks, triples, weights, final[:, panel], out)
     if reg:
         for start in range(0, ego.shape[1], MAX_DIM):
             panel = slice(start, start + MAX_DIM)
             out = grad_ego[:, panel]
-            compiled = _compile_decay(out.shape[1], can_stream(out))
-            compiled(indptr, chunks, weights, ego[:, panel], number(reg * grad / batch), out)
+            compiled = _compile_decay(out.shape[1], len(triples), can_stream(out))
+            compiled(indptr, places, chunks, batch, ego[:, panel], number(reg * grad / batch), out)
 
 
-def _margins(final: Any, triples: Any) -> Any:
-    """s(u, n) - s(u, p) of every triple, [batch]."""
-    margins = np.zeros(triples.shape[1], np.float64 if final.dtype == np.float64 else np.float32)
+def _margins(final: Any, triples: Any, hardest: bool) -> Any:
+    """s(u, n) - s(u, p) of the negatives that count, [n, batch], and the triples with these alone."""
+    margins = np.zeros((len(triples) - 2, triples.shape[1]), np.float64 if final.dtype == np.float64 else np.float32)
     for start in range(0, final.shape[1], MAX_DIM):
         panel = final[:, start : start + MAX_DIM]
-        _compile_margins(panel.shape[1])(panel, triples, margins)
-    return margins
+        _compile_margins(panel.shape[1], len(triples))(panel, triples, margins)
+    return _hardest(margins, triples) if hardest else (margins, triples)
+
+
+@kernel
+def _hardest(margins: Any, triples: Any) -> Any:
+    """The negative with the highest margin, the first of equal ones: margins [1, batch] and triples [3, batch]."""
+    negatives, batch = margins.shape
+    highest, chosen = np.empty((1, batch), margins.dtype), np.empty((3, batch), triples.dtype)
+    for b in numba.prange(batch):
+        best = 0
+        for k in range(1, negatives):
+            # NaN counts as the highest, so that the loss shows it.
+            if not margins[k, b] <= margins[best, b] and not np.isnan(margins[best, b]):
+                best = k
+        highest[0, b] = margins[best, b]
+        chosen[0, b], chosen[1, b], chosen[2, b] = triples[0, b], triples[1, b], triples[2 + best, b]
+    return highest, chosen
 
 
 @kernel
 def _mean(margins: Any, squares: Any, reg: Any) -> Any:
     """Blocks first, then their sums in order, in float64."""
-    batch = len(margins)
+    negatives, batch = margins.shape
+    share = 1 / negatives
     partial = np.zeros((batch + BLOCK - 1) // BLOCK)
     for block in numba.prange(len(partial)):
         total = 0.0
         for b in range(block * BLOCK, min((block + 1) * BLOCK, batch)):
-            margin = np.float64(margins[b])
-            total += max(margin, 0.0) + np.log1p(np.exp(-abs(margin))) + 0.5 * reg * squares[b]
+            losses = 0.0
+            for k in range(negatives):
+                margin = np.float64(margins[k, b])
+                losses += max(margin, 0.0) + np.log1p(np.exp(-abs(margin)))
+            total += losses * share + 0.5 * reg * squares[b]
         partial[block] = total
     total = 0.0
     for block in range(len(partial)):
@@ -81,60 +103,68 @@ def _mean(margins: Any, squares: Any, reg: Any) -> Any:
 
 @kernel
 def _weights(margins: Any, factor: Any) -> Any:
-    """The derivative of factor * softplus at every margin."""
-    weights = np.empty_like(margins)
-    for b in numba.prange(len(margins)):
-        weights[b] = factor / (1 + np.exp(-margins[b]))
+    """The derivatives by the scores of factor * softplus, [1 + n, batch]: of the positive, then of every negative."""
+    negatives, batch = margins.shape
+    weights = np.empty((1 + negatives, batch), margins.dtype)
+    for b in numba.prange(batch):
+        weights[0, b] = 0
+        for k in range(negatives):
+            weight = factor / (1 + np.exp(-margins[k, b]))
+            weights[1 + k, b] = weight
+            weights[0, b] -= weight
     return weights
 
 
 @cache
-def _compile_margins(dim: int) -> Any:
-    version = VERSION
+def _compile_margins(dim: int, roles: int) -> Any:
+    version, distance = VERSION, max(1, 3 * AHEAD // roles)
 
     @kernel
     def run(final: Any, triples: Any, margins: Any) -> None:
         _ = version  # part of the cache key
-        batch = len(margins)
+        batch = triples.shape[1]
         for block in numba.prange((batch + BLOCK - 1) // BLOCK):
             for b in range(block * BLOCK, min((block + 1) * BLOCK, batch)):
-                ahead = min(b + AHEAD, batch - 1)
-                for role in range(3):
+                ahead = min(b + distance, batch - 1)
+                for role in range(roles):
                     row_prefetch(final, triples[role, ahead], dim)
                 user, positive = row_load(final, triples[0, b], dim), row_load(final, triples[1, b], dim)
-                margins[b] += row_dot(user, row_sub(row_load(final, triples[2, b], dim), positive))
+                for role in range(2, roles):
+                    negative = row_load(final, triples[role, b], dim)
+                    margins[role - 2, b] += row_dot(user, row_sub(negative, positive))
 
     return run
 
 
 @cache
-def _compile_squares(dim: int) -> Any:
-    version = VERSION
+def _compile_squares(dim: int, roles: int) -> Any:
+    version, distance, share = VERSION, max(1, 3 * AHEAD // roles), 1 / (roles - 2)
 
     @kernel
     def run(ego: Any, triples: Any, squares: Any) -> None:
         _ = version
-        batch = len(squares)
+        batch = triples.shape[1]
         for block in numba.prange((batch + BLOCK - 1) // BLOCK):
             for b in range(block * BLOCK, min((block + 1) * BLOCK, batch)):
-                ahead = min(b + AHEAD, batch - 1)
-                for role in range(3):
+                ahead = min(b + distance, batch - 1)
+                for role in range(roles):
                     row_prefetch(ego, triples[role, ahead], dim)
-                for role in range(3):
+                for role in range(roles):
                     row = row_load(ego, triples[role, b], dim)
-                    squares[b] += row_dot(row, row)
+                    square = row_dot(row, row)
+                    squares[b] += square if role < 2 else square * share
 
     return run
 
 
 @cache
-def _compile_gradient(dim: int, stream: bool) -> Any:
+def _compile_gradient(dim: int, roles: int, stream: bool) -> Any:
     version = VERSION
 
     @kernel
     def run(indptr: Any, places: Any, chunks: Any, triples: Any, weights: Any, final: Any, grad_final: Any) -> None:
         _ = version
-        batch, last = len(weights), len(places) - 1
+        batch, last = triples.shape[1], len(places) - 1
         counter = new_counter()
         for _worker in numba.prange(workers(len(chunks) - 1)):
             for chunk in items(counter, len(chunks) - 1):
@@ -144,13 +174,13 @@ def _compile_gradient(dim: int, stream: bool) -> Any:
                         ahead = places[min(k + AHEAD, last)]
                         row_prefetch(final, triples[0 if ahead >= batch else 1, ahead % batch], dim)
                         place = places[k]
-                        b = place % batch
-                        if place < batch:  # the user: weight * (negative - positive)
-                            total = row_fma(row_load(final, triples[2, b], dim), weights[b], total)
-                            total = row_fma(row_load(final, triples[1, b], dim), -weights[b], total)
+                        if place < batch:  # the user: of all items, the positive last
+                            for role in range(roles - 1, 0, -1):
+                                weight = weights[(role - 1) * batch + place]
+                                total = row_fma(row_load(final, triples[role, place], dim), weight, total)
                         else:
-                            weight = -weights[b] if place < 2 * batch else weights[b]
-                            total = row_fma(row_load(final, triples[0, b], dim), weight, total)
+                            user = row_load(final, triples[0, place % batch], dim)
+                            total = row_fma(user, weights[place - batch], total)
                     row_store(grad_final, i, total, stream)
                 fence()
 
@@ -158,18 +188,21 @@ def _compile_gradient(dim: int, stream: bool) -> Any:
 
 
 @cache
-def _compile_decay(dim: int, stream: bool) -> Any:
+def _compile_decay(dim: int, roles: int, stream: bool) -> Any:
     version = VERSION
 
     @kernel
-    def run(indptr: Any, chunks: Any, weights: Any, ego: Any, decay: Any, grad_ego: Any) -> None:
+    def run(indptr: Any, places: Any, chunks: Any, batch: Any, ego: Any, decay: Any, grad_ego: Any) -> None:
         _ = version
         counter = new_counter()
         for _worker in numba.prange(workers(len(chunks) - 1)):
             for chunk in items(counter, len(chunks) - 1):
                 for i in range(chunks[chunk], chunks[chunk + 1]):
-                    times = weights.dtype.type(indptr[i + 1] - indptr[i])  # as often as the node stands in the batch
-                    row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * times), stream)
+                    # As often as the node stands in the batch, as one of the negatives for its share of them.
+                    times = indptr[i + 1] - indptr[i]
+                    for k in range(indptr[i], indptr[i + 1]):
+                        times += (roles - 3) * (places[k] < 2 * batch)
+                    row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * (times / (roles - 2))), stream)
                 fence()
 
     return run
