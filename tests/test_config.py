@@ -198,6 +198,7 @@ RULES = [
     ("trainer.epochs", 0, "is 0", "It must be at least 1"),
     ("trainer.batch_size", 2**31, "is 2147483648", "It must lie within 1 and 2147483647"),
     ("trainer.sampling", "user", "is 'user'", "Did you mean users?"),
+    ("trainer.storage", "float16", "is 'float16'", "Did you mean bfloat16"),
     ("trainer.lr_scaling", "root", "is 'root'", "Known are: "),
     ("trainer.lr_base_batch", 100, "has no effect with trainer.lr_scaling=none", "leave it out"),
     ("trainer.lr_base_batch", 0, "is 0", "It must be at least 1"),
@@ -312,6 +313,13 @@ def test_a_value_that_another_loss_cannot_have(name, schema, field, value, found
     assert caught.value.where == field
     assert found in caught.value.found
     assert remedy in (caught.value.remedy or "")
+
+
+def test_storage_in_bfloat16_needs_an_optimiser_with_copies(defaults):
+    values = changed(defaults, "trainer.storage", "bfloat16")
+    assert TrainConfig.from_dict(values).trainer.storage == "bfloat16"
+    with pytest.raises(ConfigError, match="optimizer=sgd keeps no float32 copy"):
+        TrainConfig.from_dict(changed(values, "optimizer", {"name": "sgd", "lr": 0.1}))
 
 
 @pytest.mark.parametrize(("field", "value", "found", "remedy"), NGCF_RULES)

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,30 @@ def make_softmax(parts, *, checkpoints=None, resume=False, **options):
         checkpoints=checkpoints,
         resume=resume,
     )
+
+
+@pytest.mark.parametrize("loss", ["bpr", "softmax"])
+def test_storage_in_bfloat16_steps_on_float32_copies(parts, tmp_path, loss):
+    def trained(storage, epochs=6, **options):
+        trainer = (make if loss == "bpr" else make_softmax)(parts, **options)
+        settings = replace(trainer.config, storage=storage, epochs=epochs, lr_decay="none")
+        config = BPRConfig() if loss == "bpr" else SoftmaxConfig(precision="float32")
+        graph = trainer.model.graph
+        model = models.LightGCN(graph, dim=20, layers=2, seed=1)
+        again = Trainer(model, settings, config, OptimizerConfig(lr=5e-3), seed=1, **options)
+        again.fit()
+        return again
+
+    half, whole = trained("bfloat16"), trained("float32")
+    assert half.model.embedding.dtype == torch.bfloat16
+    (state,) = half.optimizer.state.values()
+    assert torch.equal(state["master"].bfloat16(), half.model.embedding)
+    assert (state["master"] - whole.model.embedding).norm() < 0.05 * whole.model.embedding.norm()
+    folder = {"checkpoints": tmp_path}
+    trained("bfloat16", epochs=3, **folder)
+    resumed = trained("bfloat16", **folder, resume=True)
+    assert torch.equal(resumed.model.embedding, half.model.embedding)
+    assert torch.equal(resumed.optimizer.state[resumed.model.embedding]["master"], state["master"])
 
 
 @pytest.mark.parametrize("options", [{}, {"negatives": 60, "popularity": 0.5}, {"negatives": 60, "correction": False}])

@@ -80,10 +80,10 @@ class TrainConfig(GeneralConfig):
                     where=name,
                     remedy=f"Leave out {name}=..., or the experiment that sets it",
                 )
-        self._check_loss()
+        self._check_sections()
 
-    def _check_loss(self) -> None:
-        """Refuse what the loss has no use for."""
+    def _check_sections(self) -> None:
+        """Refuse what another section has no use for."""
         similarity = getattr(self.model, "similarity", "dot")
         if isinstance(self.loss, BPRConfig | SquaredConfig) and similarity != "dot":
             raise ConfigError(
@@ -91,8 +91,14 @@ class TrainConfig(GeneralConfig):
                 where="model.similarity",
                 remedy="Set it to dot, or take loss=softmax",
             )
-        if self.loss is None or self.trainer is None:
+        if self.loss is None or self.trainer is None or self.optimizer is None:
             return
+        if self.trainer.storage == "bfloat16" and self.optimizer.name not in ("adam", "adamw"):
+            raise ConfigError(
+                f"is 'bfloat16', but optimizer={self.optimizer.name} keeps no float32 copy",
+                where="trainer.storage",
+                remedy="Take optimizer=adam or adamw, or leave it out",
+            )
         if not isinstance(self.loss, BPRConfig) and self.trainer.sampling is not None:
             raise ConfigError(
                 f"has no effect with loss={self.loss.name}, whose batches are users with all of their items",

@@ -59,6 +59,7 @@ class TrainerConfig:
     epochs: int | None = 40
     batch_size: int | None = 2048
     sampling: str | None = None
+    storage: str = "float32"
     lr_scaling: str = "none"
     lr_base_batch: int | None = None
     warmup_samples: int = 0
@@ -75,6 +76,7 @@ class TrainerConfig:
             within("trainer.batch_size", self.batch_size, 1, 2**31 - 1)
         if self.sampling is not None:
             one_of("trainer.sampling", self.sampling, ("users", "interactions"))
+        one_of("trainer.storage", self.storage, ("float32", "bfloat16"))
         one_of("trainer.lr_scaling", self.lr_scaling, ("none", "sqrt", "linear"))
         at_least("trainer.lr_base_batch", self.lr_base_batch, 1)
         if self.lr_scaling == "none" and self.lr_base_batch is not None:

@@ -72,7 +72,8 @@ class _Optimizer(torch.optim.Optimizer):
 class Adam(_Optimizer):
     """Adam (Kingma and Ba 2015) or, decoupled, AdamW (Loshchilov and Hutter 2019), by `ops.adam_step`; see there.
 
-    Its state has the names and, but for state_dtype, the types of torch.optim.Adam's.
+    Its state has the names and, but for state_dtype, the types of torch.optim.Adam's. A bfloat16 parameter has a
+    float32 copy in it besides, `master`, on which steps are taken.
 
     Args:
         state_dtype: of the moments, float32 (float64 for a float64 parameter) or bfloat16, which is rounded at random
@@ -102,11 +103,14 @@ class Adam(_Optimizer):
             state["step"] = torch.zeros((), device=parameter.device)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = parameter.new_zeros(parameter.shape, dtype=_moments(parameter, group))
+            if parameter.dtype == torch.bfloat16:
+                state["master"] = parameter.float()
         state["step"] += 1
-        tensors = parameter, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"]
-        matrices = [x if x.dim() in (1, 2) else x.view(-1, x.shape[-1] if x.dim() else 1) for x in tensors]
+        tensors = parameter, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"], state.get("master")
+        *matrices, master = map(_matrix, tensors)
         names = ("lr", "betas", "eps", "weight_decay", "decoupled", "clip")
-        ops.adam_step(*matrices, step=state["step"], seed=number, **{name: group[name] for name in names})
+        options = {name: group[name] for name in names} | {"step": state["step"], "seed": number, "master": master}
+        ops.adam_step(*matrices, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which gives all state the parameter's type, but for the moments."""
@@ -114,8 +118,16 @@ class Adam(_Optimizer):
         owners = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         for number, state in state_dict["state"].items():
             parameter, group = owners[number]
-            for name in ("exp_avg", "exp_avg_sq"):
-                self.state[parameter][name] = state[name].to(parameter.device, _moments(parameter, group))
+            kinds = dict.fromkeys(("exp_avg", "exp_avg_sq"), _moments(parameter, group))
+            if "master" in state:
+                kinds["master"] = torch.float32
+            for name, dtype in kinds.items():
+                self.state[parameter][name] = state[name].to(parameter.device, dtype)
+
+
+def _matrix(x: Any) -> Any:
+    """A tensor as adam_step takes it."""
+    return x if x is None or x.dim() in (1, 2) else x.view(-1, x.shape[-1] if x.dim() else 1)
 
 
 def _moments(parameter: torch.Tensor, group: dict[str, Any]) -> torch.dtype:

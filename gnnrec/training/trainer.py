@@ -94,6 +94,8 @@ class Trainer:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
         self.model, self.config, self.epochs, self.lr = model, config, config.epochs, optimizer.lr
+        if config.storage == "bfloat16":
+            model.to(torch.bfloat16)
         self.optimizer = optim.build(optimizer, model)
         self.device = model.embedding.device
         on_gpu = self.device.type == "cuda"
