@@ -7,7 +7,15 @@ and the remedy.
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
 from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SoftmaxConfig
-from gnnrec.config.model import MODELS, GFCFConfig, LightGCNConfig, ModelConfig, NGCFConfig
+from gnnrec.config.model import (
+    MODELS,
+    GFCFConfig,
+    LightGCNConfig,
+    ModelConfig,
+    NGCFConfig,
+    SimGCLConfig,
+    XSimGCLConfig,
+)
 from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, from_yaml
@@ -30,12 +38,14 @@ __all__ = [
     "NGCFConfig",
     "OptimizerConfig",
     "RecommendConfig",
+    "SimGCLConfig",
     "SoftmaxConfig",
     "SplitConfig",
     "SyntheticConfig",
     "TrainConfig",
     "TrainerConfig",
     "TuneConfig",
+    "XSimGCLConfig",
     "did_you_mean",
     "fill",
     "from_yaml",
