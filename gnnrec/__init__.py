@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gnnrec.data.readers import read_interactions, read_split
     from gnnrec.data.splits import split
     from gnnrec.errors import GnnrecError
-    from gnnrec.estimators import GFCF, NGCF, LightGCN
+    from gnnrec.estimators import GFCF, NGCF, LightGCN, SimGCL, XSimGCL
     from gnnrec.graph.bipartite import BipartiteGraph
 
 __version__ = "0.1.0"
@@ -27,6 +27,8 @@ _HOMES = {
     "Interactions": "gnnrec.data.interactions",
     "LightGCN": "gnnrec.estimators",
     "NGCF": "gnnrec.estimators",
+    "SimGCL": "gnnrec.estimators",
+    "XSimGCL": "gnnrec.estimators",
     "read_interactions": "gnnrec.data.readers",
     "read_split": "gnnrec.data.readers",
     "split": "gnnrec.data.splits",
@@ -40,6 +42,8 @@ __all__ = [
     "IdMap",
     "Interactions",
     "LightGCN",
+    "SimGCL",
+    "XSimGCL",
     "models",
     "ops",
     "read_interactions",

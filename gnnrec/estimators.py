@@ -16,7 +16,9 @@ from gnnrec.config import (
     LightGCNConfig,
     NGCFConfig,
     OptimizerConfig,
+    SimGCLConfig,
     TrainerConfig,
+    XSimGCLConfig,
 )
 from gnnrec.data.interactions import Interactions
 from gnnrec.models.scorer import Scorer
@@ -63,7 +65,7 @@ class _Trained(Estimator):
 
     def __init__(
         self,
-        config: LightGCNConfig | NGCFConfig,
+        config: LightGCNConfig | NGCFConfig | SimGCLConfig,
         loss: BPRConfig,
         optimizer: OptimizerConfig,
         trainer: TrainerConfig,
@@ -168,6 +170,94 @@ class NGCF(_Trained):
         config = NGCFConfig(dim=dim, layers=layers, message_dropout=message_dropout, node_dropout=node_dropout)
         loss = BPRConfig(reg=reg, negatives=negatives, popularity=popularity, hardest=hardest)
         super().__init__(config, loss, OptimizerConfig(lr=lr), trainer, seed, device)
+
+
+class SimGCL(_Trained):
+    """SimGCL (Yu et al. 2022) trained with BPR, its contrastive term and Adam.
+
+    Args:
+        dim: width of the embeddings.
+        layers: propagation layers.
+        eps: length of the noise of a view's rows.
+        contrast_weight, contrast_temperature: of the contrastive term; see `models.SimGCL`.
+        epochs, batch_size, lr, reg, patience, eval_every, seed, device: as for `LightGCN`.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+        DeviceError: no such device.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        layers: int = 2,
+        *,
+        eps: float = 0.1,
+        contrast_weight: float = 0.5,
+        contrast_temperature: float = 0.2,
+        epochs: int = 40,
+        batch_size: int = 2048,
+        lr: float = 1e-3,
+        reg: float = 1e-4,
+        patience: int = 5,
+        eval_every: int = 5,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
+        config = SimGCLConfig(
+            dim=dim,
+            layers=layers,
+            eps=eps,
+            contrast_weight=contrast_weight,
+            contrast_temperature=contrast_temperature,
+        )
+        super().__init__(config, BPRConfig(reg=reg), OptimizerConfig(lr=lr), trainer, seed, device)
+
+
+class XSimGCL(_Trained):
+    """XSimGCL (Yu et al. 2023) trained with BPR, its contrastive term and Adam.
+
+    Args:
+        dim: width of the embeddings.
+        layers: propagation layers.
+        eps: length of the noise of a row in training.
+        contrast_weight, contrast_temperature, contrast_layer: of the contrastive term; see `models.XSimGCL`.
+        epochs, batch_size, lr, reg, patience, eval_every, seed, device: as for `LightGCN`.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+        DeviceError: no such device.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        layers: int = 2,
+        *,
+        eps: float = 0.2,
+        contrast_weight: float = 0.2,
+        contrast_temperature: float = 0.15,
+        contrast_layer: int = 1,
+        epochs: int = 40,
+        batch_size: int = 2048,
+        lr: float = 1e-3,
+        reg: float = 1e-4,
+        patience: int = 5,
+        eval_every: int = 5,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        trainer = TrainerConfig(epochs=epochs, batch_size=batch_size, patience=patience, eval_every=eval_every)
+        config = XSimGCLConfig(
+            dim=dim,
+            layers=layers,
+            eps=eps,
+            contrast_weight=contrast_weight,
+            contrast_temperature=contrast_temperature,
+            contrast_layer=contrast_layer,
+        )
+        super().__init__(config, BPRConfig(reg=reg), OptimizerConfig(lr=lr), trainer, seed, device)
 
 
 class GFCF(Estimator):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -142,6 +144,49 @@ class DirectAU:
         both = (queries, users), (keys, part.indices.long().unique())
         spread = [ops.uniformity_loss(x, rows=rows, t=self.config.t, precision=self.precision) for x, rows in both]
         return 2 - 2 * cosines.mean() + self.config.uniformity / 2 * sum(spread)
+
+
+class Contrastive:
+    """Another loss plus a weighted contrastive term, InfoNCE between two views of users and of items.
+
+    For one kind of nodes the term is the mean over nodes n of log sum_m exp(cos(v_n, w_m) / temperature) minus
+    cos(v_n, w_n) / temperature, where m goes over the same nodes and v and w are the views; see `ops.softmax_loss`.
+
+    Args:
+        loss: the other one. Products are computed in its precision, where it has one.
+        views: gives the two views that belong to the final embeddings of a step, each like those.
+        weight, temperature: of the term.
+
+    Source: Yu et al. 2022, "Are graph augmentations necessary?", equation 3; the mean over nodes, and users and items
+    apart, as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        views: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+        weight: float,
+        temperature: float,
+    ) -> None:
+        self.loss, self.views, self.weight, self.temperature = loss, views, weight, temperature
+        self.precision = loss.precision if isinstance(loss, Softmax | DirectAU) else None
+
+    def __call__(
+        self, final: torch.Tensor, ego: torch.Tensor, users: torch.Tensor, items: torch.Tensor, *batch: torch.Tensor
+    ) -> torch.Tensor:
+        """The other loss of a batch, and the term of different users and items, int64 [n] and [m] of node numbers."""
+        one, other = self.views()
+        term = self._info_nce(one, other, users) + self._info_nce(one, other, items)
+        return self.loss(final, ego, *batch) + self.weight * term
+
+    def _info_nce(self, one: torch.Tensor, other: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        # Rows are gathered before they are normalised: the views have many more. Nodes are different, so no sum of the
+        # backward pass depends on an order.
+        count = len(nodes)
+        pointers = torch.arange(count + 1, device=nodes.device)
+        identity = ops.SparseMatrix(pointers, pointers[:count].int(), (count, count), symmetric=True)
+        rows = (view.index_select(0, nodes) for view in (one, other))
+        return ops.softmax_loss(identity, *rows, temperature=self.temperature, precision=self.precision)
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -26,11 +26,13 @@ from gnnrec.config import (
     NGCFConfig,
     OptimizerConfig,
     RecommendConfig,
+    SimGCLConfig,
     SoftmaxConfig,
     SquaredConfig,
     TrainConfig,
     TrainerConfig,
     TuneConfig,
+    XSimGCLConfig,
     did_you_mean,
     fill,
     from_yaml,
@@ -176,6 +178,10 @@ RULES = [
     ("model.layers", 33, "is 33", "It must lie within 0 and 32"),
     ("model.init", "svd", "is 'svd'", "Known are: normal, spectral"),
     ("model.init_std", 0, "is 0.0", "It must be above 0"),
+    ("model.layer_weights", "mean", "is 'mean'", "one for each layer, learned, or null for the mean"),
+    ("model.layer_weights", [1, "x", 0, 0], "is [1, 'x', 0, 0]", "Give one number for the embedding"),
+    ("model.layer_weights", {"first": 1}, "is {'first': 1}", "Give one number for the embedding"),
+    ("model.layer_weights", True, "is True", "Give one number for the embedding"),
     ("model.layer_weights", [1, 2], "has 2 numbers where model.layers=3 needs 4", "Give one number for the embedding"),
     ("loss.name", "brp", "is 'brp'", "Did you mean bpr?"),
     ("loss.reg", -1, "is -1.0", "It must be at least 0"),
@@ -265,6 +271,22 @@ OTHER_LOSSES = [
     )
     for rule in rules
 ]
+CONTRASTIVE_RULES = [
+    ("model.dim", 0, "is 0", "It must lie within 1 and 4096"),
+    ("model.layers", 0, "is 0", "It must lie within 1 and 32"),
+    ("model.eps", -0.1, "is -0.1", "It must lie within 0 and 1000.0"),
+    ("model.contrast_weight", 0, "is 0.0", "It must be above 0"),
+    ("model.contrast_temperature", 0, "is 0.0", "It must be above 0"),
+    ("model.contrast_nodes", 1, "is 1", "It must be at least 2"),
+    ("model.init_std", 0, "is 0.0", "It must be above 0"),
+    ("model.similarity", "cosine", "is 'cosine', but loss=bpr compares dot products", "or take loss=softmax"),
+    ("model.contrast", 0.1, "unknown key", "Did you mean contrast_"),
+    ("loss", None, "is not set", "simgcl needs it"),
+]
+XSIMGCL_RULES = [
+    ("model.contrast_layer", 0, "is 0", "It must lie within 1 and 2"),
+    ("model.contrast_layer", 3, "is 3", "It must lie within 1 and 2"),
+]
 # As above, of values of a wrong type and of names that do not exist.
 TYPES = [
     ("model.dim", "wide", "is 'wide'", "It must be a whole number"),
@@ -293,12 +315,15 @@ def test_a_value_that_cannot_be(field, value, found, remedy, defaults):
     assert remedy in (caught.value.remedy or "")
 
 
+OTHER_RULES = SOFTMAX_RULES + NGCF_RULES + CONTRASTIVE_RULES + XSIMGCL_RULES
+
+
 def test_no_rule_is_without_a_test():
     """Each field that a `validate` of a training section names is in the table above, or in a test of its own."""
     rooms = ("data", "model", "loss", "training", "train")
     source = "".join((CONF.parent / f"config/{room}.py").read_text() for room in rooms)
     named = set(re.findall(r'(?:where=|(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
-    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in NGCF_RULES)}
+    of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in OTHER_RULES)}
     of_others |= {field for _, _, field, *_ in OTHER_LOSSES}
     assert len(named) > 25
     assert named - {field for field, *_ in RULES} - of_others == {"data"}
@@ -331,6 +356,30 @@ def test_a_value_that_ngcf_cannot_have(field, value, found, remedy):
     assert caught.value.where == field
     assert found in caught.value.found
     assert remedy in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "rules"),
+    [("simgcl", SimGCLConfig, CONTRASTIVE_RULES), ("xsimgcl", XSimGCLConfig, CONTRASTIVE_RULES + XSIMGCL_RULES)],
+)
+def test_values_that_contrastive_models_cannot_have(name, schema, rules):
+    values = composed("train", f"model={name}", "data.root=null")
+    assert TrainConfig.from_dict(values).model == schema()
+    for field, value, found, remedy in rules:
+        with pytest.raises(ConfigError) as caught:
+            TrainConfig.from_dict(changed(values, field, value))
+        assert caught.value.where == field
+        assert found in caught.value.found
+        assert remedy in (caught.value.remedy or "")
+
+
+def test_layer_weights_may_be_learned(defaults):
+    config = TrainConfig.from_dict(changed(defaults, "model.layer_weights", "learned"))
+    assert isinstance(config.model, LightGCNConfig)
+    assert config.model.layer_weights == "learned"
+    numbers = TrainConfig.from_dict(changed(defaults, "model.layer_weights", [1, 0, 0, 2]))
+    assert isinstance(numbers.model, LightGCNConfig)
+    assert numbers.model.layer_weights == [1.0, 0.0, 0.0, 2.0]
 
 
 @pytest.mark.parametrize(

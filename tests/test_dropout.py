@@ -147,7 +147,7 @@ def test_impossible_probabilities(p):
 def test_a_cuda_graph_would_repeat_the_seed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(ValueError, match="would drop the same elements in every replay"):
+    with pytest.raises(ValueError, match="would draw the same numbers in every replay"):
         _dropout.draw_seed()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert _dropout.draw_seed() >= 0

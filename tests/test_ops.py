@@ -140,7 +140,7 @@ def test_registration_with_torch_library(op, layout):
     for case in (cases[0], cases[-1]):
         with Recorder() as recorder:
             evaluate(op, op.function, case, torch.float32, layout=layout)
-        assert len(recorder.calls) >= 2
+        assert len(recorder.calls) >= (1 if op.name == "perturb" else 2)  # whose gradient passes as it is
         for custom_op, args in recorder.calls:
             # What serves a backward pass alone has no derivative of its own.
             floats = not custom_op._schema.name.endswith("_backward")

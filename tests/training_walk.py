@@ -26,10 +26,12 @@ from gnnrec.config import (
     LightGCNConfig,
     NGCFConfig,
     OptimizerConfig,
+    SimGCLConfig,
     SoftmaxConfig,
     SyntheticConfig,
     TrainConfig,
     TrainerConfig,
+    XSimGCLConfig,
 )
 from gnnrec.data import dataset
 from gnnrec.models import GFCF, LightGCN, spectral
@@ -61,6 +63,24 @@ SECTIONS = {
         "loss": SoftmaxConfig(user_power=0.5, precision="float32"),
         "optimizer": OptimizerConfig(lr=0.02),
         "trainer": TrainerConfig(epochs=2, batch_size=128, eval_every=1, monitor="recall@10", lr_decay="cosine"),
+    },
+    "simgcl": {
+        "model": SimGCLConfig(dim=8, layers=1, contrast_nodes=20),
+        "loss": BPRConfig(),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
+    },
+    "xsimgcl": {
+        "model": XSimGCLConfig(dim=8, layers=2),
+        "loss": SoftmaxConfig(precision="float32"),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
+    },
+    "learned": {
+        "model": LightGCNConfig(dim=8, layers=2, layer_weights="learned"),
+        "loss": BPRConfig(),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
     },
     "gfcf": {"model": GFCFConfig(factors=4), "loss": None, "optimizer": None, "trainer": None},
 }
@@ -177,7 +197,7 @@ def test_interrupted_and_resumed(trained, tmp_path, monkeypatch):
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", ["lightgcn", "ngcf"], indirect=True)
+@pytest.mark.parametrize("trained", ["lightgcn", "learned", "ngcf"], indirect=True)
 def test_a_step_never_waits_for_the_gpu(trained, gpu, without_waiting):
     model = trained["cuda"][1].model
     trainer = Trainer(model, TrainerConfig(), BPRConfig(), OptimizerConfig())

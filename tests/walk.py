@@ -31,10 +31,11 @@ def draw(shape, seed, dtype):
 
 
 def on_device(option, device):
-    """An option of a case, or the matrices and tensors in it, on a device."""
+    """An option of a case, or the matrices and tensors in it, on a device; a seed stays on the CPU."""
     if isinstance(option, list):
         return [on_device(part, device) for part in option]
-    return option.to(device) if isinstance(option, torch.Tensor | SparseMatrix) else option
+    moved = isinstance(option, SparseMatrix) or (isinstance(option, torch.Tensor) and option.dim() > 0)
+    return option.to(device) if moved else option
 
 
 def evaluate(op, function, case, dtype, layout=lambda x: x, drawn=torch.float32, device="cpu"):

@@ -7,7 +7,15 @@ and the remedy.
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
 from gnnrec.config.loss import LOSSES, BPRConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
-from gnnrec.config.model import MODELS, GFCFConfig, LightGCNConfig, ModelConfig, NGCFConfig
+from gnnrec.config.model import (
+    MODELS,
+    GFCFConfig,
+    LightGCNConfig,
+    ModelConfig,
+    NGCFConfig,
+    SimGCLConfig,
+    XSimGCLConfig,
+)
 from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, from_yaml
@@ -31,6 +39,7 @@ __all__ = [
     "NGCFConfig",
     "OptimizerConfig",
     "RecommendConfig",
+    "SimGCLConfig",
     "SoftmaxConfig",
     "SplitConfig",
     "SquaredConfig",
@@ -38,6 +47,7 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "TuneConfig",
+    "XSimGCLConfig",
     "did_you_mean",
     "fill",
     "from_yaml",

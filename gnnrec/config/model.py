@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gnnrec.config.checks import at_least, one_of, positive, within
 from gnnrec.errors import ConfigError
@@ -15,11 +16,17 @@ class LightGCNConfig:
     name: str = "lightgcn"
     dim: int = 64
     layers: int = 3
-    layer_weights: list[float] | None = None
+    layer_weights: Any = None  # list[float] | str | None, which OmegaConf cannot check
     init: str = "normal"
     init_std: float = 0.1
     similarity: str = "dot"
     popularity: float = 0.0
+
+    def __post_init__(self) -> None:
+        """A single number is a list of one."""
+        weights = self.layer_weights if isinstance(self.layer_weights, list) else [self.layer_weights]
+        if all(map(_is_number, weights)):
+            self.layer_weights = [float(weight) for weight in weights]
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
@@ -29,12 +36,19 @@ class LightGCNConfig:
         positive("model.init_std", self.init_std)
         one_of("model.similarity", self.similarity, ("dot", "cosine"))
         within("model.popularity", self.popularity, -1, 1)
-        if self.layer_weights is not None and len(self.layer_weights) != self.layers + 1:
-            raise ConfigError(
-                f"has {len(self.layer_weights)} numbers where model.layers={self.layers} needs {self.layers + 1}",
-                where="model.layer_weights",
-                remedy="Give one number for the embedding itself and one for each layer, or null for the mean",
-            )
+        weights = self.layer_weights
+        if weights is None or weights == "learned":
+            return
+        remedy = "Give one number for the embedding itself and one for each layer, learned, or null for the mean"
+        if not (isinstance(weights, list) and all(map(_is_number, weights))):
+            raise ConfigError(f"is {weights!r}", where="model.layer_weights", remedy=remedy)
+        if len(weights) != self.layers + 1:
+            found = f"has {len(weights)} numbers where model.layers={self.layers} needs {self.layers + 1}"
+            raise ConfigError(found, where="model.layer_weights", remedy=remedy)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass
@@ -65,6 +79,51 @@ class NGCFConfig:
 
 
 @dataclass
+class SimGCLConfig:
+    """SimGCL (Yu et al. 2022). Defaults are the authors' settings for Yelp2018 (SELFRec, conf/SimGCL.yaml)."""
+
+    name: str = "simgcl"
+    dim: int = 64
+    layers: int = 2
+    eps: float = 0.1
+    contrast_weight: float = 0.5
+    contrast_temperature: float = 0.2
+    contrast_nodes: int = 8192
+    init_std: float | None = None
+    similarity: str = "dot"
+    popularity: float = 0.0
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        within("model.dim", self.dim, 1, 4096)
+        within("model.layers", self.layers, 1, 32)
+        within("model.eps", self.eps, 0, 1e3)
+        positive("model.contrast_weight", self.contrast_weight)
+        positive("model.contrast_temperature", self.contrast_temperature)
+        at_least("model.contrast_nodes", self.contrast_nodes, 2)
+        if self.init_std is not None:
+            positive("model.init_std", self.init_std)
+        one_of("model.similarity", self.similarity, ("dot", "cosine"))
+        within("model.popularity", self.popularity, -1, 1)
+
+
+@dataclass
+class XSimGCLConfig(SimGCLConfig):
+    """XSimGCL (Yu et al. 2023). Defaults are the authors' settings for Yelp2018 (SELFRec, conf/XSimGCL.yaml)."""
+
+    name: str = "xsimgcl"
+    eps: float = 0.2
+    contrast_weight: float = 0.2
+    contrast_temperature: float = 0.15
+    contrast_layer: int = 1
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        super().validate()
+        within("model.contrast_layer", self.contrast_layer, 1, self.layers)
+
+
+@dataclass
 class GFCFConfig:
     """GF-CF (Shen et al. 2021), a graph filter in closed form."""
 
@@ -78,9 +137,11 @@ class GFCFConfig:
         at_least("model.ideal_weight", self.ideal_weight, 0)
 
 
-MODELS: dict[str, type[LightGCNConfig] | type[NGCFConfig] | type[GFCFConfig]] = {
+ModelConfig = LightGCNConfig | NGCFConfig | SimGCLConfig | XSimGCLConfig | GFCFConfig
+MODELS: dict[str, type[ModelConfig]] = {
     "lightgcn": LightGCNConfig,
     "ngcf": NGCFConfig,
+    "simgcl": SimGCLConfig,
+    "xsimgcl": XSimGCLConfig,
     "gfcf": GFCFConfig,
 }
-ModelConfig = LightGCNConfig | NGCFConfig | GFCFConfig

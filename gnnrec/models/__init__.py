@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-from gnnrec.config import GFCFConfig, ModelConfig, NGCFConfig
+from dataclasses import asdict
+
+from gnnrec.config import GFCFConfig, ModelConfig, NGCFConfig, SimGCLConfig, XSimGCLConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.models.gfcf import GFCF
 from gnnrec.models.lightgcn import LightGCN
 from gnnrec.models.ngcf import NGCF
 from gnnrec.models.scorer import FactorScorer, FilterScorer, Scorer
+from gnnrec.models.simgcl import SimGCL, XSimGCL
 
-__all__ = ["GFCF", "NGCF", "FactorScorer", "FilterScorer", "LightGCN", "Scorer", "build"]
+__all__ = ["GFCF", "NGCF", "FactorScorer", "FilterScorer", "LightGCN", "Scorer", "SimGCL", "XSimGCL", "build"]
 
-Trainable = LightGCN | NGCF  # those with embeddings that a loss trains
+Trainable = LightGCN | NGCF  # those with embeddings that a loss trains; SimGCL and XSimGCL are kinds of LightGCN
 Model = Trainable | GFCF
 
 
@@ -35,6 +38,9 @@ def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> Model:
             popularity=config.popularity,
             seed=seed,
         )
+    if isinstance(config, SimGCLConfig):
+        options = {name: value for name, value in asdict(config).items() if name != "name"}
+        return (XSimGCL if isinstance(config, XSimGCLConfig) else SimGCL)(graph, **options, seed=seed)
     return LightGCN(
         graph,
         dim=config.dim,

@@ -10,6 +10,7 @@ from torch import nn
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.models.draws import embeddings
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 from gnnrec.models.spectral import spectral_embedding
 
@@ -21,12 +22,17 @@ class LightGCN(nn.Module):
         graph: the training graph.
         dim: width of the embeddings.
         layers: number of propagation layers; 0 is matrix factorisation.
-        layer_weights: layers + 1 numbers, by default the mean over layers.
+        layer_weights: layers + 1 numbers, by default the mean over layers. "learned" makes them a parameter, softmax of
+            `layer_logits` [layers + 1], which starts at the mean; every layer is then held for the backward pass.
         init: "normal" embeddings, N(0, init_std), or "spectral" ones, see `spectral_embedding`.
-        init_std: standard deviation of the initial embeddings.
+        init_std: standard deviation of the initial embeddings; None takes Xavier's uniform distribution, users and
+            items apart, instead of normal ones.
         similarity: how users and items are compared, "dot" product or "cosine".
         popularity: in rankings, an item's scores get this number times the logarithm of its degree.
         seed: of the initial embeddings.
+
+    Raises:
+        ValueError: layer_weights is another word.
     """
 
     def __init__(
@@ -34,9 +40,9 @@ class LightGCN(nn.Module):
         graph: BipartiteGraph,
         dim: int = 64,
         layers: int = 3,
-        layer_weights: Sequence[float] | None = None,
+        layer_weights: Sequence[float] | str | None = None,
         init: str = "normal",
-        init_std: float = 0.1,
+        init_std: float | None = 0.1,
         similarity: str = "dot",
         popularity: float = 0.0,
         seed: int = 0,
@@ -44,20 +50,51 @@ class LightGCN(nn.Module):
         super().__init__()
         self.graph, self.layers = graph, layers
         self.similarity, self.popularity = similarity, popularity
-        self.layer_weights = [1 / (layers + 1)] * (layers + 1) if layer_weights is None else list(layer_weights)
         # Ego embeddings (layer 0) of users, then items. Made on the CPU: every device starts from the same numbers.
         if init == "spectral":
-            start = spectral_embedding(graph, dim, init_std, seed=seed)
+            start = spectral_embedding(graph, dim, 0.1 if init_std is None else init_std, seed=seed)
         else:
-            start = torch.empty(graph.num_nodes, dim)
-            start.normal_(0, init_std, generator=torch.Generator().manual_seed(seed))
+            start = embeddings(graph, dim, init_std, torch.Generator().manual_seed(seed))
         self.embedding = nn.Parameter(start)
+        self.layer_logits: nn.Parameter | None = None
+        if isinstance(layer_weights, str):
+            if layer_weights != "learned":
+                raise ValueError(f"layer_weights must be numbers, 'learned' or None, got {layer_weights!r}")
+            self.layer_logits = nn.Parameter(torch.zeros(layers + 1))
+            nodes = graph.num_nodes
+            self._every = SparseMatrix.from_csr(torch.arange(nodes + 1), torch.zeros(nodes).int(), shape=(nodes, 1))
+        elif layer_weights is not None:
+            self._fixed = [float(weight) for weight in layer_weights]
+        else:
+            self._fixed = [1 / (layers + 1)] * (layers + 1)
+
+    @property
+    def layer_weights(self) -> list[float]:
+        """The weights of the layers as they are now."""
+        if self.layer_logits is None:
+            return self._fixed
+        weights: list[float] = self.layer_logits.detach().softmax(0).tolist()
+        return weights
 
     def forward(self) -> torch.Tensor:
         """Final embeddings [num_users + num_items, dim] of users, then items."""
+        return self._propagated()
+
+    def _propagated(self) -> torch.Tensor:
+        """The same whatever `forward` is where this class is a part of another."""
         adjacency = self.graph.norm_adjacency().to(self.embedding.device)
-        layers, weights = self.layers, self.layer_weights
-        return ops.lightgcn_propagate(adjacency, self.embedding, num_layers=layers, layer_weights=weights)
+        if self.layer_logits is None:
+            layers, weights = self.layers, self._fixed
+            return ops.lightgcn_propagate(adjacency, self.embedding, num_layers=layers, layer_weights=weights)
+        # A row of weights for every node: the backward pass then sums <gradient, layer> over nodes in the order of
+        # ops.spmm, where torch's sum of so many numbers would depend on the threads.
+        columns = ops.spmm(self._every.to(self.embedding.device), self.layer_logits.softmax(0)[None]).split(1, dim=1)
+        layer: torch.Tensor = self.embedding
+        total: torch.Tensor = columns[0] * layer
+        for column in columns[1:]:
+            layer = ops.spmm(adjacency, layer)
+            total = torch.addcmul(total, column, layer)
+        return total
 
     @torch.no_grad()
     def scorer(self) -> FactorScorer:
@@ -67,14 +104,14 @@ class LightGCN(nn.Module):
         items hold one layer earlier, sum over l >= 1 of layer_weights[l] * A^(l-1) E, which is propagation by one layer
         less. Without layers nothing flows, and a new user is the plain normalised sum of the items.
         """
-        users, ego = self.graph.num_users, self.embedding.detach().clone()
-        final = self()
+        users, ego, weights = self.graph.num_users, self.embedding.detach().clone(), self.layer_weights[1:]
+        final = self._propagated()
 
         def fold_in(history: SparseMatrix) -> torch.Tensor:
             vectors = ego[users:]
-            if self.layers > 0:
-                layers, weights = self.layers - 1, self.layer_weights[1:]
+            if weights:
                 adjacency = self.graph.norm_adjacency().to(ego.device)
+                layers = len(weights) - 1
                 vectors = ops.lightgcn_propagate(adjacency, ego, num_layers=layers, layer_weights=weights)[users:]
             return ops.spmm(normalised(history, self.graph), vectors)
 

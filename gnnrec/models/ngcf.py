@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 from torch import nn
 
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.models.draws import embeddings, step_seeds, xavier
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 
 
@@ -60,24 +58,13 @@ class NGCF(nn.Module):
         self.node_dropout, self.message_dropout = node_dropout, message_dropout
         self._seeds: torch.Tensor | None = None
         generator = torch.Generator().manual_seed(seed)
-
-        def xavier(rows: int, columns: int) -> torch.Tensor:
-            bound = math.sqrt(6 / (rows + columns))
-            return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
-
-        # Drawn on the CPU: every device starts from the same numbers.
-        if init_std is None:
-            ego = torch.cat([xavier(graph.num_users, dim), xavier(graph.num_items, dim)])
-        else:
-            ego = torch.empty(graph.num_nodes, dim).normal_(0, init_std, generator=generator)
-        self.embedding = nn.Parameter(ego)  # of users, then items
-        self.w1, self.w2 = (nn.ParameterList(xavier(dim, dim) for _ in range(layers)) for _ in range(2))
-        self.b1, self.b2 = (nn.ParameterList(xavier(1, dim)[0] for _ in range(layers)) for _ in range(2))
+        self.embedding = nn.Parameter(embeddings(graph, dim, init_std, generator))  # of users, then items
+        self.w1, self.w2 = (nn.ParameterList(xavier(dim, dim, generator) for _ in range(layers)) for _ in range(2))
+        self.b1, self.b2 = (nn.ParameterList(xavier(1, dim, generator)[0] for _ in range(layers)) for _ in range(2))
 
     def start_step(self, step: int) -> None:
         """Let dropout be a function of (seed, step) from now on, so that training can go on from any step."""
-        words = np.random.SeedSequence(self.seed, spawn_key=(step,)).generate_state(len(self.w1), np.uint64)
-        self._seeds = torch.from_numpy((words >> np.uint64(1)).astype(np.int64))
+        self._seeds = step_seeds(self.seed, step, len(self.w1))
 
     def forward(self) -> torch.Tensor:
         """Final embeddings [num_users + num_items, dim * (layers + 1)] of users, then items."""

@@ -12,6 +12,7 @@ from gnnrec.ops import gat_conv as _gat_conv
 from gnnrec.ops import gmm_conv as _gmm_conv
 from gnnrec.ops import lightgcn_propagate as _lightgcn_propagate
 from gnnrec.ops import ngcf_layer as _ngcf_layer
+from gnnrec.ops import perturb as _perturb
 from gnnrec.ops import rgcn_conv as _rgcn_conv
 from gnnrec.ops import sddmm as _sddmm
 from gnnrec.ops import segment as _segment
@@ -29,6 +30,7 @@ OPS = (
     _lightgcn_propagate.OP,
     _topk_scores.OP,
     _bpr_loss.OP,
+    _perturb.OP,
     _adam.OP,
     _softmax_loss.OP,
     _uniformity_loss.OP,
@@ -47,6 +49,7 @@ lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
+perturb = _perturb.perturb
 adam_step = _adam.adam_step
 softmax_loss = _softmax_loss.softmax_loss
 uniformity_loss = _uniformity_loss.uniformity_loss
@@ -74,6 +77,7 @@ __all__ = [
     "index_scatter",
     "lightgcn_propagate",
     "ngcf_layer",
+    "perturb",
     "rgcn_conv",
     "sddmm",
     "segment_reduce",

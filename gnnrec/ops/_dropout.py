@@ -10,8 +10,8 @@ by 1 / (1 - p). Streams keep the decisions of one seed apart; the names of eleme
   them, so none needs the other's order. Entries that repeat (row, column) share their decision;
 - an attention weight: a = row, b = column, one column a head.
 
-Outside kernels: `check_probability`, `draw_seed`, `threshold`, and the oracle `keep`. In kernels: `row_dropout` on a
-Row, `kept_entries` on the entries of a row.
+Outside kernels: `check_probability`, `draw_seed`, `threshold`, and the oracles `words` and `keep`. In kernels:
+`row_dropout` on a Row, `kept_entries` on the entries of a row.
 """
 
 from __future__ import annotations
@@ -42,22 +42,21 @@ def check_probability(operator: str, name: str, p: float) -> None:
         raise ValueError(f"{operator}: {name} must lie in [0, 1), got {p}")
 
 
-def draw_seed(given: torch.Tensor | None = None) -> torch.Tensor:
+def draw_seed(given: torch.Tensor | None = None, what: str = "dropout") -> torch.Tensor:
     """The given seed, or one from torch's default generator: int64, 0-d, not negative, on the CPU.
 
     Raises:
-        ValueError: something else was given; a CUDA graph is being captured, which would drop the same elements in
-            every replay.
+        ValueError: something else was given; a CUDA graph is being captured, which would draw the same in every replay.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise ValueError("dropout: a CUDA graph would drop the same elements in every replay; capture without dropout")
+        raise ValueError(f"{what}: a CUDA graph would draw the same numbers in every replay; capture without {what}")
     if given is None:
         return torch.randint(2**63 - 1, ())
     if not isinstance(given, torch.Tensor):
-        raise ValueError(f"dropout: seed must be a torch.Tensor, got {type(given).__name__}")
+        raise ValueError(f"{what}: seed must be a torch.Tensor, got {type(given).__name__}")
     if (given.dtype, given.device.type, given.dim()) != (torch.int64, "cpu", 0):
         found = f"{given.dtype} {list(given.shape)} on {given.device}"
-        raise ValueError(f"dropout: seed must be torch.int64 [] on the CPU, got {found}")
+        raise ValueError(f"{what}: seed must be torch.int64 [] on the CPU, got {found}")
     return given
 
 
@@ -66,8 +65,8 @@ def threshold(p: float) -> int:
     return math.ceil(p * 2**32)
 
 
-def keep(seed: int, a: torch.Tensor, b: torch.Tensor, stream: int, columns: int, p: float) -> torch.Tensor:
-    """What is kept, in plain torch: bool [*shape, columns] for int64 a and b of a common shape."""
+def words(seed: int, a: torch.Tensor, b: torch.Tensor, stream: int, columns: int) -> torch.Tensor:
+    """The words in plain torch: int64 [*shape, columns] for int64 a and b of a common shape."""
     column = torch.arange(columns)
     shape = torch.broadcast_shapes(a[..., None].shape, b[..., None].shape, column.shape)
     lane = column // GROUP * LANES + column % LANES
@@ -78,8 +77,12 @@ def keep(seed: int, a: torch.Tensor, b: torch.Tensor, stream: int, columns: int,
         c0, c1 = (p1 >> 32 & _LOW) ^ c1 ^ k0, p1 & _LOW
         c2, c3 = (p0 >> 32 & _LOW) ^ c3 ^ k1, p0 & _LOW
         k0, k1 = k0 + _WEYL[0] & _LOW, k1 + _WEYL[1] & _LOW
-    words = torch.stack([c0, c1, c2, c3])
-    return words.gather(0, (column % GROUP // LANES).expand(1, *shape))[0] >= threshold(p)
+    return torch.stack([c0, c1, c2, c3]).gather(0, (column % GROUP // LANES).expand(1, *shape))[0]
+
+
+def keep(seed: int, a: torch.Tensor, b: torch.Tensor, stream: int, columns: int, p: float) -> torch.Tensor:
+    """What is kept, in plain torch: bool [*shape, columns]; a and b as for `words`."""
+    return words(seed, a, b, stream, columns) >= threshold(p)
 
 
 def _every_lane(builder: Any, scalar: Any) -> Any:

@@ -147,6 +147,17 @@ def row_where_positive(typingctx: Any, value: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic
+def row_signed(typingctx: Any, value: Any, sign: Any) -> Any:
+    """value, which is not negative, with the sign of another Row; 0 where that is 0."""
+
+    def emit(builder: Any, row: RowType, x: Any, y: Any) -> Any:
+        zero = ir.Constant(row.vector, None)
+        return builder.select(builder.fcmp_unordered("!=", y, zero), _named("copysign")(builder, row, x, y), zero)
+
+    return _elementwise(emit, 2)(value)
+
+
+@intrinsic
 def row_sum(typingctx: Any, value: Any) -> Any:
     """The sum of a Row's numbers."""
 
@@ -262,22 +273,46 @@ def row_words(typingctx: Any, like: Any, array: Any, seed: Any, a: Any, b: Any, 
     seed and a stream, see `_dropout`, for columns from `first` on, a multiple of 64, as the bits of a Row as wide."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, key, *names, start = args
         if array.dtype != types.uint16:
             return ir.Constant(ir.ArrayType(like.vector, like.count), None)
-        lane_type = ir.VectorType(_I64, LANES)
-        a_words, b_words, stream_words = (_every_lane(builder, word) for word in names)
-        # The column's group of 64 has 16 lanes.
-        start_lanes = _every_lane(builder, builder.lshr(start, ir.Constant(_I64, 2)))
-        vectors: list[Any] = []
-        for group in range(-(-like.dim // GROUP)):
-            own = ir.Constant(lane_type, [group * LANES + lane for lane in range(LANES)])
-            words = _words(builder, key, [a_words, b_words, builder.add(start_lanes, own), stream_words])
-            vectors += [builder.bitcast(builder.trunc(word, like.bits), like.vector) for word in words]
+        words = _column_words(builder, like, *args[2:])
+        vectors = [builder.bitcast(builder.trunc(word, like.bits), like.vector) for word in words]
         return pack(builder, like, vectors[: like.count])
 
     i64 = types.int64
     return like(like, array, i64, i64, i64, i64, i64), codegen
+
+
+@intrinsic
+def row_random(typingctx: Any, like: Any, seed: Any, a: Any, b: Any, stream: Any, first: Any) -> Any:
+    """A Row of uniform whole numbers within 0 and 2^24 - 1, which every type holds, as wide as another: the upper 24
+    bits of the words that `row_words` takes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, eight = _column_words(builder, like, *args[1:]), ir.Constant(ir.VectorType(_I64, LANES), [8] * LANES)
+        vectors = []
+        for index in range(like.count):
+            column = index * like.lanes
+            part = [ir.Constant(_I32, column % LANES + lane) for lane in range(like.lanes)]
+            upper = builder.trunc(builder.lshr(words[column // LANES], eight), ir.VectorType(_I32, LANES))
+            upper = builder.shuffle_vector(upper, upper, ir.Constant(ir.VectorType(_I32, like.lanes), part))
+            vectors.append(builder.sitofp(upper, like.vector))
+        return pack(builder, like, vectors)
+
+    i64 = types.int64
+    return like(like, i64, i64, i64, i64, i64), codegen
+
+
+def _column_words(builder: Any, row: RowType, seed: Any, a: Any, b: Any, stream: Any, first: Any) -> list[Any]:
+    """The words of a row's columns from `first` on, a multiple of 64, in vectors of LANES 64-bit numbers."""
+    numbers = [_every_lane(builder, word) for word in (a, b, stream)]
+    # A group of 64 columns has 16 lanes.
+    start = _every_lane(builder, builder.lshr(first, ir.Constant(_I64, 2)))
+    words: list[Any] = []
+    for group in range(-(-row.dim // GROUP)):
+        own = ir.Constant(ir.VectorType(_I64, LANES), [group * LANES + lane for lane in range(LANES)])
+        words += _words(builder, seed, [*numbers[:2], builder.add(start, own), numbers[2]])
+    return words
 
 
 @intrinsic(prefer_literal=True)

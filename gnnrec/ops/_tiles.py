@@ -67,6 +67,23 @@ def words(seed, a, b, stream: tl.constexpr, column):
 
 
 @triton.jit
+def row_words(seed, row, b, stream: tl.constexpr, first, DIM: tl.constexpr):
+    """The words of elements (row, b, column) for rows [ROWS], a number b and DIM columns, a power of two, from a
+    multiple of 64 on: uint32 [ROWS, DIM]."""
+    if DIM < 64:
+        column = first + tl.arange(0, DIM)
+        result = words(seed, row[:, None], b, stream, column[None, :])
+    else:
+        # All four words of a lane are used, where `words` makes as many for each that it wants.
+        lane = first // 4 + tl.arange(0, DIM // 4)
+        c0, c1, c2, c3 = tl.philox(seed, row.to(tl.uint32)[:, None], b, lane.to(tl.uint32)[None, :], stream)
+        lanes = tl.join(tl.join(c0, c2), tl.join(c1, c3))
+        lanes = tl.reshape(lanes, (row.shape[0], DIM // 64, 16, 4))
+        result = tl.reshape(tl.permute(lanes, (0, 1, 3, 2)), (row.shape[0], DIM))
+    return result
+
+
+@triton.jit
 def kept(seed, a, b, stream: tl.constexpr, column, threshold):
     """Whether dropout keeps elements; the threshold may be 2^32."""
     return words(seed, a, b, stream, column).to(tl.int64) >= threshold

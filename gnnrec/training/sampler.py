@@ -92,6 +92,11 @@ class TripleSampler:
         triples[1:] += self.graph.num_users
         return (batch,)
 
+    def nodes(self, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
+        """The different users and positive items of a batch, int64 node numbers in rising order."""
+        users, items, _ = batch[0].numpy()
+        return _different(users, self.graph.num_nodes), _different(items, self.graph.num_nodes)
+
     def _edges(self, epoch: int) -> Any:
         """The edges of the active users in this epoch's order; kept for the epoch."""
         if self._order[0] != epoch:
@@ -134,7 +139,7 @@ class UserSampler:
         active = np.flatnonzero(graph.user_degrees)
         if not len(active):
             raise DataError("holds no interaction", where="training data", remedy="Check the filters")
-        self.batch_size, self.seed, self.pinned = batch_size, seed, pinned
+        self.graph, self.batch_size, self.seed, self.pinned = graph, batch_size, seed, pinned
         self._active, self._degrees = active, graph.user_degrees
         self.steps_per_epoch = min(len(active), -(-int(graph.user_degrees.sum()) // batch_size))
         self._order: tuple[int, Any, Any] = (-1, None, None)
@@ -158,6 +163,12 @@ class UserSampler:
         tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
         return tuple(tensor.pin_memory() if self.pinned else tensor for tensor in tensors)
 
+    def nodes(self, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
+        """The users of a batch and the different items of these, int64 node numbers in rising order."""
+        users, graph = np.sort(batch[0].numpy()), self.graph
+        parts = [graph.user_items[graph.user_indptr[user] : graph.user_indptr[user + 1]] for user in users]
+        return users, _different(np.concatenate(parts), graph.num_items) + graph.num_users
+
     def _shuffled(self, epoch: int) -> tuple[Any, Any]:
         """The users in this epoch's order, and where in it batches start; the last number is where the last ends."""
         if self._order[0] != epoch:
@@ -169,6 +180,42 @@ class UserSampler:
             starts = np.minimum(starts, len(users) - steps + every)  # the last ones either
             self._order = (epoch, users, np.append(starts, len(users)))
         return self._order[1], self._order[2]
+
+
+class WithNodes:
+    """Batches of another sampler, before each the nodes that a contrastive term takes: found on the CPU, where nothing
+    has to wait for how many there are.
+
+    Args:
+        sampler: the other one.
+        most: how many users, and how many items, of a batch are taken at the most; where there are more, as many are
+            drawn, a function of (seed, step).
+    """
+
+    def __init__(self, sampler: TripleSampler | UserSampler, most: int) -> None:
+        self.sampler, self.most, self.steps_per_epoch = sampler, most, sampler.steps_per_epoch
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """Different users int64 [n] and items int64 [m] as node numbers, then the other sampler's batch."""
+        given = self.sampler.batch(step)
+        key = np.array([self.sampler.seed, 2**62 + step], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
+        taken = [
+            nodes if len(nodes) <= self.most else np.sort(generator.choice(nodes, self.most, replace=False))
+            for nodes in self.sampler.nodes(given)
+        ]
+        tensors = (torch.from_numpy(nodes) for nodes in taken)
+        return (*(tensor.pin_memory() if self.sampler.pinned else tensor for tensor in tensors), *given)
+
+
+Sampler = TripleSampler | UserSampler | WithNodes
+
+
+def _different(numbers: Any, size: int) -> Any:
+    """The different ones of numbers below size, int64, in rising order."""
+    there = np.zeros(size, bool)
+    there[numbers] = True
+    return np.flatnonzero(there)
 
 
 def build(

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from gnnrec import device as devices
 from gnnrec import losses
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
-from gnnrec.models import Trainable
+from gnnrec.models import SimGCL, Trainable
 from gnnrec.training import checkpoint, optim, sampler
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
@@ -99,8 +99,13 @@ class Trainer:
         self.optimizer = optim.build(optimizer, model)
         self.device = model.embedding.device
         on_gpu = self.device.type == "cuda"
-        self.loss = losses.build(loss, model.graph, model.similarity == "cosine", self.device)
-        self.sampler = sampler.build(loss, model.graph, config, seed, pinned=on_gpu)
+        plain = losses.build(loss, model.graph, model.similarity == "cosine", self.device)
+        batches = sampler.build(loss, model.graph, config, seed, pinned=on_gpu)
+        self.loss: Callable[..., torch.Tensor] = plain
+        self.sampler: sampler.Sampler = batches
+        if isinstance(model, SimGCL):
+            self.loss = losses.Contrastive(plain, model.views, model.contrast_weight, model.contrast_temperature)
+            self.sampler = sampler.WithNodes(batches, model.contrast_nodes)
         self.read_seconds = READ_SECONDS if on_gpu else 0.0
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
@@ -186,7 +191,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.lr, step, steps)
         start_step = getattr(self.model, "start_step", None)
-        if start_step is not None:  # dropout that is a function of the step: training may have begun at any
+        if start_step is not None:  # dropout and noise are functions of the step: training may have begun at any
             start_step(step)
         loss = self.compute(*self._batch(step))
         if self.device.type == "cuda":
@@ -201,7 +206,7 @@ class Trainer:
         return tuple(part.to(self.device, non_blocking=True) for part in self.sampler.batch(step))
 
     def compute(self, *batch: torch.Tensor) -> torch.Tensor:
-        """A step: loss, gradient, optimiser. With BPR it never waits for a GPU, and without dropout it can be
+        """A step: loss, gradient, optimiser. With BPR alone it never waits for a GPU, and without dropout it can be
         captured in a CUDA graph, with the learning rate that it then has.
 
         Args:

@@ -12,7 +12,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import MOST_REGISTERS, bits, launch, panel, rows_contiguous
-from gnnrec.ops._tiles import TYPES, number, words
+from gnnrec.ops._tiles import TYPES, number, row_words
 from gnnrec.ops.adam import cpu
 
 NUMBERS, WARPS = 1024, 4  # of a program's tile in float32, and its warps: two vectors of 16 bytes a thread
@@ -71,23 +71,6 @@ def _factors(out, step, lr: tl.int64, first: tl.int64, second: tl.int64, POINTER
     tl.store(out, number(lr, tl.float64) / _rest(count, first))
     tl.store(out + 1, 1 / tl.sqrt(_rest(count, second)))
     tl.store(out + 2, count)
-
-
-@triton.jit
-def _random(seed, row, step, stream: tl.constexpr, first, DIM: tl.constexpr):
-    """The words of elements (row, step, column) for rows [ROWS] and DIM columns, a power of two, from a multiple of 64
-    on: uint32 [ROWS, DIM]."""
-    if DIM < 64:
-        column = first + tl.arange(0, DIM)
-        result = words(seed, row[:, None], step, stream, column[None, :])
-    else:
-        # All four words of a lane are used, where `words` makes as many for each that it wants.
-        lane = first // 4 + tl.arange(0, DIM // 4)
-        c0, c1, c2, c3 = tl.philox(seed, row.to(tl.uint32)[:, None], step, lane.to(tl.uint32)[None, :], stream)
-        lanes = tl.join(tl.join(c0, c2), tl.join(c1, c3))
-        lanes = tl.reshape(lanes, (row.shape[0], DIM // 64, 16, 4))
-        result = tl.reshape(tl.permute(lanes, (0, 1, 3, 2)), (row.shape[0], DIM))
-    return result
 
 
 @triton.jit
@@ -160,7 +143,7 @@ def _step(
     w = number(kept, WORK) * w - size * (m / (tl.sqrt(v) * root + number(eps, WORK)))
     step = tl.load(factors + 2).to(tl.int64).to(tl.uint32)
     if mean.dtype.element_ty == tl.bfloat16:
-        random = _random(seed, row, step, _MOMENTS, first, DIM)
+        random = row_words(seed, row, step, _MOMENTS, first, DIM)
         tl.store(mean, _round(m, random), mask=here)
         tl.store(square, _round(v, random >> 16), mask=here)
     else:
@@ -170,5 +153,5 @@ def _step(
         tl.store(master, w, mask=here)
         w = w.to(tl.bfloat16)
     elif parameter.dtype.element_ty == tl.bfloat16:
-        w = _round(w, _random(seed, row, step, _PARAMETER, first, DIM))
+        w = _round(w, row_words(seed, row, step, _PARAMETER, first, DIM))
     tl.store(parameter, w, mask=here)
