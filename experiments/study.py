@@ -53,7 +53,7 @@ def curve(overrides: Sequence[str], data: dataset.Dataset | None = None) -> dict
     model = models.build(config.model, graph, config.seed)
     start_seconds = time.perf_counter() - started
     assert not isinstance(model, models.GFCF)
-    config.trainer.eval_every, config.trainer.patience = 1, config.trainer.epochs
+    config.trainer.eval_every, config.trainer.patience = 1, 2**31  # never stops early
     test = Evaluator(data.test, graph.user_item(), config.evaluation.k)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder) as log:
         trainer = Trainer(model, config.trainer, config.loss, config.optimizer, seed=config.seed, valid=test, log=log)
