@@ -1,4 +1,4 @@
-"""numba kernel of softmax_loss: what happens between two products, in one pass over a panel."""
+"""numba kernels of softmax_loss: what happens between two products, in one pass over a panel; rows of length 1."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from gnnrec.ops._numba import VERSION, kernel
 from gnnrec.ops._parallel import items, new_counter, workers
-from gnnrec.ops._row_math import row_add, row_exp, row_max, row_splat, row_sub, row_sum
-from gnnrec.ops._vector import row_load, row_store, row_zero
+from gnnrec.ops._row_math import row_add, row_div, row_dot, row_exp, row_fma, row_max, row_splat, row_sub, row_sum
+from gnnrec.ops._vector import can_stream, fence, row_load, row_store, row_zero
 
 WIDTH = 64  # columns that are in registers at once
+BLOCK = 256  # rows a thread takes at a time
 
 
 def exponentials(panel: Any, shift: Any, largest: Any, sums: Any) -> None:
@@ -25,6 +26,62 @@ def exponentials(panel: Any, shift: Any, largest: Any, sums: Any) -> None:
     """
     tiles = panel.reshape(-1, WIDTH)
     _compile()(tiles, shift.reshape(-1, WIDTH), largest, sums)
+
+
+def unit(x: Any, shortest: float, out: Any, norms: Any) -> None:
+    """Fill `out` with the rows of x divided by their length, and norms [rows] with these; infinite for shorter rows.
+
+    Args:
+        x, out: [rows, dim], at most MAX_DIM columns.
+    """
+    _compile_unit(x.shape[1], can_stream(out))(x, x.dtype.type(shortest), out, norms)
+
+
+def through_unit(grad: Any, unit: Any, norms: Any) -> None:
+    """Make grad, [rows, dim], the gradient of rows from that of the rows divided by their length; in place.
+
+    Args:
+        unit: the divided rows, at most MAX_DIM columns; norms: [rows], what they were divided by.
+    """
+    _compile_through_unit(grad.shape[1])(grad, unit, norms)
+
+
+@cache
+def _compile_unit(dim: int, stream: bool) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(x: Any, shortest: Any, out: Any, norms: Any) -> None:
+        _ = version  # part of the cache key
+        rows = len(norms)
+        for block in numba.prange((rows + BLOCK - 1) // BLOCK):
+            for i in range(block * BLOCK, min((block + 1) * BLOCK, rows)):
+                row = row_load(x, i, dim)
+                length = np.sqrt(row_dot(row, row))
+                if length < shortest:
+                    length = x.dtype.type(np.inf)
+                norms[i] = length
+                row_store(out, i, row_div(row, row_splat(length, row)), stream)
+            fence()
+
+    return run
+
+
+@cache
+def _compile_through_unit(dim: int) -> Any:
+    version = VERSION
+
+    @kernel
+    def run(grad: Any, unit: Any, norms: Any) -> None:
+        _ = version
+        rows = len(norms)
+        for block in numba.prange((rows + BLOCK - 1) // BLOCK):
+            for i in range(block * BLOCK, min((block + 1) * BLOCK, rows)):
+                row, direction = row_load(grad, i, dim), row_load(unit, i, dim)
+                row = row_fma(direction, -row_dot(row, direction), row)
+                row_store(grad, i, row_div(row, row_splat(norms[i], row)), False)
+
+    return run
 
 
 @cache

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from gnnrec import device as devices
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
+from gnnrec.ops._vector import MAX_DIM
 from gnnrec.ops.sddmm import sddmm
 from gnnrec.ops.softmax_loss import cpu
 from gnnrec.ops.spmm import spmm
@@ -137,20 +138,34 @@ def _attraction(
 
 
 def unit(x: torch.Tensor, cosine: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows of length 1 and what they were divided by; without `cosine` the rows as they are.
+    """Rows of length 1 and what they were divided by, [rows, 1]; without `cosine` the rows as they are.
 
     Rows shorter than SHORTEST have no direction: they are divided by infinity, and so is their gradient.
     """
     if not cosine:
         return x, None
+    if _in_registers(x):
+        out, norms = torch.empty_like(x), x.new_empty(len(x))
+        cpu.unit(_arguments.array(x), SHORTEST, _arguments.array(out), _arguments.array(norms))
+        return out, norms[:, None]
     norms = x.norm(dim=1, keepdim=True)
     norms = norms.masked_fill_(norms < SHORTEST, torch.inf)
     return x / norms, norms
 
 
 def through_unit(grad: torch.Tensor, unit: torch.Tensor, norms: torch.Tensor | None) -> torch.Tensor:
-    """The gradient of rows from that of the rows divided by their length."""
-    return grad if norms is None else (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) / norms
+    """The gradient of rows from that of the rows divided by their length; may overwrite what it is given."""
+    if norms is None:
+        return grad
+    if _in_registers(grad):
+        cpu.through_unit(*map(_arguments.array, (grad, unit, norms[:, 0])))
+        return grad
+    return (grad - unit * (grad * unit).sum(dim=1, keepdim=True)) / norms
+
+
+def _in_registers(x: torch.Tensor) -> bool:
+    """Whether the CPU's kernels take it."""
+    return not devices.on_gpu(x) and x.shape[1] <= MAX_DIM and len(x) > 0
 
 
 def padded(
