@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base = [f"data={options.data}", *options.set]
     data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
     file = options.out / "batch_size.json"
-    asked = {"data": options.data, "epochs": options.epochs, "set": options.set}
+    asked = {"data": options.data, "epochs": options.epochs, "set": options.set, "base_batch": min(options.batches)}
     result: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
     if any(result.get(name) != value for name, value in asked.items()):
         result = asked | {"conditions": study.conditions(), "runs": []}

@@ -44,7 +44,8 @@ class Softmax:
         self.positives, self.sizes = graph.user_item(), [graph.num_users, graph.num_items]
         self.config, self.cosine = config, cosine
         degrees = torch.from_numpy(graph.item_degrees).clamp(min=1).double()
-        self.bias = (config.prior * (degrees.log() - degrees.log().mean())).float() if config.prior else None
+        prior = config.prior * (degrees.log() - degrees.log().mean())
+        self.bias = prior.float().to(device) if config.prior else None
         self.precision = _precision(config.precision, device)
 
     def __call__(
@@ -66,7 +67,7 @@ class Softmax:
             rows=users,
             negatives=negatives,
             log_counts=log_counts,
-            bias=None if self.bias is None else self.bias.to(final.device),
+            bias=self.bias,
             temperature=self.config.temperature,
             cosine=self.cosine,
             power=self.config.user_power,
@@ -91,11 +92,12 @@ class Squared:
     Args:
         config: its settings.
         graph: the training graph.
+        device: where it is computed.
     """
 
-    def __init__(self, config: SquaredConfig, graph: BipartiteGraph) -> None:
+    def __init__(self, config: SquaredConfig, graph: BipartiteGraph, device: torch.device) -> None:
         self.config, self.positives, self.sizes = config, graph.user_item(), [graph.num_users, graph.num_items]
-        degrees = [torch.from_numpy(x).double() for x in (graph.user_degrees, graph.item_degrees)]
+        degrees = [torch.from_numpy(x).double().to(device) for x in (graph.user_degrees, graph.item_degrees)]
         powers = config.user_power, config.item_power
         self.weights = [(x.clamp(min=1) / x.mean()) ** power for x, power in zip(degrees, powers)]
         others = reversed(self.sizes)
@@ -103,17 +105,17 @@ class Squared:
 
     def __call__(self, final: torch.Tensor, ego: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """The loss of the users int64 [batch], among all items."""
-        device, config = final.device, self.config
-        part = self.positives.to(device).select_rows(users)
+        config, (final, ego) = self.config, (_wide(x) for x in (final, ego))
+        part = self.positives.to(final.device).select_rows(users)
         queries, keys = final.split(self.sizes)
         queries = queries.index_select(0, users)
         scores = ops.sddmm(part, queries, keys)
-        user_weight, item_weight = (x.to(device, final.dtype)[:, None] for x in self.weights)
+        user_weight, item_weight = (x.to(final.dtype)[:, None] for x in self.weights)
         grams = torch.mm((user_weight[users] * queries).T, queries), torch.mm((item_weight * keys).T, keys)
         total = (1 - scores).square().sum() + config.negative_weight * (grams[0] * grams[1]).sum()
         if config.reg:
             mine, items = ego.split(self.sizes)
-            user_decay, item_decay = (x.to(device, ego.dtype)[:, None] for x in self.decay)
+            user_decay, item_decay = (x.to(ego.dtype)[:, None] for x in self.decay)
             share = len(users) / self.sizes[0]  # of the items' decay
             total = total + config.reg * (user_decay[users] * mine.index_select(0, users).square()).sum()
             total = total + config.reg * share * (item_decay * items.square()).sum()
@@ -138,6 +140,7 @@ class DirectAU:
 
     def __call__(self, final: torch.Tensor, ego: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """The loss of the users int64 [batch]."""
+        final = _wide(final)
         part = self.positives.to(final.device).select_rows(users)
         queries, keys = final.split(self.sizes)
         cosines = ops.sddmm(part, F.normalize(queries.index_select(0, users)), F.normalize(keys))
@@ -189,6 +192,11 @@ class Contrastive:
         return ops.softmax_loss(identity, *rows, temperature=self.temperature, precision=self.precision)
 
 
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Halves as float32, as operators compute."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def _precision(name: str, device: torch.device) -> torch.dtype:
     return best_precision(device) if name == "auto" else PRECISIONS[name]
 
@@ -206,7 +214,7 @@ def build(config: LossConfig, graph: BipartiteGraph, cosine: bool, device: torch
     if isinstance(config, SoftmaxConfig):
         return Softmax(config, graph, cosine, device)
     if isinstance(config, SquaredConfig):
-        return Squared(config, graph)
+        return Squared(config, graph, device)
     if isinstance(config, DirectAUConfig):
         return DirectAU(config, graph, device)
     return BPR(config)

@@ -136,7 +136,9 @@ def embeddings(scorer: Scorer, user_ids: IdMap, item_ids: IdMap) -> dict[str, pa
         ConfigError: the model has none.
     """
     if not isinstance(scorer, FactorScorer):
-        raise ConfigError("this model has no embeddings of users", where="model", remedy="Train model=lightgcn or ngcf")
+        raise ConfigError(
+            "this model has no embeddings of users", where="model", remedy="Train another, such as model=lightgcn"
+        )
     sides = {"users": (user_ids, scorer.user_factors), "items": (item_ids, scorer.item_factors)}
     return {
         name: pa.table(

@@ -24,7 +24,8 @@ from torch import nn
 from workload import Tensors, Workload
 
 from gnnrec import models, ops
-from gnnrec.config import TrainConfig
+from gnnrec.config import SoftmaxConfig, TrainConfig
+from gnnrec.training.scaling import scaled
 from gnnrec.training.trainer import Trainer
 
 Parameters = Mapping[str, Sequence[torch.Tensor]]
@@ -57,6 +58,7 @@ class Setting:
         trainer: ours, before its first step.
         start: its parameters: x are the embeddings, w1_0 a weight of NGCF's first layer.
         batches: of an epoch but for the last, which may be smaller; every loop goes through them again and again.
+        loss: the recipe's, nothing of it open.
         lr, reg, layers: of the recipe.
     """
 
@@ -73,6 +75,7 @@ class Setting:
         }
         self.start: Tensors = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
         self.batches = [self.trainer.sampler.batch(step) for step in range(self.steps)]
+        _, self.loss = scaled(config.trainer, config.loss, w.graph)
         self.reg = getattr(config.loss, "reg", 0.0)
         self.layers: int = config.model.layers  # type: ignore[union-attr]
 
@@ -261,7 +264,10 @@ def propagated(s: Setting, t: Tensors) -> Step:
 
 def softmax_loss(s: Setting, t: Tensors) -> Step:
     """Softmax over all items but a user's other ones, for every positive of the first batch's users, by cosines."""
-    final, config, graph = oracles.lightgcn(s.w, t, s.layers).forward, s.config.loss, s.w.graph
+    final, config, graph = oracles.lightgcn(s.w, t, s.layers).forward, s.loss, s.w.graph
+    assert isinstance(config, SoftmaxConfig)
+    assert config.temperature is not None
+    temperature, popular = config.temperature, torch.from_numpy(graph.item_degrees).clamp(min=1).double().log()
     (users,) = s.batches[0]
     part = graph.user_item().select_rows(users)
     degrees, items = part.indptr.diff(), part.indices.long()
@@ -269,10 +275,10 @@ def softmax_loss(s: Setting, t: Tensors) -> Step:
 
     def forward() -> torch.Tensor:
         queries, keys = F.normalize(final()).split([graph.num_users, graph.num_items])
-        scores = queries[users] @ keys.T / config.temperature  # type: ignore[union-attr]
+        scores = queries[users] @ keys.T / temperature + config.prior * (popular - popular.mean())
         positive = scores[rows, items]
         others = scores.index_put((rows, items), scores.new_tensor(-torch.inf)).logsumexp(dim=1)
-        weights = degrees[rows].double() ** (config.user_power - 1)  # type: ignore[union-attr]
+        weights = degrees[rows].double() ** (config.user_power - 1)
         return (weights * (torch.logaddexp(positive, others[rows]) - positive)).sum() / weights.sum()
 
     return Step(forward, t)

@@ -181,6 +181,7 @@ RULES = [
     ("model.layer_weights", "mean", "is 'mean'", "one for each layer, learned, or null for the mean"),
     ("model.layer_weights", [1, "x", 0, 0], "is [1, 'x', 0, 0]", "Give one number for the embedding"),
     ("model.layer_weights", {"first": 1}, "is {'first': 1}", "Give one number for the embedding"),
+    ("model.layer_weights", [float("nan"), 1, 1, 1], "is [nan, 1, 1, 1]", "Give one number for the embedding"),
     ("model.layer_weights", True, "is True", "Give one number for the embedding"),
     ("model.layer_weights", [1, 2], "has 2 numbers where model.layers=3 needs 4", "Give one number for the embedding"),
     ("loss.name", "brp", "is 'brp'", "Did you mean bpr?"),
@@ -254,6 +255,7 @@ SQUARED_RULES = [
     ("loss.item_power", -3, "is -3.0", "It must lie within -2 and 2"),
     ("loss.reg", -1, "is -1.0", "It must be at least 0"),
     ("loss.reg_power", 2, "is 2.0", "It must lie within 0 and 1"),
+    ("loss.reg_power", 0.5, "has no effect with loss.reg=0", "Set loss.reg"),
     ("model.similarity", "cosine", "is 'cosine', but loss=squared compares dot products", "or take loss=softmax"),
     ("trainer.sampling", "users", "has no effect with loss=squared", "Leave it out"),
 ]
@@ -377,6 +379,8 @@ def test_layer_weights_may_be_learned(defaults):
     config = TrainConfig.from_dict(changed(defaults, "model.layer_weights", "learned"))
     assert isinstance(config.model, LightGCNConfig)
     assert config.model.layer_weights == "learned"
+    with pytest.raises(ConfigError, match="is 'learned', but"):
+        TrainConfig.from_dict(changed(changed(defaults, "model.layer_weights", "learned"), "model.layers", 0))
     numbers = TrainConfig.from_dict(changed(defaults, "model.layer_weights", [1, 0, 0, 2]))
     assert isinstance(numbers.model, LightGCNConfig)
     assert numbers.model.layer_weights == [1.0, 0.0, 0.0, 2.0]

@@ -234,8 +234,12 @@ def make(parts, kind, *, epochs=4, loss=None, similarity="dot", valid=False, che
 @BOTH
 @pytest.mark.parametrize(
     ("loss", "similarity"),
-    [(BPRConfig(), "dot"), (SoftmaxConfig(precision="float32", negatives=50), "cosine")],
-    ids=["bpr", "softmax"],
+    [
+        (BPRConfig(), "dot"),
+        (BPRConfig(negatives=3, hardest=True), "dot"),
+        (SoftmaxConfig(precision="float32", negatives=50), "cosine"),
+    ],
+    ids=["bpr", "hardest", "softmax"],
 )
 def test_it_learns(parts, kind, loss, similarity):
     trainer = make(parts, kind, epochs=30, loss=loss, similarity=similarity)

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gnnrec import losses
+from gnnrec import losses, ops
 from gnnrec.config import DirectAUConfig, OptimizerConfig, SoftmaxConfig, SquaredConfig, TrainerConfig
 from gnnrec.data import synthetic
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.models import LightGCN
+from gnnrec.ops.uniformity_loss import reference
 from gnnrec.training.run import graph_of
 from gnnrec.training.trainer import Trainer
 
@@ -64,7 +65,28 @@ def test_squared_is_the_sum_over_all_pairs(graph, tables, options):
         total = total + config.reg * len(users) / USERS * (decay[1][:, None] * ego[USERS:] ** 2).sum()
         return total / mine.sum()
 
-    assert_same(gradients(losses.Squared(config, graph), tables, users), gradients(expected, tables))
+    assert_same(
+        gradients(losses.Squared(config, graph, torch.device("cpu")), tables, users), gradients(expected, tables)
+    )
+
+
+def test_uniformity_of_distances_whose_exponentials_are_0_in_float32():
+    x = torch.randn(23, 33, generator=torch.Generator().manual_seed(0))
+    results = []
+    for function, dtype in ((ops.uniformity_loss, torch.float32), (reference.uniformity_loss, torch.float64)):
+        inputs = x.to(dtype).requires_grad_()
+        value = function(inputs, t=200.0)
+        results.append([value.detach().double(), torch.autograd.grad(value, inputs)[0].double()])
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_uniformity_of_no_rows_is_0():
+    x = torch.ones(3, 4, requires_grad=True)
+    value = ops.uniformity_loss(x, rows=torch.empty(0, dtype=torch.int64))
+    value.backward()
+    assert value == 0
+    assert not x.grad.any()
 
 
 def test_directau_is_alignment_and_uniformity(graph, tables):

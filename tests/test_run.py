@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import gnnrec
 from gnnrec.config import (
+    MODELS,
     BPRConfig,
     DataConfig,
     EvaluationConfig,
@@ -211,3 +213,17 @@ def test_ids_kept_as_text(tmp_path):
     assert as_text.item_ids.ids.to_pylist() == ["007", "12"]
     assert gnnrec.IdMap(["007", "12", "7"]).encode(as_text.item_ids.ids).tolist() == [0, 1]
     assert gnnrec.IdMap([3, 7, 12]).encode(["007", "12", "alice", "8"]).tolist() == [1, 2, -1, -1]
+
+
+@pytest.mark.parametrize("model", ["lightgcn", "ngcf", "xsimgcl"])
+def test_a_run_stored_in_bfloat16_is_validated_opened_and_recommends(tmp_path, model):
+    schema, settings = MODELS[model], TrainerConfig(epochs=2, batch_size=512, eval_every=1, storage="bfloat16")
+    trained, summary = run.train(config(model=schema(dim=8, layers=2), trainer=settings), tmp_path / "run")
+    opened = run.open_run(tmp_path / "run")
+    again = run.evaluate(opened, [20])
+    for part, metrics in summary["metrics"].items():
+        assert again[part]["recall@20"] == pytest.approx(metrics["recall@20"], abs=0.02)
+    for model in (trained.model, opened.model):
+        _, scores = model.scorer().topk_by_history(trained.graph.user_item(), 5, None)
+        assert scores.dtype == torch.float32
+        assert scores.isfinite().all()

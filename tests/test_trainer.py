@@ -149,6 +149,8 @@ def test_storage_in_bfloat16_steps_on_float32_copies(parts, tmp_path, loss):
 
     half, whole = trained("bfloat16"), trained("float32")
     assert half.model.embedding.dtype == torch.bfloat16
+    rank = Evaluator(parts[1], half.model.graph.user_item(), [20])
+    assert rank(half.model.scorer())["recall@20"] == pytest.approx(rank(whole.model.scorer())["recall@20"], abs=0.03)
     (state,) = half.optimizer.state.values()
     assert torch.equal(state["master"].bfloat16(), half.model.embedding)
     assert (state["master"] - whole.model.embedding).norm() < 0.05 * whole.model.embedding.norm()

@@ -67,7 +67,7 @@ class SquaredConfig:
     """Squared error over all pairs of the batch's users and all items (Hu et al. 2008)."""
 
     name: str = "squared"
-    negative_weight: float = 0.01
+    negative_weight: float = 0.1
     user_power: float = 0.0
     item_power: float = 0.0
     reg: float = 0.0
@@ -80,6 +80,9 @@ class SquaredConfig:
         within("loss.item_power", self.item_power, -2, 2)
         at_least("loss.reg", self.reg, 0)
         within("loss.reg_power", self.reg_power, 0, 1)
+        if not self.reg and self.reg_power != 1:
+            remedy = "Set loss.reg, or leave loss.reg_power out"
+            raise ConfigError("has no effect with loss.reg=0", where="loss.reg_power", remedy=remedy)
 
 
 @dataclass

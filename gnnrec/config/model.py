@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,9 @@ class LightGCNConfig:
         one_of("model.similarity", self.similarity, ("dot", "cosine"))
         within("model.popularity", self.popularity, -1, 1)
         weights = self.layer_weights
+        if weights == "learned" and self.layers == 0:
+            remedy = "Set model.layers, or leave model.layer_weights out"
+            raise ConfigError("is 'learned', but model.layers=0 has one", where="model.layer_weights", remedy=remedy)
         if weights is None or weights == "learned":
             return
         remedy = "Give one number for the embedding itself and one for each layer, learned, or null for the mean"
@@ -48,7 +52,7 @@ class LightGCNConfig:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass

@@ -39,8 +39,8 @@ class FactorScorer:
     """Scores that are dot products or cosines, to which an item may add a number.
 
     Args:
-        users, items: their vectors, float32 [num_users, dim] and [num_items, dim].
-        fold_in: the vectors, float32 [rows, dim], of users who are known by their items alone: history [rows,
+        users, items: their vectors, floats [num_users, dim] and [num_items, dim].
+        fold_in: the vectors, floats [rows, dim], of users who are known by their items alone: history [rows,
             num_items], where the item vectors lie.
         cosine: take cosines.
         item_bias: float32 [num_items], added to an item's scores.
@@ -59,6 +59,7 @@ class FactorScorer:
         item_bias: torch.Tensor | None = None,
     ) -> None:
         self.fold_in, self.cosine, self.biased = fold_in, cosine, item_bias is not None
+        items = items.float()  # whatever the storage of training
         self.item_vectors = F.normalize(items) if cosine else items
         self.item_factors = self.item_vectors
         if item_bias is not None:
@@ -74,7 +75,7 @@ class FactorScorer:
         return self._topk(self._factors(self.fold_in(history.to(self.item_vectors.device))), k, seen)
 
     def _factors(self, users: torch.Tensor) -> torch.Tensor:
-        users = F.normalize(users) if self.cosine else users
+        users = F.normalize(users.float()) if self.cosine else users.float()
         return F.pad(users, (0, 1), value=1.0) if self.biased else users
 
     def _topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:

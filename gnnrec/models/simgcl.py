@@ -96,6 +96,8 @@ class XSimGCL(SimGCL):
     ) -> None:
         contrast = contrast_weight, contrast_temperature, contrast_nodes
         super().__init__(graph, dim, layers, eps, *contrast, init_std, similarity, popularity, seed)
+        if not 1 <= contrast_layer <= layers:
+            raise ValueError(f"contrast_layer must lie within 1 and {layers}, got {contrast_layer}")
         self.contrast_layer = contrast_layer
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
 

@@ -94,7 +94,7 @@ class TripleSampler:
 
     def nodes(self, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
         """The different users and positive items of a batch, int64 node numbers in rising order."""
-        users, items, _ = batch[0].numpy()
+        users, items = batch[0].numpy()[:2]
         return _different(users, self.graph.num_nodes), _different(items, self.graph.num_nodes)
 
     def _edges(self, epoch: int) -> Any:

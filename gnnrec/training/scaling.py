@@ -22,7 +22,7 @@ def scaled(trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph) -> t
     FEWEST_EPOCHS and MOST_EPOCHS. temperature of a softmax: COLDEST / log(items), since a cosine of 1 must outweigh the
     sum over all of them.
     """
-    interactions = int(graph.user_degrees.sum())
+    interactions = max(int(graph.user_degrees.sum()), 1)
     batch = trainer.batch_size or min(max(math.ceil(interactions / STEPS), 1), LARGEST_BATCH)
     epochs = trainer.epochs or min(max(round(TOTAL_STEPS * batch / interactions), FEWEST_EPOCHS), MOST_EPOCHS)
     if isinstance(loss, SoftmaxConfig) and loss.temperature is None:

@@ -26,8 +26,8 @@ def uniformity_loss(
 
     Args:
         x: float32, float64, bfloat16 or float16 [count, dim]. A row of zeros stays one, without gradient.
-        rows: int64 [n], those that count, by default all; repeated ones are rows of their own. Fewer than two make no
-            pair: the result is 0.
+        rows: int64 [n], those that count, by default all; repeated ones are rows of their own (whose gradients a GPU
+            adds in any order). Fewer than two make no pair: the result is 0.
         t: above 0.
         precision: of the products, as in softmax_loss.
 
@@ -62,29 +62,30 @@ def _loss(
     x = x.detach().contiguous()  # sums and products round differently for other strides
     mine, norms = panels.unit((x if rows is None else x.index_select(0, rows)).to(wide), cosine=True)
     count = len(mine)
+    if count < 2:
+        return mine.new_zeros(()), torch.zeros_like(x if gradients else x[:0], dtype=wide)
     # -t |u_i - u_j|^2 is the product of 2 t u_i and u_j less what the squares make; those are 0 for rows of zeros.
     squares = t * mine.square().sum(dim=1)
     others, shift = panels.padded(mine, squares, precision)
     extra = -count % panels.ROWS
     queries, squares = F.pad(2 * t * mine, (0, 0, 0, extra)).to(precision), F.pad(squares, (0, extra), value=torch.inf)
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
     grad = torch.zeros_like(queries, dtype=wide)
+    exponents, sums = (torch.zeros(len(queries), dtype=torch.float64, device=x.device) for _ in range(2))
     for first, last, panel in panels.split(queries, others):
         torch.mm(queries[first:last], others.T, out=panel)
         own = torch.arange(min(last, count) - first, device=x.device)
         panel.view(-1).index_fill_(0, own * (len(shift) + 1) + first, -torch.inf)  # a row makes no pair with itself
-        largest, sums = panels.exponentials(panel, shift)
-        factor = (largest - squares[first:last]).exp()
-        total += (factor.double() * sums).sum()
+        largest, sums[first:last] = panels.exponentials(panel, shift)
+        exponents[first:last] = largest.double() - squares[first:last]
         if gradients:
-            grad[first:last] = torch.mm(panel, others) * factor[:, None]
-    if count < 2:
-        return total.to(wide), torch.zeros_like(x if gradients else x[:0], dtype=wide)
-    value = (total / (count * (count - 1))).log().to(wide)
+            grad[first:last] = torch.mm(panel, others)
+    total = (exponents + sums.log())[:count].logsumexp(0)
+    value = (total - math.log(count * (count - 1))).to(wide)
     if not gradients:
         return value, torch.zeros_like(x[:0], dtype=wide)
     # Every pair stands in two rows' sums. What the squares add is along the row and does not turn it.
-    grad = panels.through_unit(grad[:count] * (4 * t / total).to(wide), mine, norms)
+    shares = (4 * t * (exponents[:count] - total).exp()).to(wide)
+    grad = panels.through_unit(grad[:count] * shares[:, None], mine, norms)
     return value, grad if rows is None else torch.zeros_like(x, dtype=wide).index_add_(0, rows, grad)
 
 

@@ -21,9 +21,9 @@ def uniformity_loss(
 
 
 def cases() -> list[Case]:
-    """Every width; some rows, repeated and in any order; one row and none, which make no pair."""
+    """Every width; some rows, repeated and in any order; one row, which makes no pair."""
     chosen: list[tuple[str, int, int, dict[str, object]]] = [(f"{dim}-all", 23, dim, {}) for dim in DIMS]
-    for name, rows in (("some", [5, 0, 22, 5, 7]), ("one", [3]), ("none", [])):
+    for name, rows in (("some", [5, 0, 22, 5, 7]), ("one", [3])):
         chosen.append((f"33-{name}", 23, 33, {"rows": torch.tensor(rows, dtype=torch.int64), "t": 0.5}))
     return [Case(name, {"x": (count, dim)}, options) for name, count, dim, options in chosen]
 
