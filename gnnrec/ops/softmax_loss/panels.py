@@ -75,9 +75,9 @@ def loss(
     if ratio is not None:
         row_weight = F.pad(row_weight, (0, extra))
     grad_mine, grad_others = torch.zeros_like(mine), torch.zeros_like(others)
-    borders = torch.cat([positives.indptr, positives.indptr.new_full((extra,), positives.nnz)])
     ranges = list(split(mine, columns))
-    starts = [*borders[[first for first, _, _ in ranges]].tolist(), positives.nnz]  # at once: on a GPU it waits
+    most = ranges[0][1] if ranges else ROWS  # rows of every panel but the last
+    starts = [*positives.indptr[:-1:most].tolist(), positives.nnz]  # at once: on a GPU it waits
     for number, (first, last, panel) in enumerate(ranges):
         entries = slice(starts[number], starts[number + 1])
         torch.mm(mine[first:last].to(precision), columns.T, out=panel)
