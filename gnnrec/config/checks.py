@@ -17,26 +17,31 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def one_of(where: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raise a ConfigError, with the nearest known values, unless the value is one of these."""
     if value not in known:
         raise ConfigError(f"is {value!r}", where=where, remedy=did_you_mean(str(value), list(known)))
 
 
 def within(where: str, value: float, low: float, high: float) -> None:
+    """Raise a ConfigError unless low <= value <= high; NaN is outside."""
     if not low <= value <= high:
         raise ConfigError(f"is {value}", where=where, remedy=f"It must lie within {low} and {high}")
 
 
 def at_least(where: str, value: float | None, low: float) -> None:
+    """Raise a ConfigError unless the value is at least `low`, or None."""
     if value is not None and not value >= low:
         raise ConfigError(f"is {value}", where=where, remedy=f"It must be at least {low}")
 
 
 def positive(where: str, value: float) -> None:
+    """Raise a ConfigError unless the value is above 0 and finite."""
     if not 0 < value < math.inf:
         raise ConfigError(f"is {value}", where=where, remedy="It must be above 0, and finite")
 
 
 def cutoffs(where: str, ks: list[int]) -> None:
+    """Raise a ConfigError unless there is a cut-off K, and each is at least 1."""
     if not ks:
         raise ConfigError("is empty", where=where, remedy="Give at least one cut-off, such as [20]")
     for k in ks:

@@ -46,6 +46,7 @@ def fill(schema: type[T], values: dict[str, Any], where: str = "") -> T:
 
 
 def optional(schema: type[T], values: dict[str, Any] | None, where: str) -> T | None:
+    """As `fill`; None for a section that is left out."""
     return None if values is None else fill(schema, values, where)
 
 
