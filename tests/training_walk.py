@@ -21,6 +21,7 @@ from gnnrec import recommend
 from gnnrec.config import (
     BPRConfig,
     DataConfig,
+    DirectAUConfig,
     EvaluationConfig,
     GFCFConfig,
     LightGCNConfig,
@@ -28,6 +29,7 @@ from gnnrec.config import (
     OptimizerConfig,
     SimGCLConfig,
     SoftmaxConfig,
+    SquaredConfig,
     SyntheticConfig,
     TrainConfig,
     TrainerConfig,
@@ -63,6 +65,18 @@ SECTIONS = {
         "loss": SoftmaxConfig(user_power=0.5, precision="float32"),
         "optimizer": OptimizerConfig(lr=0.02),
         "trainer": TrainerConfig(epochs=2, batch_size=128, eval_every=1, monitor="recall@10", lr_decay="cosine"),
+    },
+    "squared": {
+        "model": LightGCNConfig(dim=8, layers=1),
+        "loss": SquaredConfig(user_power=0.5, reg=0.01),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
+    },
+    "directau": {
+        "model": LightGCNConfig(dim=8, layers=1),
+        "loss": DirectAUConfig(precision="float32"),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=1, batch_size=128, eval_every=1, monitor="recall@10"),
     },
     "simgcl": {
         "model": SimGCLConfig(dim=8, layers=1, contrast_nodes=20),
