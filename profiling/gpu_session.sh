@@ -40,7 +40,8 @@ rm -f "$out"/{session.json,tests.txt,tune.txt,tune.json,launches.json,bench.txt,
 for operator in $("$python" -c 'from gnnrec.ops import tuning; print(*tuning.CANDIDATES)'); do
     timeout --kill-after=5 150 "$python" profiling/tune.py --operators "$operator" --compile >>"$out/tune.txt" 2>&1 &
 done
-part tests 150 tests.txt "$python" -m pytest tests/gpu -rs -p no:cacheprovider --numprocesses 8 --dist loadgroup
+# On a GPU no numba kernels are shared between an operator's tests: any process may take any of them.
+part tests 150 tests.txt "$python" -m pytest tests/gpu -rs -p no:cacheprovider --numprocesses auto --dist worksteal
 wait
 part tune 80 tune.txt "$python" profiling/tune.py --out "$out/tune.json"
 [ ! -f "$cache/gnnrec/launches.json" ] || cp "$cache/gnnrec/launches.json" "$out"

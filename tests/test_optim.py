@@ -301,7 +301,7 @@ def test_both_devices_round_by_the_same_bits():
 def test_registration_with_torch_library():
     numbers = [0.1, 0.9, 0.999, 1e-8, 0.0, 1.0, 2.0]
     tensors = [draw((5, 33), seed, torch.float32).abs() for seed in range(4)]
-    torch.library.opcheck(_step, (*tensors, None, None, 3, numbers, 0))
+    torch.library.opcheck(_step, (*tensors, None, None, None, 3, numbers, 0))
 
 
 def bad_calls():

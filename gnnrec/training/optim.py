@@ -36,6 +36,15 @@ def build(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, **options, momentum=config.momentum)
 
 
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the steps from now on, also of captured ones of Adam; a GPU is not waited for."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
 class _Optimizer(torch.optim.Optimizer):
     """Calls `update` for every parameter that has a gradient. Parameters of more than two dimensions are taken as
     matrices whose rows are the last one, vectors as one row.
@@ -93,7 +102,11 @@ class Adam(_Optimizer):
         clip: float | None = None,
         state_dtype: torch.dtype = torch.float32,
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled}
+        parameters = list(parameters)
+        on_gpu = [parameter.device for parameter in parameters if parameter.is_cuda]
+        # Where a CUDA graph that holds the step finds it, whatever it is then.
+        rate = torch.tensor(lr, dtype=torch.float64, device=on_gpu[0]) if on_gpu else lr
+        options = {"lr": rate, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled}
         super().__init__(parameters, **options, clip=clip, state_dtype=state_dtype)
 
     def update(

@@ -21,6 +21,7 @@ from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
 from gnnrec.models import SimGCL, Trainable
 from gnnrec.training import checkpoint, optim, sampler
+from gnnrec.training.capture import LARGEST, CapturedStep
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.runlog import Progress, RunLog
 from gnnrec.training.scaling import scaled
@@ -106,6 +107,7 @@ class Trainer:
         if isinstance(model, SimGCL):
             self.loss = losses.Contrastive(plain, model.views, model.contrast_weight, model.contrast_temperature)
             self.sampler = sampler.WithNodes(batches, model.contrast_nodes)
+        self.take_step: Callable[..., torch.Tensor] = CapturedStep(self.compute) if self._captures() else self.compute
         self.read_seconds = READ_SECONDS if on_gpu else 0.0
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
@@ -177,7 +179,7 @@ class Trainer:
         position = self.position
         return DivergedError(
             f"{found} at step {position.step} (epoch {position.epoch + 1}) with "
-            f"learning rate {self.optimizer.param_groups[0]['lr']:.4g}",
+            f"learning rate {float(self.optimizer.param_groups[0]['lr']):.4g}",
             remedy="Train anew with a lower optimizer.lr or model.init_std. Earlier checkpoints are as they were",
         )
 
@@ -188,12 +190,11 @@ class Trainer:
 
     def _step(self, step: int) -> torch.Tensor:
         steps = self.epochs * self.sampler.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.lr, step, steps)
+        optim.set_lr(self.optimizer, learning_rate(self.config, self.lr, step, steps))
         start_step = getattr(self.model, "start_step", None)
         if start_step is not None:  # dropout and noise are functions of the step: training may have begun at any
             start_step(step)
-        loss = self.compute(*self._batch(step))
+        loss = self.take_step(*self._batch(step))
         if self.device.type == "cuda":
             end = torch.cuda.Event()
             end.record(torch.cuda.current_stream(self.device))
@@ -205,9 +206,15 @@ class Trainer:
     def _batch(self, step: int) -> tuple[torch.Tensor, ...]:
         return tuple(part.to(self.device, non_blocking=True) for part in self.sampler.batch(step))
 
+    def _captures(self) -> bool:
+        """Whether steps are captured in a CUDA graph: they must not wait for the GPU, which BPR alone does not, and
+        what changes from step to step must lie on it, as seeds of dropout and noise do not."""
+        fixed = isinstance(self.loss, losses.BPR) and not hasattr(self.model, "start_step")
+        on_gpu = self.device.type == "cuda" and isinstance(self.optimizer, optim.Adam)
+        return on_gpu and fixed and sum(x.numel() for x in self.model.parameters()) <= LARGEST
+
     def compute(self, *batch: torch.Tensor) -> torch.Tensor:
-        """A step: loss, gradient, optimiser. With BPR alone it never waits for a GPU, and without dropout it can be
-        captured in a CUDA graph, with the learning rate that it then has.
+        """A step: loss, gradient, optimiser. With BPR alone it never waits for a GPU.
 
         Args:
             batch: as the sampler draws it, on the model's device.

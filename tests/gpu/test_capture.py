@@ -80,8 +80,9 @@ def test_replayed_steps_give_the_bits_of_eager_ones(matrix, rows):
         step()
     losses = torch.cat([first, step.run(given[1:], graph.replay)])
     assert torch.equal(losses, expected)
-    assert losses[-1] < losses[0]
     assert torch.equal(step.embedding, eager.embedding)
+    again = step.run(given[:1], graph.replay)
+    assert again < losses[0]  # of the same batch, which the steps since have learnt from
 
 
 def test_steps_never_wait_for_the_gpu(matrix):

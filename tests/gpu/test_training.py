@@ -4,7 +4,7 @@ from training_walk import *  # noqa: F403
 from training_walk import DATA, config, dataset, run
 
 from gnnrec import models
-from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config import BPRConfig, OptimizerConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.training.trainer import Trainer
 
 
@@ -33,28 +33,32 @@ def test_a_run_says_what_it_ran_on(gpu, tmp_path):
     assert {"cuda", "triton"} <= set(summary["versions"])
 
 
-def test_a_captured_step_gives_the_same_bits(gpu):
-    """Loss, gradient and optimiser in one CUDA graph, replayed on batch after batch."""
+def test_a_captured_run_gives_the_same_bits(gpu, monkeypatch):
+    """At a learning rate that falls; an epoch's last batch is smaller."""
+    graph = run.graph_of(dataset.load(DATA).train)
+    assert graph.num_edges % 64
+
+    def fitted():
+        model = models.LightGCN(graph, dim=8, layers=2).to(gpu)
+        config = TrainerConfig(batch_size=64, epochs=3, lr_decay="cosine")
+        trainer = Trainer(model, config, BPRConfig(), OptimizerConfig(lr=0.02, weight_decay=0.01))
+        trainer.fit()
+        return trainer
+
+    captured = fitted()
+    monkeypatch.setattr(Trainer, "_captures", lambda trainer: False)
+    plain = fitted()
+    assert captured.take_step.graph is not None
+    assert torch.equal(captured.model.embedding, plain.model.embedding)
+
+
+def test_what_is_captured(gpu):
     graph = run.graph_of(dataset.load(DATA).train)
 
-    def make():
-        model = models.LightGCN(graph, dim=8, layers=2).to(gpu)
-        return Trainer(model, TrainerConfig(batch_size=64), BPRConfig(), OptimizerConfig(lr=0.02))
+    def captures(model, loss, **options):
+        return Trainer(model.to(gpu), TrainerConfig(batch_size=64), loss, OptimizerConfig(**options))._captures()
 
-    eager, captured = make(), make()
-    batches = [eager._batch(step)[0] for step in range(3)]
-    expected = [eager.compute(batch) for batch in batches]
-    batch, stream = batches[0].clone(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        losses = [captured.compute(batch)]  # compiles, and makes the optimiser's state
-    torch.cuda.current_stream().wait_stream(stream)
-    whole = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(whole, stream=stream):
-        loss = captured.compute(batch)
-    for given in batches[1:]:
-        batch.copy_(given)
-        whole.replay()
-        losses.append(loss.clone())
-    assert torch.stack(losses).tolist() == torch.stack(expected).tolist()
-    assert torch.equal(captured.model.embedding, eager.model.embedding)
+    assert captures(models.LightGCN(graph, dim=8, layers=2), BPRConfig())
+    assert not captures(models.LightGCN(graph, dim=8, layers=2), BPRConfig(), name="sgd")
+    assert not captures(models.NGCF(graph, dim=8, layers=2), BPRConfig())
+    assert not captures(models.LightGCN(graph, dim=8, layers=2), SoftmaxConfig())

@@ -23,7 +23,7 @@ def adam_step(
     mean: torch.Tensor,
     square: torch.Tensor,
     *,
-    lr: float,
+    lr: float | torch.Tensor,
     step: int | torch.Tensor,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -52,8 +52,10 @@ def adam_step(
         gradient: of the same dtype and shape, any strides.
         mean, square: float32 or bfloat16, both the same; float64 for a float64 parameter. As for the parameter else.
         lr: factor of the step, at least 0.
-        step: the number of this step, from 1 on, below 2^32. A tensor of one number that lies on the parameter's GPU
-            is read there, so that a CUDA graph can hold the step.
+        step: the number of this step, from 1 on, below 2^32.
+
+            Either may be a tensor of one number. One that lies on the parameter's GPU is read there, unchecked, so that
+            a CUDA graph can hold the step.
         betas: within [0, 1).
         eps: at least 0.
         weight_decay: at least 0.
@@ -71,13 +73,16 @@ def adam_step(
     for the master copy.
     """
     _check_tensors(parameter, gradient, mean, square, master)
-    _check_numbers(lr, betas, eps, weight_decay, clip, seed)
-    counter, count = _number_of(step, parameter)
-    decay, kept = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
-    numbers = [float(x) for x in (lr, *betas, eps, decay, kept, inf if clip is None else clip)]
+    rate, size = _number_of("lr", lr, parameter)
+    counter, count = _number_of("step", step, parameter)
+    _check_numbers(size, betas, eps, weight_decay, clip, seed)
+    if counter is None and not 1 <= int(count) < 2**32:
+        raise ValueError(f"adam_step: step must lie within 1 and 2^32 - 1, got {int(count)}")
+    decay, shrinking = (0.0, weight_decay) if decoupled else (weight_decay, 0.0)
+    numbers = [float(x) for x in (size, *betas, eps, decay, shrinking, inf if clip is None else clip)]
     tensors = [x if x is None or x.dim() == 2 else x[None] for x in (parameter, gradient, mean, square, master)]
     with torch.no_grad():
-        _step(*tensors, counter, count, numbers, seed)
+        _step(*tensors, rate, counter, int(count), numbers, seed)
     return parameter
 
 
@@ -125,17 +130,14 @@ def _check_numbers(
         raise ValueError(f"adam_step: seed must lie within 0 and 2^63 - 1, got {seed}")
 
 
-def _number_of(step: int | torch.Tensor, parameter: torch.Tensor) -> tuple[torch.Tensor | None, int]:
-    """The step's number as a tensor on the parameter's GPU, or else as an integer."""
-    if isinstance(step, torch.Tensor):
-        if step.numel() != 1:
-            raise ValueError(f"adam_step: step must be one number, got {list(step.shape)}")
-        if devices.on_gpu(parameter) and step.device == parameter.device:
-            return step, 0
-    count = int(step)
-    if not 1 <= count < 2**32:
-        raise ValueError(f"adam_step: step must lie within 1 and 2^32 - 1, got {count}")
-    return None, count
+def _number_of(name: str, given: float | torch.Tensor, parameter: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+    """A tensor on the parameter's GPU as it is, or else the number."""
+    if isinstance(given, torch.Tensor):
+        if given.numel() != 1:
+            raise ValueError(f"adam_step: {name} must be one number, got {list(given.shape)}")
+        if devices.on_gpu(parameter) and given.device == parameter.device:
+            return given, 0.0
+    return None, float(given)
 
 
 @torch.library.custom_op("gnnrec::adam_step", mutates_args=("parameter", "mean", "square", "master"))
@@ -145,6 +147,7 @@ def _step(
     mean: torch.Tensor,
     square: torch.Tensor,
     master: torch.Tensor | None,
+    rate: torch.Tensor | None,
     counter: torch.Tensor | None,
     count: int,
     numbers: list[float],
@@ -152,12 +155,14 @@ def _step(
 ) -> None:
     """The step numbered counter, or count where there is none, on [rows, dim].
 
-    numbers: lr, both betas, eps, decay in the gradient, factor of the parameter, the greatest norm of a row.
+    rate: lr, unless it is among the numbers: lr, both betas, eps, decay in the gradient, decay of the parameter beside
+    it, the greatest norm of a row.
     """
     if devices.on_gpu(parameter):
         from gnnrec.ops.adam import cuda
 
-        cuda.step(parameter, gradient, mean, square, master, count if counter is None else counter, numbers, seed)
+        given = numbers[0] if rate is None else rate, count if counter is None else counter
+        cuda.step(parameter, gradient, mean, square, master, *given, numbers[1:], seed)
         return
     changed, copied = parameter if master is None else master, None if master is None else parameter
     arrays = tuple(None if x is None else _arguments.array(x) for x in (changed, gradient, mean, square, copied))
@@ -171,6 +176,7 @@ def _(
     mean: torch.Tensor,
     square: torch.Tensor,
     master: torch.Tensor | None,
+    rate: torch.Tensor | None,
     counter: torch.Tensor | None,
     count: int,
     numbers: list[float],

@@ -35,9 +35,11 @@ def step(arrays: tuple[Any, ...], count: int, numbers: list[float], seed: int) -
 
     Args:
         arrays: parameter, gradient, mean, square, and None or what becomes a copy of the parameter, all [rows, dim].
-        numbers: lr, both betas, eps, decay in the gradient, factor of the parameter, the greatest norm of a row.
+        numbers: lr, both betas, eps, decay in the gradient, decay of the parameter beside it, the greatest norm of a
+            row.
     """
-    lr, first, second, eps, decay, kept, clip = numbers
+    lr, first, second, eps, decay, shrinking, clip = numbers
+    kept = 1 - lr * shrinking
     parameter, gradient, *_ = arrays
     work = np.float64 if parameter.dtype == np.float64 else np.float32
     size, root = lr / (1 - first**count), 1 / sqrt(1 - second**count)

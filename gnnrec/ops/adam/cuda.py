@@ -25,6 +25,7 @@ def step(
     mean: torch.Tensor,
     square: torch.Tensor,
     master: torch.Tensor | None,
+    rate: float | torch.Tensor,
     count: int | torch.Tensor,
     numbers: list[float],
     seed: int,
@@ -32,18 +33,20 @@ def step(
     """A step in place on [rows, dim]; master is None, or float32.
 
     Args:
-        count: the step's number, or a tensor on the GPU that holds it.
-        numbers: lr, both betas, eps, decay in the gradient, factor of the parameter, the greatest norm of a row.
+        rate, count: lr and the step's number, each itself or a tensor on the GPU that holds it.
+        numbers: both betas, eps, decay in the gradient, decay of the parameter beside it, the greatest norm of a row.
     """
-    lr, first, second, eps, decay, kept, clip = numbers
+    first, second, eps, decay, shrinking, clip = numbers
     dim, work = parameter.shape[1], _arguments.compute_dtype(parameter.dtype)
     gradient, columns = rows_contiguous(gradient), panel(dim)
-    factors = devices.empty(parameter, 3, "the factors of adam_step", torch.float64)
+    factors = devices.empty(parameter, 4, "the factors of adam_step", torch.float64)
+    given = rate if isinstance(rate, torch.Tensor) else bits(rate), bits(shrinking)
     powers = (bits(log(beta) if beta else -inf) for beta in (first, second))
-    launch(_factors, (1,), factors, count, bits(lr), *powers, warps=1, POINTER=isinstance(count, torch.Tensor))
+    pointers = {"RATE": isinstance(rate, torch.Tensor), "COUNT": isinstance(count, torch.Tensor)}
+    launch(_factors, (1,), factors, count, *given, *powers, warps=1, **pointers)
     tensors = parameter, gradient, mean, square, master
     strides = [0 if x is None else x.stride(0) for x in tensors]
-    scalars = map(bits, (decay, kept, first, 1 - first, second, 1 - second, eps, clip))
+    scalars = map(bits, (decay, first, 1 - first, second, 1 - second, eps, clip))
     rows = max(1, NUMBERS * 4 // work.itemsize // columns)
     grid = -(-len(parameter) // rows), -(-dim // columns)
     kinds = {"dim": dim, "CLIP": clip < inf, "WORK": TYPES[work], "ROWS": rows, "DIM": columns}
@@ -61,16 +64,18 @@ def _rest(step, power):
     return tl.where(near, exact, tl.where(u == 1, -x, 1 - u))
 
 
-@triton.jit(do_not_specialize=["step", "lr", "first", "second"])
-def _factors(out, step, lr: tl.int64, first: tl.int64, second: tl.int64, POINTER: tl.constexpr):
-    """Size of the step, factor of the root, number of the step, float64."""
-    given = step
-    if POINTER:
-        given = tl.load(step)
-    count = given.to(tl.float64)
-    tl.store(out, number(lr, tl.float64) / _rest(count, first))
+@triton.jit(do_not_specialize=["step", "lr", "shrinking", "first", "second"])
+def _factors(
+    out, step, lr, shrinking: tl.int64, first: tl.int64, second: tl.int64, RATE: tl.constexpr, COUNT: tl.constexpr
+):
+    """Size of the step, factor of the root, number of the step, factor of the parameter, float64."""
+    count = tl.load(step) if COUNT else step
+    rate = tl.load(lr).to(tl.float64) if RATE else number(lr, tl.float64)
+    count = count.to(tl.float64)
+    tl.store(out, rate / _rest(count, first))
     tl.store(out + 1, 1 / tl.sqrt(_rest(count, second)))
     tl.store(out + 2, count)
+    tl.store(out + 3, 1 - rate * number(shrinking, tl.float64))
 
 
 @triton.jit
@@ -80,7 +85,7 @@ def _round(x, random):
     return tl.where(x == x, sum_.to(tl.float32, bitcast=True), x).to(tl.bfloat16)
 
 
-@triton.jit(do_not_specialize=["count", "seed", "decay", "kept", "beta1", "rest1", "beta2", "rest2", "eps", "clip"])
+@triton.jit(do_not_specialize=["count", "seed", "decay", "beta1", "rest1", "beta2", "rest2", "eps", "clip"])
 def _step(
     parameter,
     gradient,
@@ -95,7 +100,6 @@ def _step(
     count,
     factors,
     decay: tl.int64,
-    kept: tl.int64,
     beta1: tl.int64,
     rest1: tl.int64,
     beta2: tl.int64,
@@ -140,7 +144,7 @@ def _step(
     m = number(beta1, WORK) * m + number(rest1, WORK) * g
     v = number(beta2, WORK) * v + number(rest2, WORK) * (g * g)
     size, root = tl.load(factors).to(WORK), tl.load(factors + 1).to(WORK)
-    w = number(kept, WORK) * w - size * (m / (tl.sqrt(v) * root + number(eps, WORK)))
+    w = tl.load(factors + 3).to(WORK) * w - size * (m / (tl.sqrt(v) * root + number(eps, WORK)))
     step = tl.load(factors + 2).to(tl.int64).to(tl.uint32)
     if mean.dtype.element_ty == tl.bfloat16:
         random = row_words(seed, row, step, _MOMENTS, first, DIM)

@@ -84,10 +84,13 @@ def _sum(
     """The sum [1, DIM] of a row's terms, at_once of them side by side: spmm's, in its order."""
     lane = tl.arange(0, NEIGHBOURS)
     total = tl.zeros((1, NEIGHBOURS, DIM), WORK)
+    next_j = tl.load(indices + (start + lane)[None, :], mask=((lane < length) & (lane < at_once))[None, :], other=0)
     for k in range(0, length, at_once):
         inside = ((k + lane < length) & (lane < at_once))[None, :]
         e = (start + k + lane)[None, :]
-        j = tl.load(indices + e, mask=inside, other=0).to(tl.int64)
+        j = next_j.to(tl.int64)
+        later = ((k + at_once + lane < length) & (lane < at_once))[None, :]
+        next_j = tl.load(indices + e + at_once, mask=later, other=0)
         factor = entry_factors(start, j, e, inside, None, col_scale, None, False, WORK)
         total += _terms(x, x_stride, None, 0, j, e, inside, cols, factor, dim, False, WORK)
     return tl.sum(total, axis=1)

@@ -1,7 +1,8 @@
 """segment_reduce, gather_segment_reduce, index_scatter: reductions over groups of rows, the tensor-centric base.
 
-All three are spmm over a pattern that is made of the given numbers; only sums over an index have a kernel of their own
-on a GPU. Where the same numbers come again and again, make the SparseMatrix once and call `spmm`.
+On a CPU all three are spmm over a pattern that is made of the given numbers. On a GPU sums and means have kernels of
+their own, which nothing waits for; only max and min take the matrix, whose making waits. Where the same numbers come
+again and again, make the SparseMatrix once and call `spmm`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def segment_reduce(x: torch.Tensor, indptr: torch.Tensor, *, reduce: str = "sum"
     """Reduce consecutive rows: y[i] = reduce of x[indptr[i]:indptr[i + 1]].
 
     Differentiable as `spmm` is, and bit-equal for any number of threads. Not for use inside torch.compile, as are the
-    other two: which work there is to do depends on the numbers. On a GPU, checking these waits for it, in all three.
+    other two: which work there is to do depends on the numbers. On a GPU, numbers that are wrong end the process's work
+    there with torch's assertion, in all three: no sum or mean waits for the GPU.
 
     Args:
         x: float32, float64, bfloat16 or float16 [n, dim].
@@ -38,11 +40,14 @@ def segment_reduce(x: torch.Tensor, indptr: torch.Tensor, *, reduce: str = "sum"
         [segments, dim], of x's dtype.
 
     Raises:
-        ValueError: another dtype, device or shape, pointers that fall or do not end at n.
+        ValueError: another dtype, device or shape; on a CPU, pointers that fall or do not end at n.
     """
     _arguments.check_dense("segment_reduce", "x", x)
     check_reduce("segment_reduce", reduce)
     pointers = _pointers("segment_reduce", indptr, x)
+    if devices.on_gpu(x) and reduce in ("sum", "mean"):
+        total: torch.Tensor = _group_sum(x, None, pointers, _shares(pointers, x) if reduce == "mean" else None)
+        return total
     rows, counts = len(pointers) - 1, pointers.diff()
     if reduce in ("max", "min"):
         places = torch.arange(len(x), dtype=torch.int32, device=x.device)
@@ -73,13 +78,20 @@ def gather_segment_reduce(
         [segments, dim], of x's dtype.
 
     Raises:
-        ValueError: another dtype, device or shape, pointers that fall or do not end at n, numbers outside the rows.
+        ValueError: another dtype, device or shape; on a CPU, pointers that fall or do not end at n, numbers outside the
+            rows.
     """
     _arguments.check_dense("gather_segment_reduce", "x", x)
+    check_reduce("gather_segment_reduce", reduce)
     if devices.on_gpu(x):
-        columns = _numbers("gather_segment_reduce", "indices", indices, x, len(x)).to(torch.int32, copy=True)
-        pointers = _pointers("gather_segment_reduce", indptr, columns)
-        matrix = SparseMatrix(pointers, columns, (len(pointers) - 1, len(x)))
+        numbers = _numbers("gather_segment_reduce", "indices", indices, x, len(x))
+        pointers = _pointers("gather_segment_reduce", indptr, numbers)
+        if reduce in ("sum", "mean"):
+            # Copies: a backward pass trusts what was checked here.
+            places = numbers.to(torch.int64, copy=True)
+            result: torch.Tensor = _group_sum(x, places, pointers, _shares(pointers, x) if reduce == "mean" else None)
+            return result
+        matrix = SparseMatrix(pointers, numbers.to(torch.int32, copy=True), (len(pointers) - 1, len(x)))
     else:
         matrix = SparseMatrix.from_csr(indptr, indices, shape=(len(indptr) - 1, len(x)))
     return spmm(_scheduled(matrix, x), x, reduce=reduce)
@@ -95,28 +107,33 @@ def index_scatter(
         index: integers [n] within 0 and size - 1, sorted or not; sorted ones save the counting sort.
         size: rows of the result.
         reduce: sum, mean, max or min; rows that no index names are 0.
-        deterministic: False lets a sum on a GPU add in any order, with atomics and without a sort, unless
-            torch.use_deterministic_algorithms is on; on a CPU, and for what is no sum, it changes nothing.
+        deterministic: False lets a sum or mean on a GPU add in any order, with atomics and without a sort, unless
+            torch.use_deterministic_algorithms is on; on a CPU, and for max and min, it changes nothing.
 
     Returns:
         [size, dim], of src's dtype.
 
     Raises:
-        ValueError: another dtype, device or shape, numbers outside the size.
+        ValueError: another dtype, device or shape; on a CPU, numbers outside the size.
     """
     _arguments.check_dense("index_scatter", "src", src)
     check_reduce("index_scatter", reduce)
     if devices.on_gpu(src):
         numbers = _numbers("index_scatter", "index", index, src, size)
         _check_count(len(numbers), src)
-        if reduce == "sum":
-            result: torch.Tensor = _index_sum(src, numbers.to(torch.int64, copy=True), size, deterministic)
+        if reduce in ("sum", "mean"):
+            places = numbers.to(torch.int64, copy=True)
+            shares = None
+            if reduce == "mean":
+                counts = torch.zeros(size, dtype=torch.int64, device=src.device)
+                shares = _share(counts.index_add_(0, places, torch.ones_like(places)), src)
+            result: torch.Tensor = _index_sum(src, places, size, deterministic, shares)
             return result
         return spmm(_index_matrix(numbers, size, src), src, reduce=reduce)
     array = _build.numbers("index", index, size)
     _check_count(len(array), src)
-    indptr, places = _build.group_by(array, np.arange(len(array), dtype=np.int32), size)
-    matrix = SparseMatrix(torch.from_numpy(indptr), torch.from_numpy(places), (size, len(src)))
+    indptr, columns = _build.group_by(array, np.arange(len(array), dtype=np.int32), size)
+    matrix = SparseMatrix(torch.from_numpy(indptr), torch.from_numpy(columns), (size, len(src)))
     if src.requires_grad:
         _link(matrix, torch.from_numpy(array.astype(np.int32)))
     return spmm(_scheduled(matrix, src), src, reduce=reduce)
@@ -124,7 +141,7 @@ def index_scatter(
 
 def sum_by_index(src: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
     """index_scatter of a sum for numbers that were checked: on a GPU nothing waits for it."""
-    return _index_sum(src, index, size, True) if devices.on_gpu(src) else index_scatter(src, index, size)
+    return _index_sum(src, index, size, True, None) if devices.on_gpu(src) else index_scatter(src, index, size)
 
 
 def _check_count(count: int, src: torch.Tensor) -> None:
@@ -133,30 +150,90 @@ def _check_count(count: int, src: torch.Tensor) -> None:
 
 
 @torch.library.custom_op("gnnrec::index_sum", mutates_args=())
-def _index_sum(src: torch.Tensor, index: torch.Tensor, size: int, deterministic: bool) -> torch.Tensor:
-    """The sum of an index_scatter on a GPU."""
+def _index_sum(
+    src: torch.Tensor, index: torch.Tensor, size: int, deterministic: bool, shares: torch.Tensor | None
+) -> torch.Tensor:
+    """The sum of an index_scatter on a GPU, every row times its share."""
     from gnnrec.ops.segment import cuda
 
     out = devices.empty(src, (size, src.shape[1]), "the sums")
-    cuda.index_sum(src, index, out, deterministic or torch.are_deterministic_algorithms_enabled())
+    cuda.index_sum(src, index, out, deterministic or torch.are_deterministic_algorithms_enabled(), shares)
     return out
 
 
 @_index_sum.register_fake
-def _(src: torch.Tensor, index: torch.Tensor, size: int, deterministic: bool) -> torch.Tensor:
+def _(
+    src: torch.Tensor, index: torch.Tensor, size: int, deterministic: bool, shares: torch.Tensor | None
+) -> torch.Tensor:
     return src.new_empty((size, src.shape[1]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
+    ctx.save_for_backward(inputs[1], inputs[4])
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    index, shares = ctx.saved_tensors
     # embedding and not an index: its own derivative adds in a fixed order.
-    return F.embedding(ctx.saved_tensors[0], grad), None, None, None
+    return F.embedding(index, _times(grad, shares).to(grad.dtype)), None, None, None, None
 
 
 _index_sum.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("gnnrec::group_sum", mutates_args=())
+def _group_sum(
+    x: torch.Tensor, places: torch.Tensor | None, indptr: torch.Tensor, shares: torch.Tensor | None
+) -> torch.Tensor:
+    """y[i] = shares[i] * sum of x[places[indptr[i]:indptr[i + 1]]], or of x[indptr[i]:indptr[i + 1]], on a GPU."""
+    from gnnrec.ops.segment import cuda
+
+    out = devices.empty(x, (len(indptr) - 1, x.shape[1]), "the sums")
+    count = len(x) if places is None else len(places)
+    keys = torch.repeat_interleave(indptr.diff(), output_size=count).int()
+    cuda.group_sum(x, cuda.Groups(keys, places, indptr.int()), out, shares)
+    return out
+
+
+@_group_sum.register_fake
+def _(x: torch.Tensor, places: torch.Tensor | None, indptr: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((indptr.shape[0] - 1, x.shape[1]))
+
+
+def _setup_groups(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, *saved = inputs
+    ctx.rows = x.shape[0]
+    ctx.save_for_backward(*saved)
+
+
+def _groups_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    places, indptr, shares = ctx.saved_tensors
+    dtype, grad = grad.dtype, _times(grad, shares)
+    count = ctx.rows if places is None else len(places)
+    keys = torch.repeat_interleave(indptr.diff(), output_size=count)
+    if places is None:
+        return F.embedding(keys, grad.to(dtype)), None, None, None
+    # The same over the transpose: which groups a row of x is in, in their order.
+    numbers, order = places.sort(stable=True)
+    starts = torch.searchsorted(numbers, torch.arange(ctx.rows + 1, device=numbers.device))
+    return _group_sum(grad, keys[order], starts, None).to(dtype), None, None, None
+
+
+_group_sum.register_autograd(_groups_backward, setup_context=_setup_groups)
+
+
+def _times(grad: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    """Every row times its share, not yet rounded to halves."""
+    return grad if shares is None else grad.to(_arguments.compute_dtype(grad.dtype)) * shares[:, None]
+
+
+def _shares(pointers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return _share(pointers.diff(), like)
+
+
+def _share(counts: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """1 / counts, in what is computed in for `like`; 1 for empty groups."""
+    return (1 / counts.clamp(min=1).double()).to(_arguments.compute_dtype(like.dtype))
 
 
 def _scheduled(matrix: SparseMatrix, x: torch.Tensor) -> SparseMatrix:
@@ -177,24 +254,28 @@ def _index_matrix(numbers: torch.Tensor, size: int, src: torch.Tensor) -> Sparse
 
 def _pointers(operator: str, indptr: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A copy of row pointers into x, int64."""
+    wanted = f"{operator}: indptr must rise from 0 to {len(x)}"
     if devices.on_gpu(x):
         pointers = _numbers(operator, "indptr", indptr, x).to(torch.int64, copy=True)
-    else:
-        pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
+        if len(pointers) == 0:
+            raise ValueError(f"{wanted}, got {pointers}")
+        torch._assert_async(_rises(pointers, len(x)), wanted)
+        return pointers
+    pointers = torch.from_numpy(np.array(_build.numbers("indptr", indptr), np.int64))
     if len(pointers) == 0 or not bool(_rises(pointers, len(x))):
-        raise ValueError(f"{operator}: indptr must rise from 0 to {len(x)}, got {pointers}")
+        raise ValueError(f"{wanted}, got {pointers}")
     return pointers
 
 
 def _rises(pointers: torch.Tensor, end: int) -> torch.Tensor:
-    """Whether pointers rise from 0 to the end: one number, so that a GPU is waited for once."""
+    """Whether pointers rise from 0 to the end, one number."""
     return (pointers[0] == 0) & (pointers[-1] == end) & (pointers.diff() >= 0).all()
 
 
 def _numbers(
     operator: str, name: str, numbers: torch.Tensor, x: torch.Tensor, count: int | None = None
 ) -> torch.Tensor:
-    """`_build.numbers` for numbers beside x on a GPU."""
+    """`_build.numbers` for numbers beside x on a GPU, whose size is looked at there."""
     if not isinstance(numbers, torch.Tensor):
         raise ValueError(f"{operator}: {name} must be a torch.Tensor on {x.device}, got {type(numbers).__name__}")
     _arguments.check_device(operator, x, **{name: numbers})
@@ -202,9 +283,8 @@ def _numbers(
         kind = str(numbers.dtype).removeprefix("torch.")
         raise ValueError(f"{name} must be a one-dimensional integer array, got {kind} {list(numbers.shape)}")
     if count is not None and len(numbers):
-        low, high = torch.stack(numbers.aminmax()).tolist()
-        if low < 0 or high >= count:
-            raise ValueError(f"{name} must lie within 0 and {count - 1}, got {low} to {high}")
+        low, high = numbers.aminmax()
+        torch._assert_async((low >= 0) & (high < count), f"{operator}: {name} must lie within 0 and {count - 1}")
     return numbers
 
 

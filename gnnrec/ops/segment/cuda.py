@@ -1,5 +1,5 @@
-"""Triton kernels that add up rows by a number that each has: a stable sort of the numbers, then every result's rows in
-their order.
+"""Triton kernels that add up groups of rows in their order, also by a number that each row has: then a stable sort of
+the numbers comes before.
 
 All shapes are known beforehand, so nothing waits for the GPU. A result of few rows is added up by whoever writes it.
 One of many would keep its program long: the sorted list is cut into runs, each of which is added up by one program for
@@ -24,12 +24,12 @@ class Groups(NamedTuple):
     """What a stable sort of numbers says.
 
     Args:
-        keys: int32 [n], the numbers sorted; order: int64 [n], where each of them stood.
+        keys: int32 [n], the numbers sorted; order: int64 [n], where each of them stood, None where it stands.
         indptr: int32 [size + 1]: where in them a number begins.
     """
 
     keys: torch.Tensor
-    order: torch.Tensor
+    order: torch.Tensor | None
     indptr: torch.Tensor
 
     @property
@@ -80,25 +80,41 @@ def walk(kernel, groups: Groups, shape: Tile, like: torch.Tensor, *args, **const
         launch(kernel, (programs, shape.panels), *given, *args, warps=shape.warps, **tiles, **constants)
 
 
-def index_sum(src: torch.Tensor, index: torch.Tensor, out: torch.Tensor, deterministic: bool) -> None:
-    """out[i] = the sum of the rows src[k] with index[k] = i, in the order of k unless it need not be deterministic.
+def index_sum(
+    src: torch.Tensor, index: torch.Tensor, out: torch.Tensor, deterministic: bool, shares: torch.Tensor | None
+) -> None:
+    """out[i] = shares[i] times the sum of the rows src[k] with index[k] = i, in the order of k unless it need not be
+    deterministic.
 
     Args:
         src: [n, dim]; index: integers [n] within the rows of out.
+        shares: of the rows of out, in the dtype of the computation, or None for 1.
     """
-    src, dim = rows_contiguous(src), src.shape[1]
-    sizes = tuning.magnitudes(len(index), len(out))
-    shape = tile(tuning.choose("index_scatter", dim, 1, src.dtype, sizes, src.device), dim, src.dtype)
     if deterministic:
-        walk(_sum, group(index, len(out)), shape, src, src, src.stride(0), out, dim=dim, WORK=TYPES[src.dtype])
+        group_sum(src, group(index, len(out)), out, shares)
         return
+    src, shape = rows_contiguous(src), _shape(src, len(index), len(out))
     rows = shape.rows * shape.neighbours
     sums = zeros(out)
     given = src, src.stride(0), index, len(index), sums
     grid = -(-len(index) // rows), shape.panels
-    launch(_add, grid, *given, warps=shape.warps, dim=dim, DIM=shape.dim, ROWS=rows)
+    launch(_add, grid, *given, warps=shape.warps, dim=src.shape[1], DIM=shape.dim, ROWS=rows)
+    if shares is not None:
+        sums *= shares[:, None]
     if sums is not out:
         out.copy_(sums)
+
+
+def group_sum(src: torch.Tensor, groups: Groups, out: torch.Tensor, shares: torch.Tensor | None) -> None:
+    """out[i] = shares[i] times the sum of the rows of src that group i names, in its order."""
+    src, shape = rows_contiguous(src), _shape(src, len(groups.keys), len(out))
+    walk(_sum, groups, shape, src, src, src.stride(0), shares, out, dim=src.shape[1], WORK=TYPES[src.dtype])
+
+
+def _shape(src: torch.Tensor, count: int, groups: int) -> Tile:
+    dim = src.shape[1]
+    shape = tuning.choose("index_scatter", dim, 1, src.dtype, tuning.magnitudes(count, groups), src.device)
+    return tile(shape, dim, src.dtype)
 
 
 def zeros(out: torch.Tensor) -> torch.Tensor:
@@ -157,6 +173,7 @@ def _sum(
     partial,
     src,
     src_stride: tl.constexpr,
+    shares,
     out,
     dim: tl.constexpr,
     WORK: tl.constexpr,
@@ -171,9 +188,14 @@ def _sum(
     lane = tl.arange(0, NEIGHBOURS)
     total = tl.zeros((ROWS, NEIGHBOURS, DIM), WORK)
     own = length if PARTS else tl.where(length > RUN, 0, length)
+    if order is not None:
+        next_e = tl.load(order + start[:, None] + lane[None, :], mask=lane[None, :] < own[:, None], other=0)
     for k in range(0, tl.max(own, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < own[:, None]
-        e = tl.load(order + start[:, None] + (k + lane)[None, :], mask=inside, other=0)
+        e = (start[:, None] + (k + lane)[None, :]).to(tl.int64)
+        if order is not None:  # a row's number is there before the row is wanted
+            later = (k + NEIGHBOURS + lane)[None, :] < own[:, None]
+            e, next_e = next_e, tl.load(order + e + NEIGHBOURS, mask=later, other=0)
         mask = inside[:, :, None] & (cols < dim)[None, None, :]
         total += tl.load(src + e[:, :, None] * src_stride + cols[None, None, :], mask=mask, other=0).to(WORK)
     target = out
@@ -182,7 +204,11 @@ def _sum(
     else:
         total = add_runs(total, partial, start, length, cols, dim, RUN, NEIGHBOURS)
     here = there[:, None] & (cols < dim)[None, :]
-    result = tl.sum(total, axis=1).to(target.dtype.element_ty)
+    result = tl.sum(total, axis=1)
+    if shares is not None:
+        if not PARTS:
+            result *= tl.load(shares + place, mask=there, other=0)[:, None]
+    result = result.to(target.dtype.element_ty)
     tl.store(target + place.to(tl.int64)[:, None] * dim + cols[None, :], result, mask=here)
 
 

@@ -178,12 +178,16 @@ def _reduce(
         wanted = tl.load(
             best + row[:, None] * dim + cols[None, :], mask=there[:, None] & (cols < dim)[None, :], other=0
         )
+    # A neighbour's number is there before its row is wanted: one wait for the memory in each turn, not two.
+    next_j = tl.load(indices + start[:, None] + lane[None, :], mask=lane[None, :] < length[:, None], other=0)
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < length[:, None]
         place_of = start[:, None] + (k + lane)[None, :]
+        j = next_j.to(tl.int64)
+        later = (k + NEIGHBOURS + lane)[None, :] < length[:, None]
+        next_j = tl.load(indices + place_of + NEIGHBOURS, mask=later, other=0)
         if kept is not None:
             inside &= tl.load(kept + place_of, mask=inside, other=0) != 0
-        j = tl.load(indices + place_of, mask=inside, other=0).to(tl.int64)
         e = place_of
         if entries is not None:
             e = tl.load(entries + place_of, mask=inside, other=0)
@@ -226,7 +230,8 @@ def _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE:
     result *= number(scale, WORK)
     if base is not None:
         added = tl.load(base + row[:, None] * base_stride + cols[None, :], mask=here, other=0).to(WORK)
-        result += number(base_scale, WORK) * added
+        # Spelled out, so that every kernel rounds the same of the two products.
+        result = tl.fma(number(base_scale, WORK) + tl.zeros_like(added), added, result)
     return result
 
 
