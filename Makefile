@@ -17,7 +17,7 @@ train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
 
 test: $(dev)
-	$(VENV)/bin/pytest -rs --numprocesses auto --dist loadgroup
+	$(VENV)/bin/pytest -rs --numprocesses auto --dist loadscope
 
 test-gpu: $(dev)
 	$(VENV)/bin/python -c 'from gnnrec import device; print(device.resolve("cuda"))'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,28 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process for all tests of an operator or a file: what it has compiled, the others find."""
-    for item in items:
-        op = item.callspec.params.get("op") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(op.name if op else item.path.stem))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process for all tests of an operator or a file: what it has compiled, the others find.
+
+    By the tests' names: pytest 9.2 does not show the xdist_group that xdist 3.8 adds to them.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByOperator(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    return ByOperator(config, log)
+
+
+def scope(nodeid: str) -> str:
+    """What a test shares its process with. Those of test_triton.py have one of their own."""
+    file, _, test = nodeid.partition("::")
+    if Path(file).name == "test_ops.py" and "[" in test:
+        return f"{file}::{re.split('[]-]', test.partition('[')[2])[0]}"
+    return nodeid if Path(file).name == "test_triton.py" else file
 
 
 @pytest.fixture(scope="session")

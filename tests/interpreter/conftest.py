@@ -5,9 +5,12 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import quick_interpreter
+
 from gnnrec import device
 
 device.on_gpu = lambda x: True
+quick_interpreter.install()
 
 
 def pytest_addoption(parser):
