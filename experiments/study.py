@@ -35,13 +35,13 @@ def composed(overrides: Iterable[str]) -> TrainConfig:
     return TrainConfig.from_dict({str(key): value for key, value in values.items()})
 
 
-def curve(overrides: Sequence[str], data: dataset.Dataset | None = None) -> dict[str, Any]:
-    """Train on all of the training part; the test part's metrics after every epoch choose nothing.
+def curve(overrides: Sequence[str], data: dataset.Dataset | None = None, every: int = 1) -> dict[str, Any]:
+    """Train on all of the training part; the test part's metrics after every so many epochs choose nothing.
 
     Returns:
-        overrides; epochs: one record each of epoch, step, loss, seconds of training up to there (compilation included)
-        and metrics; start_seconds: of making the model (a decomposition of the graph, for a spectral start);
-        compile_seconds; steps.
+        overrides; epochs: a record of each evaluated one with epoch, step, loss, seconds of training up to there
+        (compilation included) and metrics; start_seconds: of making the model (a decomposition of the graph, for a
+        spectral start); compile_seconds; steps.
     """
     config = composed([*overrides, "data.valid_ratio=0"])
     assert config.trainer is not None
@@ -53,12 +53,12 @@ def curve(overrides: Sequence[str], data: dataset.Dataset | None = None) -> dict
     model = models.build(config.model, graph, config.seed)
     start_seconds = time.perf_counter() - started
     assert not isinstance(model, models.GFCF)
-    config.trainer.eval_every, config.trainer.patience = 1, 2**31  # never stops early
+    config.trainer.eval_every, config.trainer.patience = every, 2**31  # never stops early
     test = Evaluator(data.test, graph.user_item(), config.evaluation.k)
     with tempfile.TemporaryDirectory() as folder, RunLog(folder) as log:
         trainer = Trainer(model, config.trainer, config.loss, config.optimizer, seed=config.seed, valid=test, log=log)
         position = trainer.fit()
-        events = [event for event in read_events(log.path) if event["event"] == "epoch"]
+        events = [event for event in read_events(log.path) if event["event"] == "epoch" and event["valid"]]
     epochs = [
         {name: event[name] for name in ("epoch", "step", "loss", "train_seconds")} | {"metrics": event["valid"]}
         for event in events

@@ -231,6 +231,7 @@ SOFTMAX_RULES = [
     ("loss.negatives", 0, "is 0", "It must be at least 1"),
     ("loss.popularity", 0.5, "has no effect without loss.negatives", "Set loss.negatives"),
     ("loss.correction", True, "has no effect without loss.negatives", "leave loss.correction out"),
+    ("loss.in_batch", "some", "is 'some'", "It must be true or false"),
     ("loss.user_power", 100, "is 100", "It must lie within 0 and 1"),
     ("loss.prior", 3, "is 3.0", "It must lie within -2 and 2"),
     ("loss.positive_temperature", 0, "is 0.0", "It must be above 0"),
@@ -329,6 +330,14 @@ def test_no_rule_is_without_a_test():
     of_others |= {field for _, _, field, *_ in OTHER_LOSSES}
     assert len(named) > 25
     assert named - {field for field, *_ in RULES} - of_others == {"data"}
+
+
+def test_negatives_come_from_one_place():
+    with pytest.raises(ConfigError, match=r"^loss\.in_batch: goes not with loss\.negatives\. Leave one"):
+        SoftmaxConfig(in_batch=True, negatives=5).validate()
+    with pytest.raises(ConfigError, match=r"^loss\.popularity: has no effect without loss\.negatives"):
+        SoftmaxConfig(in_batch=True, popularity=0.5).validate()
+    SoftmaxConfig(in_batch=True, correction=False).validate()
 
 
 @pytest.mark.parametrize(("name", "schema", "field", "value", "found", "remedy"), OTHER_LOSSES)

@@ -1,5 +1,7 @@
 """The samplers: negatives, uniformity, replay, users once an epoch."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -197,6 +199,24 @@ def test_negatives_are_shared_and_their_chance_is_known(graph, popularity):
     assert (np.abs(counts[known] - expected) < 5 * np.sqrt(expected)).all()
     assert (np.ptp(expected) < 1e-3) == (popularity == 0)
     assert len(UserSampler(graph, 50, 12, correction=False).batch(0)) == 2
+
+
+@pytest.mark.parametrize("batch_size", [50, 10_000])
+def test_the_items_of_a_batch_and_their_chance(graph, batch_size):
+    sampler = UserSampler(graph, batch_size, in_batch=True, seed=4)
+    counts, expected = np.zeros(graph.num_items), np.zeros(graph.num_items)
+    steps, active = 200 * sampler.steps_per_epoch, int((graph.user_degrees > 0).sum())
+    for step in range(steps):
+        users, items, log_counts = (part.numpy() for part in sampler.batch(step))
+        owned = [graph.user_items[graph.user_indptr[user] : graph.user_indptr[user + 1]] for user in users]
+        assert np.array_equal(items, np.unique(np.concatenate(owned)))
+        ways = math.comb(active, len(users))
+        chances = np.array([1 - math.comb(active - degree, len(users)) / ways for degree in graph.item_degrees])
+        np.testing.assert_allclose(np.exp(log_counts), chances[items], rtol=1e-5)
+        counts[items] += 1
+        expected += chances
+    assert abs(counts - expected).max() < 0.05 * steps
+    assert len(UserSampler(graph, 50, in_batch=True, correction=False).batch(0)) == 2
 
 
 def test_users_without_items_cannot_be_learned_from():

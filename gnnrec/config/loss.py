@@ -37,6 +37,7 @@ class SoftmaxConfig:
     name: str = "softmax"
     temperature: float | None = 0.1
     negatives: int | None = None
+    in_batch: bool = False
     popularity: float | None = None
     correction: bool | None = None
     prior: float = 0.0
@@ -49,8 +50,11 @@ class SoftmaxConfig:
         if self.temperature is not None:
             positive("loss.temperature", self.temperature)
         at_least("loss.negatives", self.negatives, 1)
+        if self.in_batch and self.negatives is not None:
+            raise ConfigError("goes not with loss.negatives", where="loss.in_batch", remedy="Leave one of them out")
         for name in ("popularity", "correction"):
-            if self.negatives is None and getattr(self, name) is not None:
+            drawn = self.negatives is not None or (self.in_batch and name == "correction")
+            if not drawn and getattr(self, name) is not None:
                 remedy = f"Set loss.negatives, or leave loss.{name} out"
                 raise ConfigError("has no effect without loss.negatives", where=f"loss.{name}", remedy=remedy)
         if self.popularity is not None:

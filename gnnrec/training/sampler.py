@@ -8,6 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from scipy.special import gammaln
 
 from gnnrec.config import BPRConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
@@ -117,6 +118,7 @@ class UserSampler:
             may have more of them.
         negatives: draws of an item for a batch, of which the different ones are taken; None draws none.
         popularity: an item is drawn with a probability proportional to its number of users, at least 1, to this power.
+        in_batch: take the different items of the batch's users as negatives instead.
         correction: also give the logarithm of the probability that an item is among a batch's negatives.
         seed: of the draws.
         pinned: as in TripleSampler.
@@ -134,6 +136,7 @@ class UserSampler:
         correction: bool = True,
         seed: int = 0,
         *,
+        in_batch: bool = False,
         pinned: bool = False,
     ) -> None:
         active = np.flatnonzero(graph.user_degrees)
@@ -143,7 +146,7 @@ class UserSampler:
         self._active, self._degrees = active, graph.user_degrees
         self.steps_per_epoch = min(len(active), -(-int(graph.user_degrees.sum()) // batch_size))
         self._order: tuple[int, Any, Any] = (-1, None, None)
-        self._negatives, self._correction = negatives, correction
+        self._negatives, self._in_batch, self._correction = negatives, in_batch, correction
         self._chances = _chances(graph, popularity)
         self._below = np.cumsum(self._chances)
 
@@ -156,18 +159,30 @@ class UserSampler:
             key = np.array([self.seed, 2**63 + step], np.uint64)  # of a list numpy would make float64
             generator = np.random.Generator(np.random.Philox(key=key))
             drawn = np.searchsorted(self._below, generator.random(self._negatives), side="right")
-            parts.append(np.unique(np.minimum(drawn, len(self._below) - 1)))
-            if self._correction:
-                never = self._negatives * np.log1p(-self._chances[parts[1]])
-                parts.append(np.log(-np.expm1(never)).astype(np.float32))
+            items = np.unique(np.minimum(drawn, len(self._below) - 1))
+            self._add(parts, items, self._negatives * np.log1p(-self._chances[items]))
+        elif self._in_batch:
+            items = self._items(parts[0])
+            self._add(parts, items, _log_missed(len(self._active), len(parts[0]), self.graph.item_degrees[items]))
         tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
         return tuple(tensor.pin_memory() if self.pinned else tensor for tensor in tensors)
 
+    def _add(self, parts: list[Any], items: Any, log_never: Any) -> None:
+        """The negatives of a batch, and by the logarithm of their chance not to be among them that of the contrary."""
+        parts.append(items)
+        if self._correction:
+            parts.append(np.log(-np.expm1(log_never)).astype(np.float32))
+
     def nodes(self, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
         """The users of a batch and the different items of these, int64 node numbers in rising order."""
-        users, graph = np.sort(batch[0].numpy()), self.graph
+        users = np.sort(batch[0].numpy())
+        return users, self._items(users) + self.graph.num_users
+
+    def _items(self, users: Any) -> Any:
+        """The different items of users, int64 in rising order."""
+        graph = self.graph
         parts = [graph.user_items[graph.user_indptr[user] : graph.user_indptr[user + 1]] for user in users]
-        return users, _different(np.concatenate(parts), graph.num_items) + graph.num_users
+        return _different(np.concatenate(parts), graph.num_items)
 
     def _shuffled(self, epoch: int) -> tuple[Any, Any]:
         """The users in this epoch's order, and where in it batches start; the last number is where the last ends."""
@@ -211,6 +226,16 @@ class WithNodes:
 Sampler = TripleSampler | UserSampler | WithNodes
 
 
+def _log_missed(users: int, batch: int, degrees: Any) -> Any:
+    """The logarithm of the chance that so many users of all make a batch without a user of an item, by its number of
+    users: of C(users - degree, batch) / C(users, batch)."""
+    others = users - degrees.astype(np.float64)
+    possible = others >= batch
+    others = np.where(possible, others, batch)
+    ways = [gammaln(n + 1) - gammaln(n - batch + 1) for n in (others, float(users))]
+    return np.where(possible, ways[0] - ways[1], -np.inf)
+
+
 def _different(numbers: Any, size: int) -> Any:
     """The different ones of numbers below size, int64, in rising order."""
     there = np.zeros(size, bool)
@@ -237,7 +262,7 @@ def build(
         return UserSampler(graph, config.batch_size, seed=seed, pinned=pinned)
     correction = True if loss.correction is None else loss.correction
     drawn = loss.negatives, loss.popularity or 0.0, correction
-    return UserSampler(graph, config.batch_size, *drawn, seed, pinned=pinned)
+    return UserSampler(graph, config.batch_size, *drawn, seed, in_batch=loss.in_batch, pinned=pinned)
 
 
 def _chances(graph: BipartiteGraph, popularity: float) -> Any:
