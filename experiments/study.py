@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gnnrec import process
@@ -13,26 +13,15 @@ process.prepare()
 # ruff: noqa: E402
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from gnnrec import models
-from gnnrec.cli import CONF
-from gnnrec.config import TrainConfig
+from gnnrec.config.recipes import composed
 from gnnrec.data import dataset
 from gnnrec.training import runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
 from gnnrec.training.runlog import RunLog, read_events
 from gnnrec.training.trainer import Trainer
-
-
-def composed(overrides: Iterable[str]) -> TrainConfig:
-    """The config of `gnnrec train` with these overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        values = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
-    assert isinstance(values, dict)
-    return TrainConfig.from_dict({str(key): value for key, value in values.items()})
 
 
 def curve(overrides: Sequence[str], data: dataset.Dataset | None = None, every: int = 1) -> dict[str, Any]:

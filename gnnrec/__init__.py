@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gnnrec.data.readers import read_interactions, read_split
     from gnnrec.data.splits import split
     from gnnrec.errors import GnnrecError
-    from gnnrec.estimators import GFCF, NGCF, LightGCN, SimGCL, XSimGCL
+    from gnnrec.estimators import GFCF, NGCF, LightGCN, Recipe, SimGCL, XSimGCL
     from gnnrec.graph.bipartite import BipartiteGraph
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ _HOMES = {
     "Interactions": "gnnrec.data.interactions",
     "LightGCN": "gnnrec.estimators",
     "NGCF": "gnnrec.estimators",
+    "Recipe": "gnnrec.estimators",
     "SimGCL": "gnnrec.estimators",
     "XSimGCL": "gnnrec.estimators",
     "read_interactions": "gnnrec.data.readers",
@@ -42,6 +43,7 @@ __all__ = [
     "IdMap",
     "Interactions",
     "LightGCN",
+    "Recipe",
     "SimGCL",
     "XSimGCL",
     "models",

@@ -28,13 +28,12 @@ from gnnrec.config import (
     did_you_mean,
     fill,
 )
+from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.storage import storage_errors
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CONF = Path(__file__).resolve().parent / "conf"
 
 
 def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:

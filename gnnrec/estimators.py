@@ -14,13 +14,17 @@ from gnnrec.config import (
     BPRConfig,
     GFCFConfig,
     LightGCNConfig,
+    LossConfig,
+    ModelConfig,
     NGCFConfig,
     OptimizerConfig,
     SimGCLConfig,
     TrainerConfig,
     XSimGCLConfig,
 )
+from gnnrec.config.recipes import composed
 from gnnrec.data.interactions import Interactions
+from gnnrec.errors import ConfigError
 from gnnrec.models.scorer import Scorer
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of, place
@@ -61,12 +65,12 @@ class Estimator:
 
 
 class _Trained(Estimator):
-    """What estimators share whose model is trained with BPR and Adam."""
+    """What estimators share whose model is trained."""
 
     def __init__(
         self,
-        config: LightGCNConfig | NGCFConfig | SimGCLConfig,
-        loss: BPRConfig,
+        config: ModelConfig,
+        loss: LossConfig,
         optimizer: OptimizerConfig,
         trainer: TrainerConfig,
         seed: int,
@@ -92,6 +96,27 @@ class _Trained(Estimator):
         Trainer(model, loop, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
         self.model = model
         return self._fitted(train, valid, model.scorer())
+
+
+class Recipe(_Trained):
+    """What `gnnrec train experiment=NAME` trains, on any log.
+
+    Args:
+        name: of `conf/experiment`; the default fits itself to the size of the data.
+        overrides: as on the command line, such as "model.dim=128" and "trainer.epochs=6".
+        seed: of initial embeddings and sampler; equal seeds give bit-identical results.
+        device: as for `LightGCN`.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key, a setting that cannot be used.
+        DeviceError: no such device.
+    """
+
+    def __init__(self, name: str = "large_batch", *overrides: str, seed: int = 0, device: str = "auto") -> None:
+        config = composed([f"experiment={name}", *overrides])
+        if config.loss is None or config.optimizer is None or config.trainer is None:
+            raise ConfigError("is computed in closed form", where=f"experiment={name}", remedy="Take gnnrec.GFCF")
+        super().__init__(config.model, config.loss, config.optimizer, config.trainer, seed, device)
 
 
 class LightGCN(_Trained):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gnnrec.cli import APPS, CONF
+from gnnrec.cli import APPS
 from gnnrec.config import (
     BPRConfig,
     CatalogConfig,
@@ -39,6 +39,7 @@ from gnnrec.config import (
     to_yaml,
 )
 from gnnrec.config.data import SPLITS
+from gnnrec.config.recipes import CONF
 from gnnrec.config.training import METRICS
 from gnnrec.data import splits
 from gnnrec.errors import ConfigError

@@ -14,8 +14,8 @@ from test_dropout import scalar_word
 from walk import assert_bit_equal, draw
 
 from gnnrec import ops
-from gnnrec.cli import CONF
 from gnnrec.config import OptimizerConfig, fill
+from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 from gnnrec.ops._numba import num_threads
 from gnnrec.ops.adam import _step, cpu

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import gnnrec
-from gnnrec import recommend
+from gnnrec import models, recommend
+from gnnrec.config.recipes import composed
 from gnnrec.data import synthetic
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.training import evaluate as evaluate_module
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
+from gnnrec.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +203,29 @@ def test_ids_from_files(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match="holds no ids"):
         recommend.read_ids(tmp_path / "empty.txt", "user")
+
+
+def test_a_recipe_from_python(parts):
+    """The same bits as the model, loss, optimiser and loop that the command line would make."""
+    overrides = "model.dim=12", "trainer.epochs=4", "loss.precision=float32"
+    fitted = gnnrec.Recipe("large_batch", *overrides, seed=3).fit(parts[0])
+    config = composed(["experiment=large_batch", *overrides])
+    model = models.build(config.model, graph_of(parts[0]), 3)
+    Trainer(model, config.trainer, config.loss, config.optimizer, seed=3).fit()
+    assert torch.equal(fitted.model.embedding, model.embedding)
+    assert fitted.evaluate(parts[2])["recall@20"] > 0.25
+    assert len(fitted.recommend(k=3)) == 3 * 150
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("large_batsh", "model.dim=8", "experiment: is 'large_batsh'. Did you mean large_batch"),
+        ("large_batch", "model.dims=8", "model.dims=8: cannot be used: .*model.dims"),
+        ("large_batch", "model.dim", "cannot be used"),
+        ("large_batch", "model.dim=0", "model.dim: is 0"),
+    ],
+)
+def test_a_recipe_that_is_none(name, override, message):
+    with pytest.raises(ConfigError, match=message):
+        gnnrec.Recipe(name, override)
