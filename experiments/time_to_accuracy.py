@@ -5,7 +5,7 @@
     python experiments/time_to_accuracy.py --recipes fastest --seeds 0 --out folder
 
 The test part is evaluated now and then, which is neither counted nor used: every recipe ends at its last epoch. Leaves
-time_to_accuracy.json and .png, in which runs of other recipes stay, and prints a table.
+time_to_accuracy.json and .png, in which runs of other recipes and seeds stay, and prints a table.
 """
 
 from __future__ import annotations
@@ -43,22 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base = [f"data={options.data}", *options.set]
     data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
     file = options.out / "time_to_accuracy.json"
-    runs = json.loads(file.read_text())["runs"] if file.exists() else []
-    runs = [run for run in runs if run["recipe"] not in options.recipes]
+    options.out.mkdir(parents=True, exist_ok=True)
     for recipe in options.recipes:
         target = NGCF if recipe.endswith("ngcf") else LIGHTGCN
         for seed in options.seeds:
             run = study.curve([f"experiment={recipe}", *base, f"seed={seed}"], data, options.every)
-            described = {"recipe": recipe, "seed": seed, "target": target, "conditions": study.conditions()}
-            runs.append(described | run | {"held": held(run, target)})
+            described = {"recipe": recipe, "seed": seed, "every": options.every, "target": target}
+            described["conditions"] = study.conditions()
+            result = with_run(file, options.data, described | run | {"held": held(run, target)})
+            atomic_write(file, json.dumps(result, indent=1).encode())
             last = run["epochs"][-1]
             print(f"{recipe}, seed {seed}: {last['metrics']} after {last['train_seconds']:.1f} s", flush=True)
-    result = {"data": options.data, "runs": runs}
-    options.out.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(result, indent=1).encode())
     draw(result, file.with_suffix(".png"))
     show(result)
     return 0
+
+
+def with_run(file: Path, data: str, run: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds with this run, in place of an older one of the same overrides."""
+    known = json.loads(file.read_text())["runs"] if file.exists() else []
+    return {"data": data, "runs": [other for other in known if other["overrides"] != run["overrides"]] + [run]}
 
 
 def held(run: dict[str, Any], target: dict[str, float]) -> dict[str, float] | None:
@@ -80,8 +84,8 @@ def show(result: dict[str, Any]) -> None:
     columns = ["recipe", "seeds", "recall@20", "ndcg@20", "steps", "s in all", "s until held", "without compilation"]
     for name in columns:
         table.add_column(name)
-    for recipe in dict.fromkeys(run["recipe"] for run in result["runs"]):
-        runs = [run for run in result["runs"] if run["recipe"] == recipe]
+    for recipe in dict.fromkeys(map(named, result["runs"])):
+        runs = [run for run in result["runs"] if named(run) == recipe]
         last = [run["epochs"][-1] for run in runs]
         metrics = [f"{mean(record['metrics'][name] for record in last):.4f}" for name in ("recall@20", "ndcg@20")]
         whole = mean(run["start_seconds"] + record["train_seconds"] for run, record in zip(runs, last))
@@ -93,20 +97,27 @@ def show(result: dict[str, Any]) -> None:
     Console(width=120).print(table)
 
 
+def named(run: dict[str, Any]) -> str:
+    """The recipe, and what was changed of it."""
+    known = f"experiment={run['recipe']}", f"seed={run['seed']}"
+    changed = [each for each in run["overrides"] if each not in known and not each.startswith("data=")]
+    return " ".join([run["recipe"], *changed])
+
+
 def draw(result: dict[str, Any], file: Path) -> None:
     """Accuracy over seconds, a line a run."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    recipes = list(dict.fromkeys(run["recipe"] for run in result["runs"]))
+    recipes = list(dict.fromkeys(map(named, result["runs"])))
     for axis, name in zip(axes, LIGHTGCN):
         for run in result["runs"]:
             seconds = [run["start_seconds"] + record["train_seconds"] for record in run["epochs"]]
-            first = next(other for other in result["runs"] if other["recipe"] == run["recipe"])
-            label = run["recipe"] if run is first else None
+            first = next(other for other in result["runs"] if named(other) == named(run))
+            label = named(run) if run is first else None
             values = [record["metrics"][name] for record in run["epochs"]]
-            axis.plot(seconds, values, color=f"C{recipes.index(run['recipe'])}", label=label, marker=".")
+            axis.plot(seconds, values, color=f"C{recipes.index(named(run))}", label=label, marker=".")
         for published, model, style in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
             axis.axhline(published[name], color="gray", linestyle=style, label=f"{model} as published")
         axis.set(xlabel="seconds of training", ylabel=name)

@@ -103,7 +103,8 @@ class Recipe(_Trained):
 
     Args:
         name: of `conf/experiment`; the default fits itself to the size of the data.
-        overrides: as on the command line, such as "model.dim=128" and "trainer.epochs=6".
+        overrides: as on the command line, of the sections model, loss, optimizer and trainer: "model.dim=128",
+            "trainer.epochs=6".
         seed: of initial embeddings and sampler; equal seeds give bit-identical results.
         device: as for `LightGCN`.
 
@@ -113,6 +114,11 @@ class Recipe(_Trained):
     """
 
     def __init__(self, name: str = "large_batch", *overrides: str, seed: int = 0, device: str = "auto") -> None:
+        for override in overrides:
+            key = override.lstrip("+~").partition("=")[0]
+            if key.partition(".")[0] not in ("model", "loss", "optimizer", "trainer") or key == "trainer.monitor":
+                remedy = "A recipe takes model, loss, optimizer and trainer; seed and device are arguments"
+                raise ConfigError("has no effect here", where=key, remedy=remedy)
         config = composed([f"experiment={name}", *overrides])
         if config.loss is None or config.optimizer is None or config.trainer is None:
             raise ConfigError("is computed in closed form", where=f"experiment={name}", remedy="Take gnnrec.GFCF")

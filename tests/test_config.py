@@ -231,7 +231,7 @@ SOFTMAX_RULES = [
     ("loss.temperature", 0, "is 0.0", "It must be above 0"),
     ("loss.negatives", 0, "is 0", "It must be at least 1"),
     ("loss.popularity", 0.5, "has no effect without loss.negatives", "Set loss.negatives"),
-    ("loss.correction", True, "has no effect without loss.negatives", "leave loss.correction out"),
+    ("loss.correction", True, "has no effect without loss.negatives or loss.in_batch", "leave loss.correction out"),
     ("loss.in_batch", "some", "is 'some'", "It must be true or false"),
     ("loss.user_power", 100, "is 100", "It must lie within 0 and 1"),
     ("loss.prior", 3, "is 3.0", "It must lie within -2 and 2"),

@@ -5,10 +5,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 import gnnrec
 from gnnrec import models, recommend
-from gnnrec.config.recipes import composed
+from gnnrec.config.recipes import CONF, composed
 from gnnrec.data import synthetic
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.training import evaluate as evaluate_module
@@ -224,8 +225,17 @@ def test_a_recipe_from_python(parts):
         ("large_batch", "model.dims=8", "model.dims=8: cannot be used: .*model.dims"),
         ("large_batch", "model.dim", "cannot be used"),
         ("large_batch", "model.dim=0", "model.dim: is 0"),
+        ("large_batch", "seed=5", "seed: has no effect here"),
+        ("large_batch", "+data.k_core=5", "data.k_core: has no effect here"),
+        ("large_batch", "trainer.monitor=ndcg@20", "trainer.monitor: has no effect here"),
     ],
 )
 def test_a_recipe_that_is_none(name, override, message):
     with pytest.raises(ConfigError, match=message):
         gnnrec.Recipe(name, override)
+
+
+def test_recipes_within_an_application_of_hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        recipe = gnnrec.Recipe("fastest")
+        assert compose("train").optimizer.lr != recipe.optimizer.lr == 0.04  # the application goes on

@@ -140,3 +140,12 @@ def test_an_index_of_any_integers(op, kind, device):
     index = torch.tensor([3, 0, 3, 1, 3], dtype=kind, device=device)
     out = op.function(src, index, 4)
     assert torch.equal(torch.autograd.grad(out, src, out)[0], out.detach()[index.long()])
+
+
+@only("index_scatter")
+@pytest.mark.parametrize(("kind", "size"), [(torch.int8, 200), (torch.uint8, 256), (torch.int16, 40_000)])
+def test_more_results_than_the_type_of_an_index_counts(op, kind, size, device):
+    src, index = torch.ones(3, 2, device=device), torch.tensor([0, 100, 120], dtype=kind, device=device)
+    out = op.function(src, index, size)
+    assert out.shape == (size, 2)
+    assert out.sum(dim=1).nonzero().flatten().tolist() == [0, 100, 120]

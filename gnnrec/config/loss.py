@@ -55,8 +55,9 @@ class SoftmaxConfig:
         for name in ("popularity", "correction"):
             drawn = self.negatives is not None or (self.in_batch and name == "correction")
             if not drawn and getattr(self, name) is not None:
-                remedy = f"Set loss.negatives, or leave loss.{name} out"
-                raise ConfigError("has no effect without loss.negatives", where=f"loss.{name}", remedy=remedy)
+                needed = "loss.negatives" + " or loss.in_batch" * (name == "correction")
+                remedy = f"Set {needed}, or leave loss.{name} out"
+                raise ConfigError(f"has no effect without {needed}", where=f"loss.{name}", remedy=remedy)
         if self.popularity is not None:
             within("loss.popularity", self.popularity, -1, 1)
         within("loss.prior", self.prior, -2, 2)

@@ -20,6 +20,7 @@ def composed(overrides: Iterable[str]) -> TrainConfig:
         ConfigError: an override that cannot be read, or names what is not there; a value that cannot be used.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +30,8 @@ def composed(overrides: Iterable[str]) -> TrainConfig:
         name, _, recipe = override.partition("=")
         if name == "experiment":
             one_of("experiment", recipe, tuple(file.stem for file in sorted((CONF / "experiment").glob("*.yaml"))))
+    outer = GlobalHydra.instance().hydra  # of an application of the caller's own
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             values: Any = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
@@ -36,4 +39,8 @@ def composed(overrides: Iterable[str]) -> TrainConfig:
         found = " ".join(str(error).split()).partition(" See https://")[0]
         remedy = "Overrides are KEY=VALUE, with keys as in conf/"
         raise ConfigError(f"cannot be used: {found}", where=" ".join(overrides), remedy=remedy) from error
+    finally:
+        if outer is not None:
+            GlobalHydra.instance().clear()  # another instance by now
+            GlobalHydra.instance().initialize(outer)
     return TrainConfig.from_dict(values)

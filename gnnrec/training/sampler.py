@@ -8,7 +8,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from scipy.special import gammaln
 
 from gnnrec.config import BPRConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
@@ -16,6 +15,7 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._philox import below, philox
 
+TINY = 1e-30  # a chance whose logarithm is still finite
 serial: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -119,7 +119,8 @@ class UserSampler:
         negatives: draws of an item for a batch, of which the different ones are taken; None draws none.
         popularity: an item is drawn with a probability proportional to its number of users, at least 1, to this power.
         in_batch: take the different items of the batch's users as negatives instead.
-        correction: also give the logarithm of the probability that an item is among a batch's negatives.
+        correction: also give the logarithm of the probability that an item is among a batch's negatives; in_batch, for
+            a user of the batch who has it not, as if all batches of so many users were as likely.
         seed: of the draws.
         pinned: as in TripleSampler.
 
@@ -171,7 +172,8 @@ class UserSampler:
         """The negatives of a batch, and by the logarithm of their chance not to be among them that of the contrary."""
         parts.append(items)
         if self._correction:
-            parts.append(np.log(-np.expm1(log_never)).astype(np.float32))
+            chance = np.maximum(-np.expm1(log_never), TINY)  # a batch of one user has no negatives
+            parts.append(np.log(chance).astype(np.float32))
 
     def nodes(self, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
         """The users of a batch and the different items of these, int64 node numbers in rising order."""
@@ -227,13 +229,12 @@ Sampler = TripleSampler | UserSampler | WithNodes
 
 
 def _log_missed(users: int, batch: int, degrees: Any) -> Any:
-    """The logarithm of the chance that so many users of all make a batch without a user of an item, by its number of
-    users: of C(users - degree, batch) / C(users, batch)."""
-    others = users - degrees.astype(np.float64)
-    possible = others >= batch
-    others = np.where(possible, others, batch)
-    ways = [gammaln(n + 1) - gammaln(n - batch + 1) for n in (others, float(users))]
-    return np.where(possible, ways[0] - ways[1], -np.inf)
+    """The logarithm of the chance that a user's batch has no user of an item, of whom there are `degrees` among the
+    others: C(users - 1 - degree, batch - 1) / C(users - 1, batch - 1), as a product over the item's users."""
+    others = users - 1.0 - np.arange(int(degrees.max(initial=0)))
+    with np.errstate(divide="ignore"):
+        factors = np.log1p(-np.minimum((batch - 1) / np.maximum(others, 1), 1))
+    return np.concatenate([[0.0], np.cumsum(factors)])[np.minimum(degrees, users - 1)]
 
 
 def _different(numbers: Any, size: int) -> Any:

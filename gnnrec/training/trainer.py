@@ -107,7 +107,7 @@ class Trainer:
         if isinstance(model, SimGCL):
             self.loss = losses.Contrastive(plain, model.views, model.contrast_weight, model.contrast_temperature)
             self.sampler = sampler.WithNodes(batches, model.contrast_nodes)
-        self.take_step: Callable[..., torch.Tensor] = CapturedStep(self.compute) if self._captures() else self.compute
+        self.captured = CapturedStep(self.device) if self._captures() else None
         self.read_seconds = READ_SECONDS if on_gpu else 0.0
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
@@ -194,7 +194,8 @@ class Trainer:
         start_step = getattr(self.model, "start_step", None)
         if start_step is not None:  # dropout and noise are functions of the step: training may have begun at any
             start_step(step)
-        loss = self.take_step(*self._batch(step))
+        batch = self._batch(step)
+        loss = self.compute(*batch) if self.captured is None else self.captured(self.compute, *batch)
         if self.device.type == "cuda":
             end = torch.cuda.Event()
             end.record(torch.cuda.current_stream(self.device))

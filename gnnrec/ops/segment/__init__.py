@@ -283,6 +283,7 @@ def _numbers(
         kind = str(numbers.dtype).removeprefix("torch.")
         raise ValueError(f"{name} must be a one-dimensional integer array, got {kind} {list(numbers.shape)}")
     if count is not None and len(numbers):
+        numbers = numbers.to(torch.int64)  # a smaller type may not hold the count
         low, high = numbers.aminmax()
         torch._assert_async((low >= 0) & (high < count), f"{operator}: {name} must lie within 0 and {count - 1}")
     return numbers

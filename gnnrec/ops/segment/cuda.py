@@ -19,6 +19,8 @@ from gnnrec.ops import _arguments, tuning
 from gnnrec.ops._launch import launch, panel, rows_contiguous
 from gnnrec.ops._tiles import TYPES
 
+MOST = 2**31 - 2**16  # rows that are added up: their numbers, and some beyond them, are 32-bit
+
 
 class Groups(NamedTuple):
     """What a stable sort of numbers says.
@@ -106,7 +108,13 @@ def index_sum(
 
 
 def group_sum(src: torch.Tensor, groups: Groups, out: torch.Tensor, shares: torch.Tensor | None) -> None:
-    """out[i] = shares[i] times the sum of the rows of src that group i names, in its order."""
+    """out[i] = shares[i] times the sum of the rows of src that group i names, in its order.
+
+    Raises:
+        ValueError: more rows are named than 32-bit numbers count.
+    """
+    if len(groups.keys) > MOST:
+        raise ValueError(f"sums over groups take {MOST} rows at the most on a GPU, got {len(groups.keys)}")
     src, shape = rows_contiguous(src), _shape(src, len(groups.keys), len(out))
     walk(_sum, groups, shape, src, src, src.stride(0), shares, out, dim=src.shape[1], WORK=TYPES[src.dtype])
 
