@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from gnnrec import device as devices
 from gnnrec.graph import _build
@@ -173,9 +172,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    index, shares = ctx.saved_tensors
-    # embedding and not an index: its own derivative adds in a fixed order.
-    return F.embedding(index, _times(grad, shares).to(grad.dtype)), None, None, None, None
+    return _spread(grad, *ctx.saved_tensors), None, None, None, None
 
 
 _index_sum.register_autograd(_backward, setup_context=_setup_context)
@@ -208,11 +205,13 @@ def _setup_groups(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 
 def _groups_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     places, indptr, shares = ctx.saved_tensors
-    dtype, grad = grad.dtype, _times(grad, shares)
     count = ctx.rows if places is None else len(places)
     keys = torch.repeat_interleave(indptr.diff(), output_size=count)
     if places is None:
-        return F.embedding(keys, grad.to(dtype)), None, None, None
+        return _spread(grad, keys, shares), None, None, None
+    dtype = grad.dtype
+    if shares is not None:  # not yet rounded to halves
+        grad = grad.to(_arguments.compute_dtype(dtype)) * shares[:, None]
     # The same over the transpose: which groups a row of x is in, in their order.
     numbers, order = places.sort(stable=True)
     starts = torch.searchsorted(numbers, torch.arange(ctx.rows + 1, device=numbers.device))
@@ -222,9 +221,33 @@ def _groups_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 _group_sum.register_autograd(_groups_backward, setup_context=_setup_groups)
 
 
-def _times(grad: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
-    """Every row times its share, not yet rounded to halves."""
-    return grad if shares is None else grad.to(_arguments.compute_dtype(grad.dtype)) * shares[:, None]
+@torch.library.custom_op("gnnrec::spread", mutates_args=())
+def _spread(x: torch.Tensor, index: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    """y[k] = shares[index[k]] * x[index[k]], on a GPU: the gradient of a sum of groups."""
+    from gnnrec.ops.segment import cuda
+
+    out = devices.empty(x, (len(index), x.shape[1]), "the gradient of the rows")
+    cuda.spread(x, index, shares, out)
+    return out
+
+
+@_spread.register_fake
+def _(x: torch.Tensor, index: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((index.shape[0], x.shape[1]))
+
+
+def _setup_spread(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, *saved = inputs
+    ctx.rows = x.shape[0]
+    ctx.save_for_backward(*saved)
+
+
+def _spread_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    index, shares = ctx.saved_tensors
+    return _index_sum(grad, index, ctx.rows, True, shares), None, None
+
+
+_spread.register_autograd(_spread_backward, setup_context=_setup_spread)
 
 
 def _shares(pointers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

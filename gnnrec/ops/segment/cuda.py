@@ -19,6 +19,7 @@ from gnnrec.ops import _arguments, tuning
 from gnnrec.ops._launch import launch, panel, rows_contiguous
 from gnnrec.ops._tiles import TYPES
 
+SPREAD = 2048  # numbers of a program that copies rows, of 4 bytes each
 MOST = 2**31 - 2**16  # rows that are added up: their numbers, and some beyond them, are 32-bit
 
 
@@ -117,6 +118,15 @@ def group_sum(src: torch.Tensor, groups: Groups, out: torch.Tensor, shares: torc
         raise ValueError(f"sums over groups take {MOST} rows at the most on a GPU, got {len(groups.keys)}")
     src, shape = rows_contiguous(src), _shape(src, len(groups.keys), len(out))
     walk(_sum, groups, shape, src, src, src.stride(0), shares, out, dim=src.shape[1], WORK=TYPES[src.dtype])
+
+
+def spread(x: torch.Tensor, index: torch.Tensor, shares: torch.Tensor | None, out: torch.Tensor) -> None:
+    """out[k] = shares[index[k]] * x[index[k]], for index int64 [n] within the rows of x."""
+    x, dim, columns = rows_contiguous(x), x.shape[1], panel(x.shape[1])
+    rows = max(1, SPREAD * 4 // out.itemsize // columns)
+    given = x, x.stride(0), index, len(index), shares, out
+    grid = -(-len(index) // rows), -(-dim // columns)
+    launch(_spread, grid, *given, warps=4, dim=dim, WORK=TYPES[out.dtype], DIM=columns, ROWS=rows)
 
 
 def _shape(src: torch.Tensor, count: int, groups: int) -> Tile:
@@ -218,6 +228,29 @@ def _sum(
             result *= tl.load(shares + place, mask=there, other=0)[:, None]
     result = result.to(target.dtype.element_ty)
     tl.store(target + place.to(tl.int64)[:, None] * dim + cols[None, :], result, mask=here)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _spread(
+    x,
+    x_stride: tl.constexpr,
+    index,
+    count,
+    shares,
+    out,
+    dim: tl.constexpr,
+    WORK: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
+    here = (place < count)[:, None] & (cols < dim)[None, :]
+    row = tl.load(index + place, mask=place < count, other=0)
+    value = tl.load(x + row[:, None] * x_stride + cols[None, :], mask=here, other=0)
+    if shares is not None:
+        value = value.to(WORK) * tl.load(shares + row, mask=place < count, other=0)[:, None]
+    tl.store(out + place[:, None] * dim + cols[None, :], value.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=["count"])
