@@ -72,7 +72,7 @@ BAD_FILES: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("log.csv", H, {"delimiter": "ab"}, "{path}: delimiter 'ab'"),
     ("log.csv", "x" * 200_000, {}, "{path}: no columns"),
     ("log.csv.gz", b"not gzip", {}, "{path}: cannot be read: "),
-    ("log.csv.gz", gzip.compress(H.encode() * 99)[:40], {}, "{path}: cannot be read: "),
+    ("log.csv.gz", gzip.compress(H.encode() * 99, mtime=0)[:40], {}, "{path}: cannot be read: "),
     ("log.inter", "user_id:token\titm:token\n1\t2\n", {}, "{path}: no column 'item'; found 'user_id', 'itm'"),
     ("log.inter", "user_id:token\titem_id:token\n1\t2\t3\n", {}, "{path}, line 2: 3 columns where 2"),
     ("u.data", "1\t2\t3\t4\n1\t2\t3\n", {}, "{path}, line 2: 3 columns where 4"),
