@@ -1,8 +1,7 @@
 """The command line: `gnnrec APP [VERB] [overrides]`.
 
-An app is a config in `conf/` and one function here. Hydra composes the config; the messages for a user's mistakes, the
-exit codes (0 done, 2 the user can mend it, 130 and 143 interrupted, 1 a defect of ours) and the tables are made here.
-What takes long to import (torch, numba, pandas) is imported after the options are checked.
+An app is a config in `conf/` and one function in `apps.py`. Hydra composes the config; the messages for a user's
+mistakes and the exit codes (0 done, 2 the user can mend it, 130 and 143 interrupted, 1 a defect of ours) are made here.
 """
 
 from __future__ import annotations
@@ -14,172 +13,18 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from gnnrec import process
-from gnnrec.config import (
-    CatalogConfig,
-    EvaluateConfig,
-    RecommendConfig,
-    TrainConfig,
-    TuneConfig,
-    did_you_mean,
-    fill,
-)
+from gnnrec.cli.apps import APPS
+from gnnrec.config import did_you_mean
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.storage import storage_errors
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["APPS", "CONF", "main"]
 
-
-def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:
-    """Train a model, evaluate it, show metrics and ten recommendations."""
-    config = TrainConfig.from_dict(values)
-
-    from gnnrec.training import run as runs
-
-    run, summary = runs.train(config, run_dir)
-    _show_metrics(summary)
-    _show_recommendations(run)
-    print(f"run directory: {run_dir}")
-
-
-def evaluate(values: dict[str, Any], run_dir: Path, verb: str) -> None:
-    """Evaluate one or several runs again, at any cut-offs."""
-    config = fill(EvaluateConfig, values)
-    config.validate()
-
-    import pandas as pd
-
-    from gnnrec import recommend as output
-    from gnnrec.training import run as runs
-
-    if config.out is not None:
-        output.check_out(Path(config.out))
-    if config.threads is not None:
-        runs.set_threads(config.threads)
-    parts = {}
-    for path in config.run:
-        run = runs.open_run(Path(path), config.device)
-        for part, metrics in runs.evaluate(run, config.k or run.config.evaluation.k).items():
-            parts[path, part] = metrics
-    if config.out is None:
-        _show_parts({" ".join(key): metrics for key, metrics in parts.items()})
-    else:
-        rows = [{"run": path, "part": part} | metrics for (path, part), metrics in parts.items()]
-        _give(pd.DataFrame(rows), config.out)
-
-
-def recommend(values: dict[str, Any], run_dir: Path, verb: str) -> None:
-    """Recommend items, find similar ones, export embeddings."""
-    config = fill(RecommendConfig, values)
-    config.validate(verb)
-    assert config.run is not None
-
-    from gnnrec import recommend as output
-    from gnnrec.data import readers
-    from gnnrec.training import run as runs
-
-    if config.out is not None and verb != "embeddings":
-        output.check_out(Path(config.out))
-    if config.threads is not None:
-        runs.set_threads(config.threads)
-    run = runs.open_run(Path(config.run), config.device)
-    scorer, k, log = run.model.scorer(), config.k, run.data.train
-    if verb == "embeddings":
-        assert config.out is not None
-        output.write_embeddings(output.embeddings(scorer, log.user_ids, log.item_ids), Path(config.out))
-        print(f"{config.out}/users.parquet and items.parquet")
-    elif verb == "new_users":
-        user, item = config.columns.user, config.columns.item
-        # As text: the model knows whether its ids are numbers.
-        history = readers.read_interactions(config.history, user=user, item=item, ids_as_text=True)
-        _give(output.recommend_new_users(scorer, log.item_ids, history, k), config.out)
-    elif verb == "similar_items":
-        items = None if config.items is None else output.read_ids(Path(config.items), "item")
-        _give(output.similar_items(scorer, log.item_ids, items, k), config.out)
-    else:
-        users = None if config.users is None else output.read_ids(Path(config.users), "user")
-        seen = run.seen(with_valid=True) if config.exclude_seen else None
-        _give(output.recommend(scorer, log.user_ids, log.item_ids, seen, users, k), config.out)
-
-
-def data(values: dict[str, Any], run_dir: Path, verb: str) -> None:
-    """List the catalog, describe a data set, fetch one."""
-    from gnnrec.data import catalog
-
-    config = fill(CatalogConfig, values)
-    if verb == "list":
-        _table([_catalog_row(catalog.describe(entry.name, config.root)) for entry in catalog.catalog()])
-        return
-    if config.name is None:
-        known = [entry.name for entry in catalog.catalog()]
-        raise ConfigError("is not set", where="name", remedy=f"Give one of: {', '.join(known)}")
-    if verb == "fetch":
-        print(f"{config.name} is in {catalog.fetch(config.name, config.root, progress=_Percent())}")
-        return
-    for key, value in (described := catalog.describe(config.name, config.root)).items():
-        if key != "files":
-            print(f"{key:>12}  {value}")
-    _table(described["files"])
-
-
-def tune(values: dict[str, Any], run_dir: Path, verb: str) -> None:
-    """Measure the launch shapes of the GPU kernels, keep the fastest."""
-    config = fill(TuneConfig, values)
-    config.validate()
-
-    import torch
-
-    from gnnrec import device as devices
-    from gnnrec.data import dataset
-    from gnnrec.ops import tuner, tuning
-    from gnnrec.training.run import graph_of
-
-    operators = tuple(tuning.CANDIDATES) if config.operators is None else tuple(config.operators)
-    for operator in operators:
-        if operator not in tuning.CANDIDATES:
-            remedy = did_you_mean(operator, list(tuning.CANDIDATES))
-            raise ConfigError(f"is {operator!r}", where="operators", remedy=remedy)
-    if not torch.cuda.is_available():
-        remedy = "Launch shapes exist for the GPU's kernels alone; those of the CPU need none"
-        raise devices.DeviceError("torch sees no GPU", where="gnnrec tune", remedy=remedy)
-    graph, device = graph_of(dataset.load(config.data).train), devices.resolve("cuda")
-    dtypes = [getattr(torch, name) for name in config.dtypes]
-    options: Any = {"operators": operators, "dims": config.dims, "heads": config.heads, "dtypes": dtypes}
-    options |= {"batches": config.batches, "ks": config.ks, "items": graph.num_items}
-    out = None if config.out is None else Path(config.out)
-    rows = []
-    for tuned in tuner.tune(graph.norm_adjacency().to(device), **options):
-        with storage_errors(out or tuning.user_file()):
-            file = tuning.keep(dict.fromkeys(tuned.keys, tuned.shape), out)  # each at once: an interruption loses none
-        shape = " ".join(f"{name}={value}" for name, value in tuned.shape.items())
-        rows.append({"operator": tuned.operator, "dim": tuned.dim, "batch": tuned.batch or "", "dtype": tuned.dtype})
-        rows[-1] |= {"launch shape": shape, "ms": 1000 * tuned.seconds, "default ms": 1000 * tuned.default_seconds}
-    _table(rows)
-    print(f"kept in {file}")
-
-
-class App(NamedTuple):
-    """An app: its function, its verbs and which of them ("": none) is the default, the key that a bare word is for."""
-
-    function: Callable[[dict[str, Any], Path, str], None]
-    verbs: tuple[str, ...] = ()
-    default: str = ""
-    bare: str = ""
-
-
-APPS = {
-    "train": App(train),
-    "evaluate": App(evaluate),
-    "recommend": App(recommend, ("new_users", "similar_items", "embeddings")),
-    "tune": App(tune),
-    "data": App(data, ("list", "info", "fetch"), default="list", bare="name"),
-}
 # Of Hydra's options, those that have a use here. (--experimental-rerun reads a pickle, which could run any code.)
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info", "-cd", "--config-dir")
 
@@ -407,89 +252,3 @@ def _groups(name: str) -> dict[str, str | None]:
 
 def _options(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-
-
-def _give(frame: pd.DataFrame, out: str | None) -> None:
-    """Write the table to a file, or show its beginning."""
-    from gnnrec.recommend import write_table
-
-    if out is not None:
-        write_table(frame, Path(out))
-        print(f"{len(frame)} rows in {out}")
-        return
-    shown = frame.head(50)
-    _table(_records(shown))
-    if len(shown) < len(frame):
-        print(f"... {len(frame) - len(shown)} rows more; out=FILE (.parquet, .csv, .json) keeps them all")
-
-
-def _show_metrics(summary: dict[str, Any]) -> None:
-    print(f"metrics after epoch {summary['best_epoch']} of {summary['epochs']}")
-    _show_parts(summary["metrics"] | {"best attainable": summary["data"].get("attainable", {})})
-    print(
-        f"training {summary['train_seconds']:.1f} s (compilation {summary['compile_seconds']:.1f} s), "
-        f"evaluation {summary['eval_seconds']:.1f} s, peak memory {summary['peak_rss_bytes'] / 2**30:.2f} GiB"
-    )
-    if "peak_gpu_bytes" in summary:
-        print(f"device {summary['device_name']}, peak memory {summary['peak_gpu_bytes'] / 2**30:.2f} GiB")
-
-
-def _show_parts(parts: dict[str, dict[str, float]]) -> None:
-    """A row for each metric, a column for each part: a screen has more room for rows than for columns."""
-    names = dict.fromkeys(name for metrics in parts.values() for name in metrics)
-    _table([{"metric": name} | {part: found[name] for part, found in parts.items() if name in found} for name in names])
-
-
-def _show_recommendations(run: Any) -> None:
-    """Ten recommendations for the first user with a training item."""
-    from gnnrec.recommend import recommend
-
-    log = run.data.train
-    user = log.user_ids.decode(log.users[:1])
-    seen = run.seen(with_valid=True)
-    frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
-    print(f"recommendations for user {user[0]}")
-    _table(_records(frame[["rank", "item", "score"]]))
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _catalog_row(described: dict[str, Any]) -> dict[str, Any]:
-    states = {file["state"] for file in described["files"]}
-    row = {key: described[key] for key in ("name", "users", "items")}
-    row["interactions"] = " + ".join(map(str, described["interactions"]))
-    return row | {"here": states.pop() if len(states) == 1 else "incomplete", "source": described["source"]}
-
-
-class _Percent:
-    """Prints the progress of a download, a line every ten percent."""
-
-    shown = -1
-
-    def __call__(self, done: int, total: int | None) -> None:
-        tenths = 10 * done // total if total else 0
-        if tenths > self.shown:
-            self.shown = tenths
-            print(f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""), flush=True)
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    """Print rows with aligned columns."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table()
-    for column in columns:
-        is_text = any(isinstance(row.get(column), str) for row in rows)
-        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        values = (row.get(column, "") for column in columns)
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
-    # Ids may look like rich's markup. Where nobody looks at a screen, no column is to be cut.
-    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
-    with console.capture() as text:  # rich itself would leave with 1 where the output is a closed pipe
-        console.print(table)
-    print(text.get(), end="")

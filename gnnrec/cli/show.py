@@ -1,0 +1,96 @@
+"""What the command line prints: tables, metrics, progress."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def give(frame: pd.DataFrame, out: str | None) -> None:
+    """Write the table to a file, or show its beginning."""
+    from gnnrec.recommend import write_table
+
+    if out is not None:
+        write_table(frame, Path(out))
+        print(f"{len(frame)} rows in {out}")
+        return
+    shown = frame.head(50)
+    table(records(shown))
+    if len(shown) < len(frame):
+        print(f"... {len(frame) - len(shown)} rows more; out=FILE (.parquet, .csv, .json) keeps them all")
+
+
+def show_metrics(summary: dict[str, Any]) -> None:
+    print(f"metrics after epoch {summary['best_epoch']} of {summary['epochs']}")
+    show_parts(summary["metrics"] | {"best attainable": summary["data"].get("attainable", {})})
+    print(
+        f"training {summary['train_seconds']:.1f} s (compilation {summary['compile_seconds']:.1f} s), "
+        f"evaluation {summary['eval_seconds']:.1f} s, peak memory {summary['peak_rss_bytes'] / 2**30:.2f} GiB"
+    )
+    if "peak_gpu_bytes" in summary:
+        print(f"device {summary['device_name']}, peak memory {summary['peak_gpu_bytes'] / 2**30:.2f} GiB")
+
+
+def show_parts(parts: dict[str, dict[str, float]]) -> None:
+    """A row for each metric, a column for each part: a screen has more room for rows than for columns."""
+    names = dict.fromkeys(name for metrics in parts.values() for name in metrics)
+    table([{"metric": name} | {part: found[name] for part, found in parts.items() if name in found} for name in names])
+
+
+def show_recommendations(run: Any) -> None:
+    """Ten recommendations for the first user with a training item."""
+    from gnnrec.recommend import recommend
+
+    log = run.data.train
+    user = log.user_ids.decode(log.users[:1])
+    seen = run.seen(with_valid=True)
+    frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
+    print(f"recommendations for user {user[0]}")
+    table(records(frame[["rank", "item", "score"]]))
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def catalog_row(described: dict[str, Any]) -> dict[str, Any]:
+    states = {file["state"] for file in described["files"]}
+    row = {key: described[key] for key in ("name", "users", "items")}
+    row["interactions"] = " + ".join(map(str, described["interactions"]))
+    return row | {"here": states.pop() if len(states) == 1 else "incomplete", "source": described["source"]}
+
+
+class Percent:
+    """Prints the progress of a download, a line every ten percent."""
+
+    shown = -1
+
+    def __call__(self, done: int, total: int | None) -> None:
+        tenths = 10 * done // total if total else 0
+        if tenths > self.shown:
+            self.shown = tenths
+            print(f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""), flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print rows with aligned columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table()
+    for column in columns:
+        is_text = any(isinstance(row.get(column), str) for row in rows)
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        values = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+    # Ids may look like rich's markup. Where nobody looks at a screen, no column is to be cut.
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
+    with console.capture() as text:  # rich itself would leave with 1 where the output is a closed pipe
+        console.print(table)
+    print(text.get(), end="")
