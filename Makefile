@@ -1,6 +1,7 @@
 # make train   create .venv, install, train the default configuration
 # make test    create .venv, install with everything the tests need, run them
 # make test-gpu  the tests of the Triton kernels on this machine's GPU, then under compute-sanitizer where there is one
+# make test-vm   the tests of tiers of memory in a virtual machine with persistent memory (QEMU, ten minutes)
 # TORCH=...    another build of torch; VENV=... another place; PYTHON=... another interpreter; ARGS=... overrides for train
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +12,7 @@ ARGS ?=
 base := $(VENV)/.installed-$(subst =,-,$(subst /,-,$(TORCH)))
 dev := $(base)-dev
 
-.PHONY: train test test-gpu lint types format clean
+.PHONY: train test test-gpu test-vm lint types format clean
 
 train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
@@ -23,6 +24,9 @@ test-gpu: $(dev)
 	$(VENV)/bin/python -c 'from gnnrec import device; print(device.resolve("cuda"))'
 	$(VENV)/bin/pytest tests/gpu -rs
 	PYTHON=$(VENV)/bin/python tests/gpu/sanitize.sh
+
+test-vm: $(dev)
+	$(VENV)/bin/python tests/vm/run.py
 
 lint: $(dev)
 	$(VENV)/bin/ruff check .

@@ -27,7 +27,8 @@ from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError
 from gnnrec.models.scorer import Scorer
 from gnnrec.training.evaluate import Evaluator
-from gnnrec.training.run import graph_of, place
+from gnnrec.training.placing import place
+from gnnrec.training.run import graph_of
 from gnnrec.training.trainer import Trainer
 
 

@@ -117,7 +117,7 @@ def adam(loss: Loss, batches: Sequence[torch.Tensor], parameters: Parameters, lr
 def ours(s: Setting) -> Loop:
     """gnnrec's trainer and its sampler."""
     turn = itertools.cycle(range(s.steps))
-    compute, sampler = s.trainer.compute, s.trainer.sampler
+    compute, sampler = s.trainer.learner.compute, s.trainer.sampler
     return Loop(lambda: compute(*sampler.batch(next(turn))), {name: [leaf] for name, leaf in s.leaves.items()}, s.lr)
 
 

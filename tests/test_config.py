@@ -16,19 +16,23 @@ from omegaconf import OmegaConf
 from gnnrec.cli import APPS
 from gnnrec.config import (
     BPRConfig,
+    CalibrateConfig,
     CatalogConfig,
     DataConfig,
     DirectAUConfig,
     EvaluateConfig,
     EvaluationConfig,
     GFCFConfig,
+    HardwareConfig,
     LightGCNConfig,
     NGCFConfig,
     OptimizerConfig,
+    PlanConfig,
     RecommendConfig,
     SimGCLConfig,
     SoftmaxConfig,
     SquaredConfig,
+    TiersConfig,
     TrainConfig,
     TrainerConfig,
     TuneConfig,
@@ -77,8 +81,43 @@ def test_the_walk_finds_the_files():
     assert len(OPTIONS) == len(list(CONF.rglob("*.yaml"))) - len(APPS)
 
 
+def test_keys_of_memory_are_set_on_the_command_line():
+    memory = ["memory=stream", "memory.limit=6GiB", "memory.pin.exp_avg=/mnt/a", "memory.simulate.read_gb_per_s=1"]
+    config = TrainConfig.from_dict(composed("train", *memory, "memory.simulate.write_gb_per_s=.5")).memory
+    assert (config.name, config.limit_bytes, config.slower) == ("stream", 6 * 2**30, (1.0, 0.5, 0.0))
+    assert config.pins == {"exp_avg": "/mnt/a"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("limit", "6 apples", "memory.limit: is '6 apples'. Give a size"),
+        ("limit", "1GiB", "memory.limit: has no effect with memory=dram. Leave it out, or take memory=auto"),
+        ("panel", 24, "memory.panel: is 24. It must be a multiple of 16"),
+        ("name", "file", "memory.name: is 'file'. "),
+        ("simulate", {"read_gb_per_s": 1.0}, "memory.simulate.write_gb_per_s: is not set"),
+        ("simulate", {"read_gb_per_s": 1.0, "write_gb_per_s": -1.0}, "memory.simulate.write_gb_per_s: is -1.0"),
+        ("simulate", {"read_gb_per_s": 1.0, "write_gb_per_s": 1.0}, "memory.simulate: has no effect with memory=dram"),
+        ("pin", {"exp_avg": "/mnt"}, "memory.pin: has no effect with memory=dram"),
+    ],
+)
+def test_memory_that_cannot_be_had_is_refused(defaults, key, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        TrainConfig.from_dict(changed(defaults, f"memory.{key}", value))
+
+
+def test_a_model_in_closed_form_has_no_use_for_memory(gfcf):
+    with pytest.raises(ConfigError, match="has no effect with model=gfcf"):
+        TrainConfig.from_dict(changed(gfcf, "memory.name", "stream"))
+
+
 @pytest.mark.parametrize("option", ["", *OPTIONS])
 def test_every_option_composes_fills_and_comes_back_from_yaml(option, tmp_path):
+    if option.startswith("hardware="):
+        hardware = fill(HardwareConfig, composed("plan", option)["hardware"], "hardware")
+        hardware.validate()
+        assert hardware.name == option.partition("=")[2]
+        return
     values = composed("train", *filter(None, [option]))
     for section, keys in NEEDED.get(option, {}).items():
         values[section] |= keys
@@ -95,13 +134,15 @@ def test_every_app_has_a_config_that_fills_its_dataclass():
     recommend.validate("")
     assert recommend == RecommendConfig(run="a")
     assert fill(CatalogConfig, composed("data", "root=x")) == CatalogConfig(root="x")
+    assert fill(TiersConfig, composed("tiers", "folders=a")) == TiersConfig(folders=["a"])
     TrainConfig.from_dict(composed("train"))
     tune = fill(TuneConfig, composed("tune", "operators=spmm", "data.root=null"))
     tune.validate()
     assert (tune.operators, tune.dims, tune.dtypes) == (["spmm"], TuneConfig().dims, TuneConfig().dtypes)
-    assert (
-        {file.stem for file in CONF.glob("*.yaml")} == set(APPS) == {"train", "evaluate", "recommend", "tune", "data"}
-    )
+    assert PlanConfig.from_dict(composed("plan", "memory.limit=1GiB")).train.memory.limit_bytes == 2**30
+    assert fill(CalibrateConfig, composed("calibrate", "folders=a", "seconds=9")).seconds == 9
+    known = {"train", "evaluate", "recommend", "tune", "tiers", "calibrate", "plan", "data"}
+    assert {file.stem for file in CONF.glob("*.yaml")} == set(APPS) == known
 
 
 @pytest.mark.parametrize(
@@ -164,7 +205,7 @@ def test_a_file_in_a_group_may_set_what_belongs_to_no_group(tmp_path):
 
 # Field, a value that it cannot have, what the message says of it, and what it advises.
 RULES = [
-    ("data.source", "web", "is 'web'", "Known are: catalog, files, synthetic"),
+    ("data.source", "web", "is 'web'", "Known are: catalog, files, fractal, synthetic"),
     ("data.source", "file", "is 'file'", "Did you mean files?"),
     ("data.duplicates", "lst", "is 'lst'", "Did you mean last"),
     ("data.split.by", "tempral", "is 'tempral'", "Did you mean temporal"),

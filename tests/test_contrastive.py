@@ -243,7 +243,7 @@ def make(parts, kind, *, epochs=4, loss=None, similarity="dot", valid=False, che
 )
 def test_it_learns(parts, kind, loss, similarity):
     trainer = make(parts, kind, epochs=30, loss=loss, similarity=similarity)
-    assert isinstance(trainer.loss, losses.Contrastive)
+    assert isinstance(trainer.learner.loss, losses.Contrastive)
     evaluator = Evaluator(parts[2], run.graph_of(parts[0]).user_item(), [20])
     before, first = evaluator(trainer.model.scorer())["recall@20"], float(trainer._step(0))
     trainer.fit()

@@ -28,7 +28,7 @@ from gnnrec.config import (
 from gnnrec.data import dataset
 from gnnrec.device import DeviceError, DeviceMemoryError
 from gnnrec.errors import ConfigError
-from gnnrec.training import checkpoint, optim, run, runlog
+from gnnrec.training import checkpoint, optim, resident, run, runlog
 from gnnrec.training import trainer as trainer_module
 from gnnrec.training.run import graph_of
 from gnnrec.training.runlog import RunLog, read_events
@@ -335,11 +335,11 @@ def test_the_cpu_is_no_more_than_a_few_steps_ahead(parts, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     trainer = make(parts, math.inf)
-    monkeypatch.setattr(Trainer, "_batch", lambda self, step: self.sampler.batch(step))
-    trainer.device = GPU
+    monkeypatch.setattr(resident.Resident, "batch", lambda self, step: self.sampler.batch(step))
+    trainer.learner.device = GPU
     for step in range(8):
         trainer._step(step)
-    ahead = trainer_module.AHEAD
+    ahead = resident.AHEAD
     assert log == [(done, done - ahead - 1) for done in range(ahead + 1, 9)]
 
 

@@ -121,6 +121,6 @@ def test_training_with_it_learns(config):
     cosine = {} if config.name == "squared" else {"similarity": "cosine"}
     model = LightGCN(graph, dim=8, layers=1, **cosine)
     trainer = Trainer(model, TrainerConfig(epochs=8, batch_size=600), config, OptimizerConfig(lr=0.02))
-    first = trainer.loss(model(), model.embedding, *trainer.sampler.batch(0)).item()
+    first = trainer.learner.loss(model(), model.embedding, *trainer.sampler.batch(0)).item()
     trainer.fit()
-    assert trainer.loss(model(), model.embedding, *trainer.sampler.batch(0)).item() < first - 0.1
+    assert trainer.learner.loss(model(), model.embedding, *trainer.sampler.batch(0)).item() < first - 0.1

@@ -31,7 +31,8 @@ found = {}
 with initialize_config_dir(str(CONF), version_base="1.3"):
     for file in sorted(CONF.rglob("*.yaml")):
         name = file.relative_to(CONF).as_posix()
-        app, options = ("train", [f"{file.parent.name}={file.stem}"]) if "/" in name else (file.stem, [])
+        app = "plan" if file.parent.name == "hardware" else "train"
+        app, options = (app, [f"{file.parent.name}={file.stem}"]) if "/" in name else (file.stem, [])
         found[name] = OmegaConf.to_container(compose(app, overrides=options))
 print(json.dumps({"package": gnnrec.__file__, "configs": found}))
 """

@@ -196,32 +196,6 @@ def test_machine() -> None:
     assert strict(json.dumps(facts)) == facts
 
 
-@pytest.mark.parametrize(
-    ("membership", "files", "limit"),
-    [
-        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "5000\n"}, 5000),
-        ("0::/a/b\n", {"a/b/memory.max": "3000\n", "a/memory.max": "5000\n"}, 3000),
-        ("0::/\n", {"memory.max": "7000\n"}, 7000),
-        ("0::/../outside\n", {"memory.max": "7000\n"}, 7000),
-        ("0::/a\n", {"a/memory.max": "max\n", "../memory.max": "1\n"}, None),
-        ("0::/a\n", {}, None),
-        ("4:cpu,memory:/d\n2:cpu:/\n", {"memory/d/memory.limit_in_bytes": "900\n", "memory.max": "1\n"}, 900),
-        ("4:memory:/gone\n", {"memory/memory.limit_in_bytes": "800\n"}, 800),
-    ],
-)
-def test_limit_of_the_control_group(tmp_path: Path, membership: str, files: dict[str, str], limit: int | None) -> None:
-    (tmp_path / "cgroup").write_text(membership)
-    for name, text in files.items():
-        file = tmp_path / "root" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    assert runlog._memory_limit(tmp_path / "cgroup", tmp_path / "root") == limit
-
-
-def test_no_control_groups(tmp_path: Path) -> None:
-    assert runlog._memory_limit(tmp_path / "none", tmp_path) is None
-
-
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
     command = ["git", "-C", str(folder), *identity, *arguments]

@@ -151,14 +151,14 @@ def test_storage_in_bfloat16_steps_on_float32_copies(parts, tmp_path, loss):
     assert half.model.embedding.dtype == torch.bfloat16
     rank = Evaluator(parts[1], half.model.graph.user_item(), [20])
     assert rank(half.model.scorer())["recall@20"] == pytest.approx(rank(whole.model.scorer())["recall@20"], abs=0.03)
-    (state,) = half.optimizer.state.values()
+    (state,) = half.learner.optimizer.state.values()
     assert torch.equal(state["master"].bfloat16(), half.model.embedding)
     assert (state["master"] - whole.model.embedding).norm() < 0.05 * whole.model.embedding.norm()
     folder = {"checkpoints": tmp_path}
     trained("bfloat16", epochs=3, **folder)
     resumed = trained("bfloat16", **folder, resume=True)
     assert torch.equal(resumed.model.embedding, half.model.embedding)
-    assert torch.equal(resumed.optimizer.state[resumed.model.embedding]["master"], state["master"])
+    assert torch.equal(resumed.learner.optimizer.state[resumed.model.embedding]["master"], state["master"])
 
 
 @pytest.mark.parametrize("options", [{}, {"negatives": 60, "popularity": 0.5}, {"negatives": 60, "correction": False}])

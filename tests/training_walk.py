@@ -215,10 +215,10 @@ def test_interrupted_and_resumed(trained, tmp_path, monkeypatch):
 def test_a_step_never_waits_for_the_gpu(trained, gpu, without_waiting):
     model = trained["cuda"][1].model
     trainer = Trainer(model, TrainerConfig(), BPRConfig(), OptimizerConfig())
-    trainer.compute(*trainer._batch(0))
-    before, (triples,) = model.embedding.detach().clone(), trainer._batch(1)
+    trainer.learner.compute(*trainer.learner.batch(0))
+    before, (triples,) = model.embedding.detach().clone(), trainer.learner.batch(1)
     with without_waiting:
-        loss = trainer.compute(triples)
+        loss = trainer.learner.compute(triples)
     assert loss.device == gpu
     assert not torch.equal(before, model.embedding)
     with pytest.raises((AssertionError, RuntimeError), match=r"makes the CPU wait|synchronizing"), without_waiting:

@@ -9,7 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gnnrec.cli.show import Percent, catalog_row, give, show_metrics, show_parts, show_recommendations, table
+from gnnrec.cli.calibrate import calibrate
+from gnnrec.cli.plan import plan
+from gnnrec.cli.plan import show as show_plan
+from gnnrec.cli.show import (
+    Percent,
+    catalog_row,
+    give,
+    show_account,
+    show_metrics,
+    show_parts,
+    show_recommendations,
+    table,
+)
+from gnnrec.cli.tiers import tiers
 from gnnrec.config import (
     CatalogConfig,
     EvaluateConfig,
@@ -29,9 +42,11 @@ def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:
 
     from gnnrec.training import run as runs
 
-    run, summary = runs.train(config, run_dir)
-    show_metrics(summary)
-    show_recommendations(run)
+    run, summary = runs.train(config, run_dir, on_plan=show_plan)
+    with run:
+        show_metrics(summary)
+        show_account(summary)
+        show_recommendations(run)
     print(f"run directory: {run_dir}")
 
 
@@ -51,9 +66,9 @@ def evaluate(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         runs.set_threads(config.threads)
     parts = {}
     for path in config.run:
-        run = runs.open_run(Path(path), config.device)
-        for part, metrics in runs.evaluate(run, config.k or run.config.evaluation.k).items():
-            parts[path, part] = metrics
+        with runs.open_run(Path(path), config.device) as run:
+            for part, metrics in runs.evaluate(run, config.k or run.config.evaluation.k).items():
+                parts[path, part] = metrics
     if config.out is None:
         show_parts({" ".join(key): metrics for key, metrics in parts.items()})
     else:
@@ -75,24 +90,24 @@ def recommend(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         output.check_out(Path(config.out))
     if config.threads is not None:
         runs.set_threads(config.threads)
-    run = runs.open_run(Path(config.run), config.device)
-    scorer, k, log = run.model.scorer(), config.k, run.data.train
-    if verb == "embeddings":
-        assert config.out is not None
-        output.write_embeddings(output.embeddings(scorer, log.user_ids, log.item_ids), Path(config.out))
-        print(f"{config.out}/users.parquet and items.parquet")
-    elif verb == "new_users":
-        user, item = config.columns.user, config.columns.item
-        # As text: the model knows whether its ids are numbers.
-        history = readers.read_interactions(config.history, user=user, item=item, ids_as_text=True)
-        give(output.recommend_new_users(scorer, log.item_ids, history, k), config.out)
-    elif verb == "similar_items":
-        items = None if config.items is None else output.read_ids(Path(config.items), "item")
-        give(output.similar_items(scorer, log.item_ids, items, k), config.out)
-    else:
-        users = None if config.users is None else output.read_ids(Path(config.users), "user")
-        seen = run.seen(with_valid=True) if config.exclude_seen else None
-        give(output.recommend(scorer, log.user_ids, log.item_ids, seen, users, k), config.out)
+    with runs.open_run(Path(config.run), config.device) as run:
+        scorer, k, log = run.model.scorer(), config.k, run.data.train
+        if verb == "embeddings":
+            assert config.out is not None
+            output.write_embeddings(output.embeddings(scorer, log.user_ids, log.item_ids), Path(config.out))
+            print(f"{config.out}/users.parquet and items.parquet")
+        elif verb == "new_users":
+            user, item = config.columns.user, config.columns.item
+            # As text: the model knows whether its ids are numbers.
+            history = readers.read_interactions(config.history, user=user, item=item, ids_as_text=True)
+            give(output.recommend_new_users(scorer, log.item_ids, history, k), config.out)
+        elif verb == "similar_items":
+            items = None if config.items is None else output.read_ids(Path(config.items), "item")
+            give(output.similar_items(scorer, log.item_ids, items, k), config.out)
+        else:
+            users = None if config.users is None else output.read_ids(Path(config.users), "user")
+            seen = run.seen(with_valid=True) if config.exclude_seen else None
+            give(output.recommend(scorer, log.user_ids, log.item_ids, seen, users, k), config.out)
 
 
 def data(values: dict[str, Any], run_dir: Path, verb: str) -> None:
@@ -165,5 +180,8 @@ APPS = {
     "evaluate": App(evaluate),
     "recommend": App(recommend, ("new_users", "similar_items", "embeddings")),
     "tune": App(tune),
+    "tiers": App(tiers),
+    "calibrate": App(calibrate),
+    "plan": App(plan),
     "data": App(data, ("list", "info", "fetch"), default="list", bare="name"),
 }

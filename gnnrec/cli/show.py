@@ -41,6 +41,22 @@ def show_parts(parts: dict[str, dict[str, float]]) -> None:
     table([{"metric": name} | {part: found[name] for part, found in parts.items() if name in found} for name in names])
 
 
+def show_account(summary: dict[str, Any]) -> None:
+    """What the plan predicted beside what happened, where there was a plan."""
+    from gnnrec.units import in_seconds
+
+    if (found := summary.get("memory")) is None:
+        return
+    predicted, actual = (in_seconds(found[f"{kind}_seconds_per_step"]) for kind in ("predicted", "actual"))
+    stamp = "SIMULATED " if "simulated" in found else ""
+    print(f"{stamp}memory: {found['mode']}, predicted step {predicted}, actual {actual} ({found['deviation']:+.0%})")
+    if "hidden_share" in found:
+        transfers = in_seconds(found["transfer_seconds_per_step"])
+        print(f"{stamp}transfers {transfers} a step; {found['hidden_share']:.0%} of the shorter of both was hidden")
+    if "likely_cause" in found:
+        print(f"more than 25 % off: {found['likely_cause']}")
+
+
 def show_recommendations(run: Any) -> None:
     """Ten recommendations for the first user with a training item."""
     from gnnrec.recommend import recommend

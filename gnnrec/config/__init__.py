@@ -4,9 +4,12 @@ The YAML files in `conf/` hold the values, the dataclasses the types and the rul
 and the remedy.
 """
 
+from gnnrec.config.calibrate import CalibrateConfig
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
+from gnnrec.config.hardware import HardwareConfig
 from gnnrec.config.loss import LOSSES, BPRConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
+from gnnrec.config.memory import MemoryConfig, SimulateConfig
 from gnnrec.config.model import (
     MODELS,
     GFCFConfig,
@@ -16,6 +19,8 @@ from gnnrec.config.model import (
     SimGCLConfig,
     XSimGCLConfig,
 )
+from gnnrec.config.plan import PlanConfig
+from gnnrec.config.tiers import TiersConfig
 from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, from_yaml
@@ -25,6 +30,7 @@ __all__ = [
     "LOSSES",
     "MODELS",
     "BPRConfig",
+    "CalibrateConfig",
     "CatalogConfig",
     "ColumnsConfig",
     "DataConfig",
@@ -33,17 +39,22 @@ __all__ = [
     "EvaluationConfig",
     "GFCFConfig",
     "GeneralConfig",
+    "HardwareConfig",
     "LightGCNConfig",
     "LossConfig",
+    "MemoryConfig",
     "ModelConfig",
     "NGCFConfig",
     "OptimizerConfig",
+    "PlanConfig",
     "RecommendConfig",
     "SimGCLConfig",
+    "SimulateConfig",
     "SoftmaxConfig",
     "SplitConfig",
     "SquaredConfig",
     "SyntheticConfig",
+    "TiersConfig",
     "TrainConfig",
     "TrainerConfig",
     "TuneConfig",

@@ -8,7 +8,7 @@ from gnnrec.config.checks import at_least, one_of, within
 from gnnrec.errors import ConfigError
 
 SPLITS = ("random", "per_user", "leave_one_out", "temporal", "per_user_temporal", "per_user_order")
-SOURCES = ("catalog", "files", "synthetic")
+SOURCES = ("catalog", "files", "synthetic", "fractal")
 DUPLICATES = ("first", "last", "keep")
 
 
@@ -65,6 +65,11 @@ class DataConfig:
     valid_by: str = "per_user"
     seed: int = 0
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    # The last four are for an expansion, source=fractal.
+    base: str | None = None
+    num_users: int | None = None
+    num_items: int | None = None
+    num_interactions: int | None = None
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
@@ -75,6 +80,7 @@ class DataConfig:
         one_of("data.valid_by", self.valid_by, tuple(by for by in SPLITS if by != "leave_one_out"))
         within("data.split.test_ratio", self.split.test_ratio, 0.001, 0.9)
         at_least("data.k_core", self.k_core, 0)
+        self._validate_expansion()
         if self.source == "files" and (self.log is None) == (self.train is None):
             raise ConfigError(
                 "neither data.log nor data.train is set"
@@ -96,3 +102,12 @@ class DataConfig:
                 where="data",
                 remedy="Add data.test=FILE, or give the whole log as data.log=FILE to have it split",
             )
+
+    def _validate_expansion(self) -> None:
+        for name in ("base", "num_users", "num_items", "num_interactions"):
+            where, value = f"data.{name}", getattr(self, name)
+            if self.source == "fractal" and not value:
+                raise ConfigError(f"is {value!r}", where=where, remedy="Say what to expand, and to how large a graph")
+            if self.source != "fractal" and value is not None:
+                remedy = "Leave it out, or take data=fractal"
+                raise ConfigError(f"has no effect with data.source={self.source}", where=where, remedy=remedy)

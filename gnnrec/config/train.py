@@ -8,6 +8,7 @@ from typing import Any
 from gnnrec.config.checks import at_least, one_of, within
 from gnnrec.config.data import DataConfig
 from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SquaredConfig
+from gnnrec.config.memory import MemoryConfig
 from gnnrec.config.model import MODELS, GFCFConfig, ModelConfig
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, optional
@@ -35,6 +36,7 @@ class TrainConfig(GeneralConfig):
     optimizer: OptimizerConfig | None
     trainer: TrainerConfig | None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -57,6 +59,7 @@ class TrainConfig(GeneralConfig):
             optimizer=optional(OptimizerConfig, values.pop("optimizer", None), "optimizer"),
             trainer=optional(TrainerConfig, values.pop("trainer", None), "trainer"),
             evaluation=fill(EvaluationConfig, values.pop("evaluation", None) or {}, "evaluation"),
+            memory=fill(MemoryConfig, values.pop("memory", None) or {}, "memory"),
             **asdict(fill(GeneralConfig, values)),
         )
         config.validate()
@@ -64,7 +67,7 @@ class TrainConfig(GeneralConfig):
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
-        for section in (self.data, self.model, self.loss, self.optimizer, self.trainer, self.evaluation):
+        for section in (self.data, self.model, self.loss, self.optimizer, self.trainer, self.evaluation, self.memory):
             if section is not None:
                 section.validate()
         within("seed", self.seed, 0, 2**63 - 1)
@@ -84,6 +87,9 @@ class TrainConfig(GeneralConfig):
 
     def _check_sections(self) -> None:
         """Refuse what another section has no use for."""
+        if isinstance(self.model, GFCFConfig) and self.memory.name != "dram":
+            found = f"has no effect with model={self.model.name}, which is computed in closed form"
+            raise ConfigError(found, where=f"memory={self.memory.name}", remedy="Take memory=dram")
         similarity = getattr(self.model, "similarity", "dot")
         if isinstance(self.loss, BPRConfig | SquaredConfig) and similarity != "dot":
             raise ConfigError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gnnrec.config import DataConfig
-from gnnrec.data import catalog, readers, splits, synthetic
+from gnnrec.data import catalog, fractal, readers, splits, synthetic
 from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
 
@@ -54,6 +54,8 @@ def load(config: DataConfig) -> Dataset:
             seed=config.seed,
         )
         parts, truth = [made.log], made.truth
+    elif config.source == "fractal":
+        parts = [_expand(config)]
     elif config.source == "catalog":
         parts = catalog.read(config.name, config.root)
     else:
@@ -99,6 +101,16 @@ def _check_apart(parts: list[Interactions]) -> None:
             where=", ".join(part.name for part in parts),
             remedy="Take them out of the later parts; repeats within a part go with data.duplicates=first",
         )
+
+
+def _expand(config: DataConfig) -> Interactions:
+    """The fractal expansion of a data set of the catalog, all its parts together."""
+    assert config.base is not None
+    assert config.num_users is not None
+    assert config.num_items is not None
+    assert config.num_interactions is not None
+    sizes = config.num_users, config.num_items, config.num_interactions
+    return fractal.generate(catalog.read(config.base, config.root), *sizes, config.seed)
 
 
 def _read_files(config: DataConfig) -> list[Interactions]:

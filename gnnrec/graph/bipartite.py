@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -29,18 +30,21 @@ class BipartiteGraph:
         user_indptr: _build.Int64Array,
         user_items: _build.Int32Array,
         item_indptr: _build.Int64Array,
-        item_users: _build.Int32Array,
+        columns: _build.Int32Array,
     ) -> None:
-        self.user_indptr, self.user_items = user_indptr, user_items
-        self.item_indptr, self.item_users = item_indptr, item_users
         self.num_users, self.num_items = len(user_indptr) - 1, len(item_indptr) - 1
         self.num_edges = len(user_items)
+        self.user_indptr, self.user_items = user_indptr, user_items
+        # Of `norm_adjacency`, whose second half they are. Untouched before that is made, the first takes no memory.
+        self._columns = columns
+        self.item_indptr, self.item_users = item_indptr, columns[self.num_edges :]
 
     @classmethod
     def from_edges(cls, users: npt.ArrayLike, items: npt.ArrayLike, num_users: int, num_items: int) -> BipartiteGraph:
         """Build the graph from integer arrays [n] in any order; a pair given several times is one edge.
 
-        O(edges) time; peak memory beyond the input is about twice the result.
+        O(edges) time, of which pairs that are sorted by user, then by item, take a third. Memory beyond the input is
+        that of the result: 8 bytes an edge and node.
 
         Raises:
             ValueError: arrays that differ in length, are no integers, or hold numbers outside the counts; more nodes
@@ -54,16 +58,18 @@ class BipartiteGraph:
         item_array = _build.numbers("items", items, num_items)
         if len(user_array) != len(item_array):
             raise ValueError(f"users has {len(user_array)} entries where items has {len(item_array)}")
-        # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item
-        # rows.
-        item_indptr, item_users = _build.group_by(item_array, user_array, num_items)
-        user_indptr, user_items = _build.transpose(item_indptr, item_users, num_users)
-        del item_users
-        kept = _build.drop_repeated(user_indptr, user_items)
-        if kept[-1] < len(user_items):
-            user_items = user_items[: kept[-1]].copy()
-        item_indptr, item_users = _build.transpose(kept, user_items, num_items)
-        return cls(kept, user_items, item_indptr, item_users)
+        if _build.are_sorted(user_array, item_array):
+            user_indptr, user_items = _build.row_pointers(user_array, num_users), item_array.astype(np.int32)
+        else:
+            # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item
+            # rows.
+            user_indptr, user_items = _build.transpose(*_build.group_by(item_array, user_array, num_items), num_users)
+        _build.drop_repeated(user_indptr, user_items)
+        if user_indptr[-1] < len(user_items):
+            user_items = user_items[: user_indptr[-1]].copy()
+        columns = np.empty(2 * len(user_items), np.int32)
+        item_indptr, _ = _build.transpose(user_indptr, user_items, num_items, columns[len(user_items) :])
+        return cls(user_indptr, user_items, item_indptr, columns)
 
     @property
     def num_nodes(self) -> int:
@@ -125,19 +131,36 @@ class BipartiteGraph:
         graph = BipartiteGraph.from_edges(*edges, self.num_users, self.num_items)
         return Reordering(graph, users, items, new_users, new_items)
 
+    def moved(self, place: Callable[[str, torch.Tensor], torch.Tensor]) -> BipartiteGraph:
+        """This graph with the arrays of `norm_adjacency` elsewhere.
+
+        Args:
+            place: makes a copy of the tensor of this name (indptr, indices, scale) in other memory.
+        """
+        matrix = self.norm_adjacency()
+        assert matrix.row_scale is not None
+        indptr, indices, scale = (
+            place(name, x)
+            for name, x in (("indptr", matrix.indptr), ("indices", matrix.indices), ("scale", matrix.row_scale))
+        )
+        result = BipartiteGraph(self.user_indptr, self.user_items, self.item_indptr, indices.numpy())
+        result._norm_adjacency = SparseMatrix(indptr, indices, matrix.shape, scale, scale, symmetric=True)
+        return result
+
     @cached_property
     def _norm_adjacency(self) -> SparseMatrix:
-        indices = np.empty(2 * self.num_edges, np.int32)
-        np.add(self.user_items, np.int32(self.num_users), out=indices[: self.num_edges])
-        indices[self.num_edges :] = self.item_users
-        indptr = np.concatenate([self.user_indptr, self.item_indptr[1:] + self.num_edges])
-        scale = _inverse_sqrt(np.concatenate([self.user_degrees, self.item_degrees]))
+        np.add(self.user_items, np.int32(self.num_users), out=self._columns[: self.num_edges])
+        indptr = np.empty(self.num_nodes + 1, np.int64)
+        indptr[: self.num_users] = self.user_indptr[:-1]
+        np.add(self.item_indptr, self.num_edges, out=indptr[self.num_users :])
+        scale = _inverse_sqrt(indptr)
         shape = (self.num_nodes, self.num_nodes)
-        return SparseMatrix(torch.from_numpy(indptr), torch.from_numpy(indices), shape, scale, scale, symmetric=True)
+        pattern = torch.from_numpy(indptr), torch.from_numpy(self._columns)
+        return SparseMatrix(*pattern, shape, scale, scale, symmetric=True)
 
     @cached_property
     def _norm_user_item(self) -> SparseMatrix:
-        return self._blocks(_inverse_sqrt(self.user_degrees), _inverse_sqrt(self.item_degrees))
+        return self._blocks(_inverse_sqrt(self.user_indptr), _inverse_sqrt(self.item_indptr))
 
     @cached_property
     def _user_item(self) -> SparseMatrix:
@@ -166,8 +189,6 @@ def _inverse(permutation: _build.Int32Array) -> _build.Int32Array:
     return inverse
 
 
-def _inverse_sqrt(degrees: _build.Int64Array) -> torch.Tensor:
+def _inverse_sqrt(indptr: _build.Int64Array) -> torch.Tensor:
     """degree^-1/2 as float32, 0 for a node without edges."""
-    return torch.from_numpy(
-        np.divide(1.0, np.sqrt(degrees), out=np.zeros(len(degrees)), where=degrees > 0).astype(np.float32)
-    )
+    return torch.from_numpy(_build.inverse_sqrt_degrees(indptr))

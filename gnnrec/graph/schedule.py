@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec.graph import _build
 
 MAX_CHUNKS = 256  # enough for every thread to get many, few enough to cost nothing
@@ -26,12 +27,8 @@ def balanced_chunks(indptr: torch.Tensor, at_most: int = MAX_CHUNKS) -> torch.Te
     """
     rows = indptr.numel() - 1
     chunks = max(1, min(at_most, rows // 16))
-    lengths = indptr.diff()
-    if not bool((lengths > LONG).any()):
-        return torch.from_numpy(_build.balanced_borders(indptr.numpy(), chunks, ROW_COST))
-    short = torch.zeros(rows + 1, dtype=torch.int64)
-    torch.cumsum(lengths.masked_fill(lengths > LONG, 0), 0, out=short[1:])
-    return torch.from_numpy(_build.balanced_borders(short.numpy(), chunks, ROW_COST))
+    borders = _build.balanced_borders(indptr.numpy(), _longer_rows(indptr, LONG).numpy(), chunks, ROW_COST)
+    return torch.from_numpy(borders)
 
 
 def long_rows(indptr: torch.Tensor, long: int = LONG) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +37,7 @@ def long_rows(indptr: torch.Tensor, long: int = LONG) -> tuple[torch.Tensor, tor
     Returns:
         pieces int64 [pieces, 3]: row, first entry, end; and long rows int64 [long, 3]: row, first piece, end.
     """
-    rows = (indptr.diff() > long).nonzero().flatten()
+    rows = _longer_rows(indptr, long)
     counts = (indptr[rows + 1] - indptr[rows] + long - 1) // long
     ends = counts.cumsum(0)
     row = rows.repeat_interleave(counts)
@@ -48,6 +45,13 @@ def long_rows(indptr: torch.Tensor, long: int = LONG) -> tuple[torch.Tensor, tor
     start = indptr[row] + part * long
     stop = torch.minimum(start + long, indptr[row + 1])
     return torch.stack([row, start, stop], dim=1), torch.stack([rows, ends - counts, ends], dim=1)
+
+
+def _longer_rows(indptr: torch.Tensor, limit: int) -> torch.Tensor:
+    """Rows with more entries than the limit, int64. On the CPU, where graphs are largest, no array of all lengths."""
+    if devices.on_gpu(indptr):
+        return (indptr.diff() > limit).nonzero().flatten()
+    return torch.from_numpy(_build.longer_rows(indptr.numpy(), limit))
 
 
 def degree_buckets(indptr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

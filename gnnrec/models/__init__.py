@@ -14,8 +14,20 @@ from gnnrec.models.lightgcn import LightGCN
 from gnnrec.models.ngcf import NGCF
 from gnnrec.models.scorer import FactorScorer, FilterScorer, Scorer
 from gnnrec.models.simgcl import SimGCL, XSimGCL
+from gnnrec.models.streamed import StreamedLightGCN
 
-__all__ = ["GFCF", "NGCF", "FactorScorer", "FilterScorer", "LightGCN", "Scorer", "SimGCL", "XSimGCL", "build"]
+__all__ = [
+    "GFCF",
+    "NGCF",
+    "FactorScorer",
+    "FilterScorer",
+    "LightGCN",
+    "Scorer",
+    "SimGCL",
+    "StreamedLightGCN",
+    "XSimGCL",
+    "build",
+]
 
 Trainable = LightGCN | NGCF  # those with embeddings that a loss trains; SimGCL and XSimGCL are kinds of LightGCN
 Model = Trainable | GFCF

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -22,6 +23,23 @@ def embeddings(graph: BipartiteGraph, dim: int, std: float | None, generator: to
     if std is None:
         return torch.cat([xavier(count, dim, generator) for count in (graph.num_users, graph.num_items)])
     return torch.empty(graph.num_nodes, dim).normal_(0, std, generator=generator)
+
+
+def embedding_blocks(
+    graph: BipartiteGraph, dim: int, std: float | None, generator: torch.Generator, blocks: Iterable[slice]
+) -> Iterator[torch.Tensor]:
+    """The rows of `embeddings` in consecutive blocks, the same numbers where dim is a multiple of 16: torch draws
+    normal numbers in groups of 16, which no block may split."""
+    for rows in blocks:
+        block = torch.empty(rows.stop - rows.start, dim)
+        if std is not None:
+            yield block.normal_(0, std, generator=generator)
+            continue
+        users = max(0, min(graph.num_users, rows.stop) - rows.start)
+        for part, count in ((block[:users], graph.num_users), (block[users:], graph.num_items)):
+            bound = math.sqrt(6 / (count + dim))
+            part.uniform_(-bound, bound, generator=generator)
+        yield block
 
 
 def step_seeds(seed: int, step: int, count: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ from gnnrec.ops import topk_scores as _topk_scores
 from gnnrec.ops import uniformity_loss as _uniformity_loss
 from gnnrec.ops._numba import set_num_threads
 from gnnrec.ops.autotune import autotune
+from gnnrec.ops.bpr_loss.panels import BPRPanels
 
 OPS = (
     _spmm.OP,
@@ -46,6 +47,7 @@ spmm = _spmm.spmm
 spmm_accumulate = _spmm.spmm_accumulate
 sddmm = _sddmm.sddmm
 lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
+lightgcn_propagate_into = _lightgcn_propagate.lightgcn_propagate_into
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
@@ -65,6 +67,7 @@ edge_softmax = _edge_softmax.edge_softmax
 
 __all__ = [
     "OPS",
+    "BPRPanels",
     "SparseMatrix",
     "adam_step",
     "autotune",
@@ -76,6 +79,7 @@ __all__ = [
     "gmm_conv",
     "index_scatter",
     "lightgcn_propagate",
+    "lightgcn_propagate_into",
     "ngcf_layer",
     "perturb",
     "rgcn_conv",

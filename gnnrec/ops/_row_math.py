@@ -23,6 +23,7 @@ from gnnrec.ops._vector import (
 )
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+FOLD = 16  # columns that are added up at a time
 
 
 def _elementwise(function: Callable[..., Any], rows: int, scalars: int = 0) -> Callable[..., Any]:
@@ -183,6 +184,24 @@ def row_dot(typingctx: Any, a: Any, b: Any) -> Any:
         return horizontal_sum(builder, a, total)
 
     return a.dtype(a, a), codegen
+
+
+@intrinsic
+def row_fold(typingctx: Any, start: Any, value: Any) -> Any:
+    """start plus the sums of 16 columns each, from left to right: the same bits for a row and for its panels in turn,
+    as long as their widths are multiples of 16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total, vectors = args[0], without_tail(builder, value, unpack(builder, value, args[1]))
+        group = FOLD // value.lanes
+        for first in range(0, len(vectors), group):
+            block = vectors[first]
+            for vector in vectors[first + 1 : first + group]:
+                block = builder.fadd(block, vector)
+            total = builder.fadd(total, horizontal_sum(builder, value, block))
+        return total
+
+    return value.dtype(value.dtype, value), codegen
 
 
 @intrinsic

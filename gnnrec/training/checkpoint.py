@@ -17,8 +17,9 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ _FOLDER = re.compile(r"step-(\d{8,})(?:-(\d+))?")  # the second number: the step
 _KEY = re.compile(r"([A-Za-z]\w*)\.(.+)")
 _SUFFIX = ".safetensors"
 _CHUNK = 1 << 20
+_ROWS = 1 << 16  # of a stored matrix at a time
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 
@@ -50,6 +52,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 class Manifest(NamedTuple):
@@ -60,26 +63,46 @@ class Manifest(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A matrix that is in memory some rows at a time.
+
+    Args:
+        shape, dtype: of the whole.
+        step: as many rows are read at a time, from a multiple of it on.
+        read: gives these rows.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    step: int
+    read: Callable[[slice], torch.Tensor]
+
+    def whole(self) -> torch.Tensor:
+        """All of it, in memory."""
+        return self.read(slice(0, self.shape[0]))
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in memory.
 
     Args:
         path: the folder it was read from.
         step: the number of steps trained.
-        tensors: by `GROUP.NAME`, as they were saved, bit for bit.
+        tensors: by `GROUP.NAME`, as they were saved, bit for bit; matrices as `Rows` where these were asked for.
         state: what was saved beside them, as JSON has it (tuples have become lists).
     """
 
     path: Path
     step: int
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Any]
     state: dict[str, Any]
 
 
 def save(
     folder: str | os.PathLike[str],
     step: int,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | Rows],
     state: Mapping[str, Any],
     *,
     keep: int = 1,
@@ -93,7 +116,7 @@ def save(
     Args:
         folder: where the checkpoints lie; created where missing. One process at a time may save into it.
         step: number of steps trained so far, at least 0.
-        tensors: dense tensors by `GROUP.NAME`, of any shape and device.
+        tensors: dense tensors by `GROUP.NAME`, of any shape and device, or `Rows`.
         state: what JSON can hold; NaN and infinities too.
         keep: how many earlier checkpoints to keep.
 
@@ -140,38 +163,43 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     return found[-1][2] if found else None
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, as_rows: bool = False) -> Checkpoint:
     """Verify a checkpoint and read it.
 
     Args:
         path: the checkpoint's folder.
         device: where to put the tensors.
+        as_rows: leave matrices in their files and give them as `Rows`.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed, or the format is not ours; with what was found.
     """
     path = Path(path)
     manifest = _verify(path)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Any] = {}
     try:
         for name in manifest.files:
             if name.endswith(_SUFFIX):
                 with safe_open(path / name, framework="pt") as file:
                     for key in file.keys():  # noqa: SIM118 - it is no mapping
+                        stored = _stored_rows(path / name, key, file.get_slice(key)) if as_rows else None
                         # A copy: the library's CPU tensors are views of the mapped file and would change with it.
-                        tensors[f"{name.removesuffix(_SUFFIX)}.{key}"] = file.get_tensor(key).to(device, copy=True)
+                        found = file.get_tensor(key).to(device, copy=True) if stored is None else stored
+                        tensors[f"{name.removesuffix(_SUFFIX)}.{key}"] = found
         state = json.loads((path / _STATE).read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, f"verifies but cannot be read: {error}") from error
     return Checkpoint(path, manifest.step, tensors, state)
 
 
-def load_latest(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Checkpoint, list[str]]:
+def load_latest(
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, as_rows: bool = False
+) -> tuple[Checkpoint, list[str]]:
     """Read the newest checkpoint that verifies.
 
     Args:
         folder: where the checkpoints lie.
-        device: where to put the tensors.
+        device, as_rows: as for `load`.
 
     Returns:
         The checkpoint, and one warning for each newer one that is damaged.
@@ -182,7 +210,7 @@ def load_latest(folder: str | os.PathLike[str], device: str | torch.device = "cp
     warnings: list[str] = []
     for _, _, path in reversed(_checkpoints(Path(folder))):
         try:
-            checkpoint = load(path, device)
+            checkpoint = load(path, device, as_rows=as_rows)
         except CheckpointError as error:
             warnings.append(f"{error.where}: {error.found}")
         else:
@@ -194,6 +222,20 @@ def load_latest(folder: str | os.PathLike[str], device: str | torch.device = "cp
         where=str(folder),
         remedy="Restore one of them from a copy, or train anew in another folder",
     )
+
+
+def _stored_rows(file: Path, key: str, stored: Any) -> Rows | None:
+    """A matrix as it lies in the file; None for what is no matrix."""
+    shape = tuple(stored.get_shape())
+    if len(shape) != 2:
+        return None
+
+    def read(rows: slice) -> torch.Tensor:
+        with safe_open(file, framework="pt") as opened:
+            part: torch.Tensor = opened.get_slice(key)[rows]
+            return part.clone()
+
+    return Rows(shape, _TYPES[stored.get_dtype()], _ROWS, read)
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
@@ -208,12 +250,15 @@ def _checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted((int(match[1]), int(match[2] or 0), path) for match, path in found)
 
 
-def _grouped(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    groups: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+def _grouped(tensors: Mapping[str, torch.Tensor | Rows]) -> list[tuple[str, dict[str, Any]]]:
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"tensor name {key!r} is not GROUP.NAME, such as 'model.weight'")
+        if isinstance(tensor, Rows):
+            groups[match[1]][match[2]] = tensor
+            continue
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise ValueError(
                 f"tensor {key!r} is {tensor.layout}, {tensor.dtype}: a checkpoint holds dense tensors only"
@@ -234,23 +279,33 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+def _safetensors(tensors: dict[str, torch.Tensor | Rows]) -> Iterator[bytes | memoryview]:
     """The parts of a safetensors file: header length, JSON header, the tensors' bytes.
 
     The library's own writer hides the error number of a full disk and needs all tensors on the CPU at once. Files are
     read with the library. Format: https://github.com/huggingface/safetensors#format
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps every tensor aligned
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps every tensor aligned
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        start, end = end, end + prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     yield len(encoded).to_bytes(8, "little") + encoded
     for _, tensor in ordered:
-        yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for part in _parts(tensor):
+            yield part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _parts(tensor: torch.Tensor | Rows) -> Iterator[torch.Tensor]:
+    if isinstance(tensor, torch.Tensor):
+        yield tensor
+        return
+    rows = tensor.shape[0]
+    for start in range(0, rows, tensor.step):
+        yield tensor.read(slice(start, min(start + tensor.step, rows)))
 
 
 def _verify(path: Path, *, from_disk: bool = False) -> Manifest:

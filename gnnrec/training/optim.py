@@ -6,7 +6,7 @@ and gives the same bits for any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,18 +15,37 @@ from torch import nn
 
 from gnnrec import ops
 from gnnrec.config import OptimizerConfig
+from gnnrec.memtier.stream import Stream
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 RUN = 64  # numbers that are added up at a time
 
 
-def build(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the model's parameters, where they lie now. On a GPU a step may be captured in a CUDA graph."""
+# The name of a state, the parameter and the state's type -> zeros like the parameter.
+Zeros = Callable[[str, torch.Tensor, torch.dtype], torch.Tensor]
+
+
+def build(
+    config: OptimizerConfig, model: nn.Module, zeros: Zeros | None = None, stream: Stream | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of the model's parameters, where they lie now. On a GPU a step may be captured in a CUDA graph.
+
+    Args:
+        config: of the optimiser.
+        model: its parameters are changed.
+        zeros: where the moments of Adam come from; None puts them where the parameter lies.
+        stream: of the moments of `model.embedding`, which then lie in files; for Adam.
+    """
     parameters = list(model.parameters())
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     moments: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps}
     if config.name in ("adam", "adamw"):
         options |= moments | {"decoupled": config.name == "adamw", "clip": config.clip}
-        return Adam(parameters, state_dtype=getattr(torch, config.state_dtype), **options)
+        options |= {"state_dtype": getattr(torch, config.state_dtype), "zeros": zeros}
+        streams = (
+            {} if stream is None else {parameter: stream for parameter in parameters if parameter is model.embedding}
+        )
+        return Adam(parameters, streams=streams, **options)
     if config.name == "lamb":
         return Lamb(parameters, **options, **moments)
     if config.name == "lars":
@@ -88,6 +107,8 @@ class Adam(_Optimizer):
         state_dtype: of the moments, float32 (float64 for a float64 parameter) or bfloat16, which is rounded at random
             by the number of the parameter and the step.
         clip: the greatest L2 norm of a row of a gradient.
+        zeros: where the moments come from.
+        streams: of the moments of parameters whose moments lie in files, float32 panels as wide as the parameter.
     """
 
     def __init__(
@@ -101,8 +122,10 @@ class Adam(_Optimizer):
         decoupled: bool = False,
         clip: float | None = None,
         state_dtype: torch.dtype = torch.float32,
+        zeros: Zeros | None = None,
+        streams: Mapping[Any, Stream] | None = None,
     ) -> None:
-        parameters = list(parameters)
+        parameters, self._zeros, self._streams = list(parameters), zeros or _zeros, streams or {}
         on_gpu = [parameter.device for parameter in parameters if parameter.is_cuda]
         # Where a CUDA graph that holds the step finds it, whatever it is then.
         rate = torch.tensor(lr, dtype=torch.float64, device=on_gpu[0]) if on_gpu else lr
@@ -114,16 +137,22 @@ class Adam(_Optimizer):
     ) -> None:
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = parameter.new_zeros(parameter.shape, dtype=_moments(parameter, group))
+            for name in MOMENTS if parameter not in self._streams else ():
+                state[name] = self._zeros(name, parameter, _moments(parameter, group))
             if parameter.dtype == torch.bfloat16:
                 state["master"] = parameter.float()
         state["step"] += 1
-        tensors = parameter, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"], state.get("master")
-        *matrices, master = map(_matrix, tensors)
         names = ("lr", "betas", "eps", "weight_decay", "decoupled", "clip")
-        options = {name: group[name] for name in names} | {"step": state["step"], "seed": number, "master": master}
-        ops.adam_step(*matrices, **options)
+        options = {name: group[name] for name in names} | {"step": state["step"], "seed": number}
+        gradient, master = gradient.contiguous(), state.get("master")
+        if parameter in self._streams:
+            for block in self._streams[parameter].panel(0):
+                part = None if master is None else master[block.rows]
+                ops.adam_step(parameter[block.rows], gradient[block.rows], *block.tensors, master=part, **options)
+            return
+        tensors = parameter, gradient, state["exp_avg"], state["exp_avg_sq"], master
+        *matrices, master = map(_matrix, tensors)
+        ops.adam_step(*matrices, master=master, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which gives all state the parameter's type, but for the moments."""
@@ -131,11 +160,17 @@ class Adam(_Optimizer):
         owners = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         for number, state in state_dict["state"].items():
             parameter, group = owners[number]
-            kinds = dict.fromkeys(("exp_avg", "exp_avg_sq"), _moments(parameter, group))
+            kinds = dict.fromkeys(MOMENTS if parameter not in self._streams else (), _moments(parameter, group))
             if "master" in state:
                 kinds["master"] = torch.float32
             for name, dtype in kinds.items():
-                self.state[parameter][name] = state[name].to(parameter.device, dtype)
+                place = self._zeros if name in MOMENTS else _zeros
+                self.state[parameter][name] = place(name, parameter, dtype).copy_(state[name])
+
+
+def _zeros(name: str, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Beside the parameter."""
+    return parameter.new_zeros(parameter.shape, dtype=dtype)
 
 
 def _matrix(x: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +25,14 @@ from gnnrec.data.synthetic import PlantedModel
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.memtier.account import Actual, account
+from gnnrec.memtier.files import is_tier_folder
+from gnnrec.memtier.planner import Plan
 from gnnrec.ops import set_num_threads
 from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
-from gnnrec.training import checkpoint, runlog
+from gnnrec.training import checkpoint, placing, runlog
 from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.placing import Places
 from gnnrec.training.trainer import Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
@@ -34,20 +40,31 @@ PARTS = ("train", "valid", "test")
 RESUMABLE = {"resume", "device", "threads", "evaluation.k"}
 RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
 RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
+MEMORY = "memory."  # every key of it too: results are the same wherever tensors lie
+PLAN = "plan.json"
+TIER = "tier"  # of the run directory: the folder for files that are streamed
 
 
 @dataclass(frozen=True)
 class Run:
     """A trained model with the data it was trained on, as `evaluate` and `recommend` need them.
 
-    The graph stays on the CPU, the model lies on `device`; both bring what they need to where they work.
+    The graph stays on the CPU, the model lies on `device`; both bring what they need to where they work. A context
+    manager: what lies in files of a slow tier is gone at its end.
     """
 
     config: TrainConfig
     data: dataset.Dataset
     graph: BipartiteGraph
-    model: models.Model
+    model: models.Model | models.StreamedLightGCN
     device: torch.device
+    places: Places = field(default_factory=Places)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.places.close()
 
     def seen(self, *, with_valid: bool) -> SparseMatrix:
         """The users x items matrix of the training part, with the validation part where asked."""
@@ -56,8 +73,15 @@ class Run:
         return graph_of(self.data.train, self.data.valid).user_item()
 
 
-def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
+def train(
+    config: TrainConfig, run_dir: Path, on_plan: Callable[[Plan], None] = lambda plan: None
+) -> tuple[Run, dict[str, Any]]:
     """Train, evaluate and leave everything in `run_dir`.
+
+    Args:
+        config: of the run.
+        run_dir: its directory.
+        on_plan: is told where tensors go, before they do, unless everything lies in DRAM as asked.
 
     Returns:
         The run and its summary, which `summary.json` holds too.
@@ -81,30 +105,38 @@ def train(config: TrainConfig, run_dir: Path) -> tuple[Run, dict[str, Any]]:
             save_data(data, run_dir)
         atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
         graph = graph_of(data.train)
-        run = Run(config, data, graph, models.build(config.model, graph, config.seed), device)
-        facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
-        log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
-        position = _fit(run, run_dir / "checkpoints", log)
-        started = time.perf_counter()
-        metrics = evaluate(run, ks=config.evaluation.k)
-        position.eval_seconds += time.perf_counter() - started
-        summary = _summary(run, position, metrics)
-        log.event("end", metrics=metrics)
-        log.write_summary(summary)
+        tier = run_dir / TIER
+        places = placing.planned(config, graph, validated=data.valid is not None, folder=tier)
+        with ExitStack() as failed:
+            failed.callback(places.close)
+            if places.plan is not None:
+                on_plan(places.plan)
+            _keep_plan(places.plan, run_dir / PLAN)
+            model, graph = placing.build(config, graph, places, device, tier)
+            run = Run(config, data, graph, model, device, places)
+            facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
+            log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
+            position, actual = _fit(run, run_dir / "checkpoints", log)
+            started = time.perf_counter()
+            metrics = evaluate(run, ks=config.evaluation.k)
+            position.eval_seconds += time.perf_counter() - started
+            summary = _summary(run, position, metrics) | _account(run.places, actual)
+            log.event("end", metrics=metrics)
+            log.write_summary(summary)
+            failed.pop_all()
     return run, summary
 
 
-def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> Position:
-    """Train the run's model, or compute it where it is in closed form."""
+def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Actual]:
+    """Train the run's model, or compute it where it is in closed form; gives the position, and what steps took."""
     config = run.config
-    place(run.model, run.device)
     if isinstance(run.model, models.GFCF):
         started = time.perf_counter()
         run.model.fit()
         position = Position(finished=True, train_seconds=time.perf_counter() - started)
         tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
         checkpoint.save(checkpoints, 0, tensors, asdict(position))
-        return position
+        return position, Actual(0, 0.0)
     assert config.trainer is not None
     assert config.loss is not None
     assert config.optimizer is not None
@@ -121,8 +153,9 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> Position:
         checkpoints=checkpoints,
         log=log,
         resume=config.resume,
+        places=run.places,
     )
-    return trainer.fit()
+    return trainer.fit(), trainer.learner.actual
 
 
 def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:
@@ -150,29 +183,70 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     config = _read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
-    # What the checkpoint holds replaces the start, so none that takes long is made.
-    shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model
-    model = models.build(shape, graph, config.seed)
-    saved, warnings = checkpoint.load_latest(run_dir / "checkpoints")
+    panels = _panels(run_dir)
+    saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=panels is not None)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     groups = split_groups(saved.tensors)
+    places, state = Places(run=str(run_dir)), groups.get("best", groups.get("model", {}))
     try:
-        model.load_state_dict(groups.get("best", groups.get("model", {})))
-    except RuntimeError as error:
+        model = _restored(config, graph, places, run_dir, state, panels)
+    except (RuntimeError, KeyError) as error:
+        places.close()
         raise CheckpointError(
             f"does not fit the configuration in {run_dir / 'config.yaml'}",
             where=str(saved.path),
             remedy="Restore the config.yaml that the training wrote",
         ) from error
-    place(model, found)
-    return Run(config, data, graph, model, found)
+    if not isinstance(model, models.StreamedLightGCN):
+        placing.place(model, found)
+    return Run(config, data, graph, model, found, places)
 
 
-def place(model: torch.nn.Module, device: torch.device) -> None:
-    """Move a model's parameters, or raise a DeviceMemoryError."""
-    with devices.memory_errors("the model", lower="model.dim"):
-        model.to(device)
+def _keep_plan(plan: Plan | None, file: Path) -> None:
+    """Write the plan, or remove that of the run before, which is resumed without one."""
+    if plan is not None:
+        atomic_write(file, (json.dumps(plan.to_dict(), indent=2) + "\n").encode())
+    elif file.exists():
+        file.unlink()
+
+
+def _panels(run_dir: Path) -> tuple[int, int] | None:
+    """Width of panels and bytes of buffers where the run's plan has its embeddings in files, too large for memory.
+
+    Raises:
+        CheckpointError: the plan is damaged.
+    """
+    file = run_dir / PLAN
+    try:
+        plan = json.loads(file.read_bytes())
+        modes = {tensor["name"]: tensor["mode"] for tensor in plan["tensors"]}
+        return (plan["panel_columns"], plan["buffer_bytes"]) if modes["embedding"] == "stream" else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "Restore it from a copy, or resume the run, which makes a new one"
+        raise CheckpointError(f"cannot be read: {error!r}", where=str(file), remedy=remedy) from error
+
+
+def _restored(
+    config: TrainConfig,
+    graph: BipartiteGraph,
+    places: Places,
+    run_dir: Path,
+    state: dict[str, Any],
+    panels: tuple[int, int] | None,
+) -> models.Model | models.StreamedLightGCN:
+    """The model with the parameters of a checkpoint, where the training had it."""
+    if panels is not None:
+        streamed = placing.streamed(config, graph, places, run_dir / TIER, *panels, None)
+        streamed.embedding.fill_from(state["embedding"].read)
+        return streamed
+    # What the checkpoint holds replaces the start, so none that takes long is made.
+    shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model
+    model = models.build(shape, graph, config.seed)
+    model.load_state_dict(state)
+    return model
 
 
 def graph_of(*parts: Interactions) -> BipartiteGraph:
@@ -259,6 +333,15 @@ def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]])
     }
 
 
+def _account(places: Places, actual: Actual) -> dict[str, Any]:
+    """What was planned beside what happened, where there was a plan."""
+    if places.plan is None:
+        return {}
+    shares = {name.partition(".")[0]: str(placed.share()) for name, placed in places.placed.items()}
+    simulated = places.files is not None and places.files.provenance == "simulated"
+    return {"memory": account(places.plan, replace(actual, shares=shares), simulated=simulated)}
+
+
 def _joined(a: Interactions, b: Interactions) -> Interactions:
     return replace(
         a,
@@ -289,6 +372,10 @@ def _check_cutoffs(config: TrainConfig, data: dataset.Dataset) -> None:
 
 def _read_config(run_dir: Path) -> TrainConfig:
     file = run_dir / "config.yaml"
+    if is_tier_folder(run_dir):
+        found = "holds live tensors of a training, half of them new at any time: they are no checkpoint"
+        remedy = "Give the run directory, or resume the run from its last checkpoint"
+        raise CheckpointError(found, where=str(run_dir), remedy=remedy)
     if not file.exists():
         raise CheckpointError(
             "is no run directory: it has no config.yaml",
@@ -318,7 +405,11 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
     before, now = (_flat(asdict(part)) for part in (_read_config(run_dir), config))
     decays = config.trainer is not None and config.trainer.lr_decay != "none"
     resumable = RESUMABLE - {"trainer.epochs"} if decays else RESUMABLE  # the decay goes by them
-    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name) and name not in resumable]
+    changed = [
+        name
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name) and name not in resumable and not name.startswith(MEMORY)
+    ]
     if changed:
         listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in changed)
         raise ConfigError(

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat, TextIO
 
 from gnnrec.errors import CheckpointError
+from gnnrec.memtier import cgroup
 from gnnrec.storage import atomic_write, storage_errors
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def machine() -> dict[str, Any]:
         "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": platform.platform(),
     }
-    limit = _memory_limit(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    limit = cgroup.memory_limit()
     if limit is not None and limit < facts["ram_bytes"]:
         facts["memory_limit_bytes"] = limit
     return facts
@@ -151,27 +152,6 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory_limit(membership: Path, root: Path) -> int | None:
-    """The lowest memory limit, in bytes, of this process's control group and those above it; versions 1 and 2."""
-    limits = []
-    with contextlib.suppress(OSError):
-        for line in membership.read_text().splitlines():
-            hierarchy, controllers, group = line.split(":", 2)
-            if hierarchy == "0":
-                top, name = root, "memory.max"
-            elif "memory" in controllers.split(","):
-                top, name = root / "memory", "memory.limit_in_bytes"
-            else:
-                continue
-            own = top / group.lstrip("/")
-            for folder in (own, *own.parents):
-                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-                    limits.append(int((folder / name).read_text()))
-                if folder == top:
-                    break
-    return min(limits, default=None)
 
 
 def versions(*, gpu: bool = False) -> dict[str, str]:

@@ -5,31 +5,31 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from gnnrec import device as devices
-from gnnrec import losses
-from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
+from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
-from gnnrec.models import SimGCL, Trainable
-from gnnrec.training import checkpoint, optim, sampler
-from gnnrec.training.capture import LARGEST, CapturedStep
+from gnnrec.memtier.account import Actual
+from gnnrec.models import Scorer, StreamedLightGCN, Trainable
+from gnnrec.training import checkpoint, sampler
 from gnnrec.training.evaluate import Evaluator
+from gnnrec.training.placing import Places
+from gnnrec.training.resident import Resident
 from gnnrec.training.runlog import Progress, RunLog
 from gnnrec.training.scaling import scaled
 from gnnrec.training.schedule import learning_rate
+from gnnrec.training.streamed import Streamed
 
 LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
 READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do when they end
-AHEAD = 4  # steps that a GPU has before it; with more, a signal would wait for all of them
 
 
 class DivergedError(GnnrecError):
@@ -61,11 +61,31 @@ class Position:
     eval_seconds: float = 0.0
 
 
+class Learner(Protocol):
+    """A model with everything that changes it, wherever that lies: `Resident` or `Streamed`."""
+
+    sampler: sampler.Sampler
+    device: torch.device
+
+    as_rows: bool  # whether it takes the matrices of a checkpoint as `Rows`
+
+    @property
+    def actual(self) -> Actual: ...
+    def step(self, step: int, lr: float) -> torch.Tensor: ...
+    def warm_up(self, step: int) -> float: ...
+    def largest(self) -> float: ...
+    def scorer(self) -> Scorer: ...
+    def keep_best(self) -> None: ...
+    def take_best(self) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, groups: Mapping[str, Mapping[str, Any]], where: str) -> None: ...
+    def close(self) -> None: ...
+
+
 class Trainer:
     """Trains a model, evaluates now and then, keeps the best, writes checkpoints.
 
-    Training happens where the model's parameters lie. Batches are drawn on the CPU, the same for every device. A
-    GPU always has the next steps before it, and its losses are looked at a few times a second.
+    A GPU always has the next steps before it, and its losses are looked at a few times a second.
 
     Args:
         model: the model; its parameters are trained in place.
@@ -77,11 +97,12 @@ class Trainer:
         checkpoints: the folder for checkpoints; None writes none.
         log: where events go.
         resume: go on from the newest checkpoint in `checkpoints`.
+        places: where its tensors lie, if not beside the model.
     """
 
     def __init__(
         self,
-        model: Trainable,
+        model: Trainable | StreamedLightGCN,
         config: TrainerConfig,
         loss: LossConfig,
         optimizer: OptimizerConfig,
@@ -91,29 +112,23 @@ class Trainer:
         checkpoints: Path | None = None,
         log: RunLog | None = None,
         resume: bool = False,
+        places: Places | None = None,
     ) -> None:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
         self.model, self.config, self.epochs, self.lr = model, config, config.epochs, optimizer.lr
-        if config.storage == "bfloat16":
-            model.to(torch.bfloat16)
-        self.optimizer = optim.build(optimizer, model)
-        self.device = model.embedding.device
-        on_gpu = self.device.type == "cuda"
-        plain = losses.build(loss, model.graph, model.similarity == "cosine", self.device)
-        batches = sampler.build(loss, model.graph, config, seed, pinned=on_gpu)
-        self.loss: Callable[..., torch.Tensor] = plain
-        self.sampler: sampler.Sampler = batches
-        if isinstance(model, SimGCL):
-            self.loss = losses.Contrastive(plain, model.views, model.contrast_weight, model.contrast_temperature)
-            self.sampler = sampler.WithNodes(batches, model.contrast_nodes)
-        self.captured = CapturedStep(self.device) if self._captures() else None
-        self.read_seconds = READ_SECONDS if on_gpu else 0.0
-        self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
+        self._rate = 0.0  # of the latest step
+        self.learner: Learner
+        if isinstance(model, StreamedLightGCN):
+            assert isinstance(loss, BPRConfig)
+            self.learner = Streamed(model, config, loss, optimizer, seed)
+        else:
+            self.learner = Resident(model, config, loss, optimizer, seed, places)
+        self.sampler = self.learner.sampler
+        self.read_seconds = READ_SECONDS if self.learner.device.type == "cuda" else 0.0
         self.valid, self.checkpoints, self.log = valid, checkpoints, log
         self._event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
         self.position = Position()
-        self.best_parameters: dict[str, torch.Tensor] | None = None
         self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
         # A run that ended before its first checkpoint starts again.
         if resume and checkpoints is not None and checkpoint.latest(checkpoints) is not None:
@@ -132,6 +147,7 @@ class Trainer:
         position, epochs = self.position, self.epochs
         total = epochs * self.sampler.steps_per_epoch
         with (
+            closing(self.learner),
             self._memory_errors(),
             _caught_signals() as caught,
             Progress(total, initial=position.step) as progress,
@@ -147,8 +163,7 @@ class Trainer:
                 path = self._save()
                 self._event("interrupted", signal=caught[0], step=position.step)
                 raise Interrupted(caught[0], path)
-        if self.best_parameters is not None:
-            self.model.load_state_dict(self.best_parameters)
+        self.learner.take_best()
         return position
 
     def _train_epoch(self, caught: list[int], progress: Progress) -> None:
@@ -178,61 +193,23 @@ class Trainer:
     def _diverged(self, found: str) -> DivergedError:
         position = self.position
         return DivergedError(
-            f"{found} at step {position.step} (epoch {position.epoch + 1}) with "
-            f"learning rate {float(self.optimizer.param_groups[0]['lr']):.4g}",
+            f"{found} at step {position.step} (epoch {position.epoch + 1}) with learning rate {self._rate:.4g}",
             remedy="Train anew with a lower optimizer.lr or model.init_std. Earlier checkpoints are as they were",
         )
 
     def _memory_errors(self) -> AbstractContextManager[None]:
         width, batch = self.model.embedding.shape[1], self.config.batch_size
         lower = f"trainer.batch_size (now {batch}) or model.dim (now {width})"
-        return devices.memory_errors("training", lower, self.device)
+        return devices.memory_errors("training", lower, self.learner.device)
 
     def _step(self, step: int) -> torch.Tensor:
-        steps = self.epochs * self.sampler.steps_per_epoch
-        optim.set_lr(self.optimizer, learning_rate(self.config, self.lr, step, steps))
-        start_step = getattr(self.model, "start_step", None)
-        if start_step is not None:  # dropout and noise are functions of the step: training may have begun at any
-            start_step(step)
-        batch = self._batch(step)
-        loss = self.compute(*batch) if self.captured is None else self.captured(self.compute, *batch)
-        if self.device.type == "cuda":
-            end = torch.cuda.Event()
-            end.record(torch.cuda.current_stream(self.device))
-            self._started.append(end)
-            if len(self._started) > AHEAD:
-                self._started.popleft().synchronize()
-        return loss
-
-    def _batch(self, step: int) -> tuple[torch.Tensor, ...]:
-        return tuple(part.to(self.device, non_blocking=True) for part in self.sampler.batch(step))
-
-    def _captures(self) -> bool:
-        """Whether steps are captured in a CUDA graph: they must not wait for the GPU, which BPR alone does not, and
-        what changes from step to step must lie on it, as seeds of dropout and noise do not."""
-        fixed = isinstance(self.loss, losses.BPR) and not hasattr(self.model, "start_step")
-        on_gpu = self.device.type == "cuda" and isinstance(self.optimizer, optim.Adam)
-        return on_gpu and fixed and sum(x.numel() for x in self.model.parameters()) <= LARGEST
-
-    def compute(self, *batch: torch.Tensor) -> torch.Tensor:
-        """A step: loss, gradient, optimiser. With BPR alone it never waits for a GPU.
-
-        Args:
-            batch: as the sampler draws it, on the model's device.
-
-        Returns:
-            The loss, a scalar on that device.
-        """
-        loss = self.loss(self.model(), self.model.embedding, *batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        self._rate = learning_rate(self.config, self.lr, step, self.epochs * self.sampler.steps_per_epoch)
+        return self.learner.step(step, self._rate)
 
     def _end_epoch(self, progress: Progress) -> None:
         """Log, evaluate where it is time, decide whether to stop, write a checkpoint where it is time."""
         position, config = self.position, self.config
-        largest = float(self.model.embedding.detach().abs().max())
+        largest = self.learner.largest()
         if not largest < LIMIT:
             raise self._diverged(f"the largest entry of the embeddings is {largest:.3g}")
         position.epoch += 1
@@ -261,26 +238,20 @@ class Trainer:
     def _evaluate(self, valid: Evaluator) -> dict[str, float]:
         """Validate, and keep the parameters if they are the best so far."""
         position, monitor, started = self.position, self.config.monitor, time.perf_counter()
-        metrics = valid(self.model.scorer())
+        metrics = valid(self.learner.scorer())
         position.eval_seconds += time.perf_counter() - started
         if monitor not in metrics:
             raise ConfigError(f"is {monitor!r}", where="trainer.monitor", remedy=f"Known are: {', '.join(metrics)}")
         if not position.best or metrics[monitor] > position.best[monitor]:
             position.best, position.best_epoch, position.worse = metrics, position.epoch, 0
-            # On the CPU, since nothing needs them on a GPU before the end.
-            self.best_parameters = {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+            self.learner.keep_best()
         else:
             position.worse += 1
         return metrics
 
     def _warm_up(self) -> None:
-        """Compile the kernels on one step whose gradient is thrown away, so that its time can be told apart."""
-        started = time.perf_counter()
-        self.loss(self.model(), self.model.embedding, *self._batch(0)).backward()
-        self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - started
+        """Compile the kernels, so that their time can be told apart."""
+        seconds = self.learner.warm_up(self.position.step)
         self.position.compile_seconds += seconds
         self.position.train_seconds += seconds
 
@@ -293,32 +264,15 @@ class Trainer:
             return None
         if self._saved is not None and self._saved[0] == self.position.step:
             return self._saved[1]
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for name, value in (self.best_parameters or {}).items():
-            tensors[f"best.{name}"] = value
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        path = checkpoint.save(self.checkpoints, self.position.step, tensors, asdict(self.position))
+        path = checkpoint.save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
         self._saved = self.position.step, path
         return path
 
     def _restore(self, folder: Path) -> None:
-        saved, warnings = checkpoint.load_latest(folder)
+        saved, warnings = checkpoint.load_latest(folder, as_rows=self.learner.as_rows)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
-        groups = split_groups(saved.tensors)
-        try:
-            self.model.load_state_dict(groups["model"])
-        except RuntimeError as error:
-            raise CheckpointError(
-                "holds another model", where=str(saved.path), remedy="Resume with the configuration of that run"
-            ) from error
-        optimizer = self.optimizer.state_dict()
-        for name, value in groups.get("optimizer", {}).items():
-            index, _, key = name.partition(".")
-            optimizer["state"].setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(optimizer)
-        self.best_parameters = groups.get("best")
+        self.learner.restore(split_groups(saved.tensors), str(saved.path))
         try:
             self.position = Position(**saved.state)
         except TypeError as error:

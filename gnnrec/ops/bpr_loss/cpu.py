@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -13,7 +13,7 @@ from gnnrec.graph import _build
 from gnnrec.graph.schedule import balanced_chunks
 from gnnrec.ops._numba import VERSION, kernel
 from gnnrec.ops._parallel import items, new_counter, workers
-from gnnrec.ops._row_math import row_dot, row_fma, row_scale, row_sub
+from gnnrec.ops._row_math import row_fma, row_fold, row_mul, row_scale, row_sub
 from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_load, row_prefetch, row_store, row_zero
 
 BLOCK = 256  # pairs a thread takes at a time
@@ -22,53 +22,121 @@ AHEAD = 8  # places of the batch; of pairs as many as have three times so many r
 
 def loss(final: Any, ego: Any, triples: Any, reg: float, hardest: bool) -> float:
     """The mean over the batch, float64; final [nodes, dim], ego [nodes, ego_dim], triples int64 [2 + n, batch]."""
-    margins, triples = _margins(final, triples, hardest)
-    squares = np.zeros_like(margins[0])
+    margins = new_margins(triples, final.dtype)
+    add_margins(final, triples, margins)
+    margins, triples, _ = counted(margins, triples, new_squares(triples, margins, False), hardest)
+    squares = new_squares(triples, margins, reg > 0)
     if reg:
-        for start in range(0, ego.shape[1], MAX_DIM):
-            panel = ego[:, start : start + MAX_DIM]
-            _compile_squares(panel.shape[1], len(triples))(panel, triples, squares)
-    return float(_mean(margins, squares, reg))
+        add_squares(ego, triples, squares)
+    return mean(margins, squares, reg)
 
 
 def loss_backward(
     grad: float, final: Any, ego: Any, triples: Any, reg: float, hardest: bool, grad_final: Any, grad_ego: Any
 ) -> None:
     """Fill the gradients, every row once; grad_ego only with reg."""
-    margins, triples = _margins(final, triples, hardest)
-    nodes, batch = len(final), triples.shape[1]
-    number = margins.dtype.type
-    weights = _weights(margins, number(grad / margins.size)).reshape(-1)
-    # Which places of the batch a node stands in, in their order.
-    indptr, places = _build.group_by(triples.reshape(-1), np.arange(triples.size, dtype=np.int32), nodes)
-    chunks = balanced_chunks(torch.from_numpy(indptr)).numpy()
-    for start in range(0, final.shape[1], MAX_DIM):
-        panel = slice(start, start + MAX_DIM)
-        out = grad_final[:, panel]
-        compiled = _compile_gradient(out.shape[1], len(triples), can_stream(out))
-        compiled(indptr, places, chunks, triples, weights, final[:, panel], out)
+    margins = new_margins(triples, final.dtype)
+    add_margins(final, triples, margins)
+    margins, triples, _ = counted(margins, triples, new_squares(triples, margins, False), hardest)
+    pairs = grouped(grad, margins, triples, len(final))
+    fill_gradient(pairs, final, grad_final)
     if reg:
-        for start in range(0, ego.shape[1], MAX_DIM):
-            panel = slice(start, start + MAX_DIM)
-            out = grad_ego[:, panel]
-            compiled = _compile_decay(out.shape[1], len(triples), can_stream(out))
-            compiled(indptr, places, chunks, batch, ego[:, panel], number(reg * grad / batch), out)
+        _fill_decay(decay_factors(pairs, reg * grad), ego, grad_ego)
 
 
-def _margins(final: Any, triples: Any, hardest: bool) -> Any:
-    """s(u, n) - s(u, p) of the negatives that count, [n, batch], and the triples with these alone."""
-    margins = np.zeros((len(triples) - 2, triples.shape[1]), np.float64 if final.dtype == np.float64 else np.float32)
+def new_margins(triples: Any, dtype: Any) -> Any:
+    """Zeros [n, batch] for `add_margins`."""
+    return np.zeros((len(triples) - 2, triples.shape[1]), np.float64 if dtype == np.float64 else np.float32)
+
+
+def add_margins(final: Any, triples: Any, margins: Any) -> None:
+    """Add the part of s(u, n) - s(u, p) that these columns of the final embeddings have. Columns given in turn, a
+    multiple of 16 at a time, make the same bits as all of them at once."""
     for start in range(0, final.shape[1], MAX_DIM):
         panel = final[:, start : start + MAX_DIM]
         _compile_margins(panel.shape[1], len(triples))(panel, triples, margins)
-    return _hardest(margins, triples) if hardest else (margins, triples)
+
+
+def new_squares(triples: Any, margins: Any, wanted: bool) -> Any:
+    """Zeros [2 + n, batch] for `add_squares`, or [2 + n, 0] where there is no L2 term."""
+    return np.zeros((len(triples), triples.shape[1] if wanted else 0), margins.dtype)
+
+
+def add_squares(ego: Any, triples: Any, squares: Any) -> None:
+    """Add the squares of these columns of the ego embeddings, as `add_margins` does."""
+    for start in range(0, ego.shape[1], MAX_DIM):
+        panel = ego[:, start : start + MAX_DIM]
+        _compile_squares(panel.shape[1], len(triples))(panel, triples, squares)
+
+
+def counted(margins: Any, triples: Any, squares: Any, hardest: bool) -> tuple[Any, Any, Any]:
+    """What belongs to the negatives that count: all, or the hardest alone."""
+    return _hardest(margins, triples, squares) if hardest else (margins, triples, squares)
+
+
+def mean(margins: Any, squares: Any, reg: float) -> float:
+    """The loss of the negatives that count, float64."""
+    return float(_mean(margins, squares, reg))
+
+
+class Pairs(NamedTuple):
+    """A batch for the backward pass.
+
+    Args:
+        triples: int64 [2 + n, batch], with the negatives that count.
+        weights: the derivatives by the scores of positives, then of negatives, [(1 + n) * batch].
+        indptr, places: of every node, which places of the batch it stands in, in their order.
+        chunks: of nodes, of about equal work.
+    """
+
+    triples: Any
+    weights: Any
+    indptr: Any
+    places: Any
+    chunks: Any
+
+
+def grouped(grad: float, margins: Any, triples: Any, nodes: int) -> Pairs:
+    """The pairs by node; grad: of the loss."""
+    weights = _weights(margins, margins.dtype.type(grad / margins.size)).reshape(-1)
+    indptr, places = _build.group_by(triples.reshape(-1), np.arange(triples.size, dtype=np.int32), nodes)
+    return Pairs(triples, weights, indptr, places, balanced_chunks(torch.from_numpy(indptr)).numpy())
+
+
+def fill_gradient(pairs: Pairs, final: Any, out: Any) -> None:
+    """The gradient by these columns of the final embeddings."""
+    triples, weights, *groups = pairs
+    for start in range(0, final.shape[1], MAX_DIM):
+        panel = slice(start, start + MAX_DIM)
+        target = out[:, panel]
+        compiled = _compile_gradient(target.shape[1], len(triples), can_stream(target))
+        compiled(*groups, triples, weights, final[:, panel], target)
+
+
+def decay_factors(pairs: Pairs, reg: float) -> Any:
+    """Of every node: its ego embedding times this is the gradient of the L2 term; reg: its weight times that of the
+    loss."""
+    triples, weights, indptr, places, _ = pairs
+    batch = triples.shape[1]
+    factors = np.empty(len(indptr) - 1, weights.dtype)
+    _decay_factors(indptr, places, batch, len(triples), factors.dtype.type(reg / batch), factors)
+    return factors
+
+
+def _fill_decay(factors: Any, ego: Any, out: Any) -> None:
+    for start in range(0, ego.shape[1], MAX_DIM):
+        panel = slice(start, start + MAX_DIM)
+        target = out[:, panel]
+        _compile_decay(target.shape[1], can_stream(target))(factors, ego[:, panel], target)
 
 
 @kernel
-def _hardest(margins: Any, triples: Any) -> Any:
-    """The negative with the highest margin, the first of equal ones: margins [1, batch] and triples [3, batch]."""
+def _hardest(margins: Any, triples: Any, squares: Any) -> Any:
+    """The negative with the highest margin, the first of equal ones: margins [1, batch], triples and squares
+    [3, batch] (or [3, 0])."""
     negatives, batch = margins.shape
     highest, chosen = np.empty((1, batch), margins.dtype), np.empty((3, batch), triples.dtype)
+    kept = np.empty((3, squares.shape[1]), margins.dtype)
     for b in numba.prange(batch):
         best = 0
         for k in range(1, negatives):
@@ -77,7 +145,9 @@ def _hardest(margins: Any, triples: Any) -> Any:
                 best = k
         highest[0, b] = margins[best, b]
         chosen[0, b], chosen[1, b], chosen[2, b] = triples[0, b], triples[1, b], triples[2 + best, b]
-    return highest, chosen
+        if squares.shape[1] > 0:
+            kept[0, b], kept[1, b], kept[2, b] = squares[0, b], squares[1, b], squares[2 + best, b]
+    return highest, chosen, kept
 
 
 @kernel
@@ -93,7 +163,12 @@ def _mean(margins: Any, squares: Any, reg: Any) -> Any:
             for k in range(negatives):
                 margin = np.float64(margins[k, b])
                 losses += max(margin, 0.0) + np.log1p(np.exp(-abs(margin)))
-            total += losses * share + 0.5 * reg * squares[b]
+            if squares.shape[1] > 0:
+                others = 0.0
+                for k in range(negatives):
+                    others += squares[2 + k, b]
+                losses += 0.5 * reg * (negatives * (np.float64(squares[0, b]) + squares[1, b]) + others)
+            total += losses * share
         partial[block] = total
     total = 0.0
     for block in range(len(partial)):
@@ -131,14 +206,15 @@ def _compile_margins(dim: int, roles: int) -> Any:
                 user, positive = row_load(final, triples[0, b], dim), row_load(final, triples[1, b], dim)
                 for role in range(2, roles):
                     negative = row_load(final, triples[role, b], dim)
-                    margins[role - 2, b] += row_dot(user, row_sub(negative, positive))
+                    scores = row_mul(user, row_sub(negative, positive))
+                    margins[role - 2, b] = row_fold(margins[role - 2, b], scores)
 
     return run
 
 
 @cache
 def _compile_squares(dim: int, roles: int) -> Any:
-    version, distance, share = VERSION, max(1, 3 * AHEAD // roles), 1 / (roles - 2)
+    version, distance = VERSION, max(1, 3 * AHEAD // roles)
 
     @kernel
     def run(ego: Any, triples: Any, squares: Any) -> None:
@@ -151,8 +227,7 @@ def _compile_squares(dim: int, roles: int) -> Any:
                     row_prefetch(ego, triples[role, ahead], dim)
                 for role in range(roles):
                     row = row_load(ego, triples[role, b], dim)
-                    square = row_dot(row, row)
-                    squares[b] += square if role < 2 else square * share
+                    squares[role, b] = row_fold(squares[role, b], row_mul(row, row))
 
     return run
 
@@ -187,22 +262,27 @@ def _compile_gradient(dim: int, roles: int, stream: bool) -> Any:
     return run
 
 
+@kernel
+def _decay_factors(indptr: Any, places: Any, batch: Any, roles: Any, decay: Any, factors: Any) -> None:
+    """decay times how often a node stands in the batch, as one of the negatives for its share of them."""
+    for i in numba.prange(len(factors)):
+        times = indptr[i + 1] - indptr[i]
+        for k in range(indptr[i], indptr[i + 1]):
+            times += (roles - 3) * (places[k] < 2 * batch)
+        factors[i] = decay * (times / (roles - 2))
+
+
 @cache
-def _compile_decay(dim: int, roles: int, stream: bool) -> Any:
+def _compile_decay(dim: int, stream: bool) -> Any:
     version = VERSION
 
     @kernel
-    def run(indptr: Any, places: Any, chunks: Any, batch: Any, ego: Any, decay: Any, grad_ego: Any) -> None:
+    def run(factors: Any, ego: Any, grad_ego: Any) -> None:
         _ = version
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                for i in range(chunks[chunk], chunks[chunk + 1]):
-                    # As often as the node stands in the batch, as one of the negatives for its share of them.
-                    times = indptr[i + 1] - indptr[i]
-                    for k in range(indptr[i], indptr[i + 1]):
-                        times += (roles - 3) * (places[k] < 2 * batch)
-                    row_store(grad_ego, i, row_scale(row_load(ego, i, dim), decay * (times / (roles - 2))), stream)
-                fence()
+        blocks = (len(factors) + BLOCK - 1) // BLOCK
+        for block in numba.prange(blocks):
+            for i in range(block * BLOCK, min((block + 1) * BLOCK, len(factors))):
+                row_store(grad_ego, i, row_scale(row_load(ego, i, dim), factors[i]), stream)
+            fence()
 
     return run

@@ -16,7 +16,7 @@ from gnnrec.ops._operator import Operator
 from gnnrec.ops.lightgcn_propagate import cpu, reference
 from gnnrec.ops.segment import sum_by_index
 
-__all__ = ["OP", "lightgcn_propagate"]
+__all__ = ["OP", "lightgcn_propagate", "lightgcn_propagate_into"]
 
 
 def lightgcn_propagate(
@@ -66,6 +66,46 @@ def lightgcn_propagate(
     return result
 
 
+def lightgcn_propagate_into(
+    out: torch.Tensor,
+    work: torch.Tensor,
+    matrix: SparseMatrix,
+    x: torch.Tensor,
+    *,
+    layer_weights: Sequence[float],
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`lightgcn_propagate` in memory that is given, without gradients and on the CPU.
+
+    Args:
+        out, work: like x, contiguous, and apart from it and each other; both are overwritten.
+        matrix, x, layer_weights, rows: as for `lightgcn_propagate`.
+
+    Returns:
+        `out`; with rows, a fresh [n, dim]. Bit-equal to `lightgcn_propagate`.
+
+    Raises:
+        ValueError: as for `lightgcn_propagate`; shared memory; tensors on a GPU.
+    """
+    _arguments.check_matrix("lightgcn_propagate_into", matrix, symmetric=True)
+    _arguments.check_dense("lightgcn_propagate_into", "x", x, rows=matrix.shape[0])
+    for name, given in {"out": out, "work": work}.items():
+        _arguments.check_dense("lightgcn_propagate_into", name, given, x.shape[0], x.shape[1], (x.dtype,))
+        if not given.is_contiguous() or torch._C._overlaps(given, x) or torch._C._overlaps(out, work):
+            raise ValueError(f"lightgcn_propagate_into: {name} must be contiguous and share no memory")
+    if devices.on_gpu(x):
+        raise ValueError("lightgcn_propagate_into: takes CPU tensors")
+    _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work, rows=rows)
+    weights, packed = [float(weight) for weight in layer_weights], _arguments.pack(matrix)
+    if rows is None:
+        return torch.mul(x, weights[0], out=out) if len(weights) == 1 else _fill(packed, x, weights, out, work)
+    _check_rows(rows, len(x))
+    if len(weights) == 1:
+        return x[rows] * weights[0]
+    source = x if len(weights) == 2 else _fill(packed, x, weights[1:], out, work)
+    return _last_layer(packed, source, x, weights, rows)
+
+
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
 def _propagate(
     matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor | None
@@ -80,7 +120,12 @@ def _propagate(
 
         cuda.propagate(unpack(matrix, x.dtype), x, weights, out)
         return out
-    work = x.new_empty(x.shape if len(weights) > 2 else (0, x.shape[1]))
+    return _fill(matrix, x, weights, out, x.new_empty(x.shape if len(weights) > 2 else (0, x.shape[1])))
+
+
+def _fill(
+    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], out: torch.Tensor, work: torch.Tensor
+) -> torch.Tensor:
     arrays, dtype = _arguments.matrix_arrays(matrix, x.dtype), _arguments.numpy_dtype(x.dtype)
     cpu.propagate(arrays, _arguments.array(x), weights, _arguments.array(work), _arguments.array(out), dtype)
     return out
@@ -95,6 +140,13 @@ def _propagate_to(
         return x[rows] * weights[0]
     # By Horner's rule, what the last layer gathers is the propagation by all the others. A single layer gathers x.
     source = x if len(weights) == 2 else _propagate(matrix, x, weights[1:], None)
+    return _last_layer(matrix, source, x, weights, rows)
+
+
+def _last_layer(
+    matrix: list[torch.Tensor], source: torch.Tensor, x: torch.Tensor, weights: list[float], rows: torch.Tensor
+) -> torch.Tensor:
+    """The wanted rows from what the last layer gathers."""
     scale = weights[1] if len(weights) == 2 else 1.0
     if devices.on_gpu(x):
         from gnnrec.ops.lightgcn_propagate import cuda

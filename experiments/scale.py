@@ -1,0 +1,201 @@
+"""What a step costs as graphs grow past the memory: planned beside measured, in DRAM, mapped from files and streamed.
+
+    python experiments/scale.py limits     # a quarter of the state fits: what streaming costs beside DRAM
+    python experiments/scale.py optane     # up to 15.2 M users x 43.5 M items, 45 GB of state on the file tier
+    python experiments/scale.py limits --sizes 4 --folder /mnt/nvme --out folder
+
+Graphs are fractal expansions of Gowalla (GNNREC_DATA names the data sets' folder), LightGCN with BPR and Adam on top.
+Every measurement is a process of its own, so that its peak memory is known. Leaves scale.json, prints a table; rows
+that the file holds already are not measured again. `gnnrec calibrate` comes first.
+
+Largest graph: Hu et al. 2022, "Analysis and Optimization of GNN-Based Recommender Systems on Persistent Memory".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import study
+from rich.console import Console
+from rich.table import Table
+
+from gnnrec.config import MemoryConfig, TrainConfig
+from gnnrec.data import dataset, fractal
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier.account import account
+from gnnrec.storage import atomic_write
+from gnnrec.training import placing, runlog
+from gnnrec.training.trainer import Trainer
+from gnnrec.units import in_bytes
+
+GOWALLA = 29_858, 40_981, 810_128  # users, items, training interactions
+LARGEST = 15_200_000, 43_500_000, 228_600_000
+SIZES = {"limits": [4, 16, 48], "optane": [64, 16, 4, 1]}  # times Gowalla; a share of the largest
+STATE = 3 * 4  # bytes a number of the embedding: itself and two moments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("series", choices=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", type=int, help="times Gowalla, or the largest divided by it")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "gnnrec-scale", help="of the files"
+    )
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a case, in a process of its own
+    options = parser.parse_args(arguments)
+    if options.one is not None:
+        print(json.dumps(measured(options.one, options.folder, options.steps)))
+        return 0
+    file = options.out / "scale.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = json.loads(file.read_bytes()) if file.exists() else {"rows": []}
+    result["conditions"] = study.conditions()
+    for case in cases(options.series, options.sizes or SIZES[options.series]):
+        if any(case.items() <= row.items() for row in result["rows"]):
+            continue
+        print(f"measuring {case}", flush=True)
+        result["rows"].append(case | in_process(case, options))
+        atomic_write(file, (json.dumps(result, indent=1) + "\n").encode())
+    show([row for row in result["rows"] if row["series"] == options.series])
+    return 0
+
+
+def cases(series: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What is measured, each as keys and values that name it."""
+    for size in sizes:
+        if series == "limits":
+            users, items, interactions = (count * size for count in GOWALLA)
+            shape = {"users": users, "items": items, "interactions": interactions, "dim": 256, "batch": 65536}
+            limit = (users + items) * shape["dim"] * STATE // 4
+            for memory, most in (("dram", None), ("direct", None), ("stream", limit)):
+                yield {"series": series, "size": size, **shape, "memory": memory, "limit_bytes": most}
+        else:
+            users, items, interactions = (count // size for count in LARGEST)
+            shape = {"users": users, "items": items, "interactions": interactions, "dim": 64, "batch": 131072}
+            yield {"series": series, "size": size, **shape, "memory": "stream", "limit_bytes": 17 << 30}
+
+
+def in_process(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """A measurement in a fresh process; one that fails says why."""
+    command = [sys.executable, __file__, case["series"], "--one", json.dumps(case), "--folder", str(options.folder)]
+    done = subprocess.run([*command, "--steps", str(options.steps)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return {"failed": f"exit code {done.returncode}"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measured(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
+    """Graph, plan, a few steps; seconds of each step but the first, which finds caches and files as they were left."""
+    graph, graph_seconds = expansion(case)
+    config = settings(case, folder)
+    tier = folder / "tier"
+    if case["memory"] == "dram":  # planned all the same, to compare
+        places = placing.planned(replace(config, memory=MemoryConfig(name="auto")), graph, validated=False, folder=tier)
+        assert places.plan is not None
+        assert places.plan.mode == "dram", "the machine has too little memory for this case"
+    else:
+        places = placing.planned(config, graph, validated=False, folder=tier)
+    assert places.plan is not None
+    plan = places.plan
+    print(f"plan: {plan.mode}, panel {plan.panel}, buffers {in_bytes(plan.buffer_bytes)}", file=sys.stderr)
+    try:
+        started = time.perf_counter()
+        model, graph = placing.build(config, graph, places, study.torch.device("cpu"), tier)
+        fill_seconds = time.perf_counter() - started
+        assert config.trainer is not None
+        assert config.loss is not None
+        assert config.optimizer is not None
+        trainer = Trainer(model, config.trainer, config.loss, config.optimizer, places=places)  # type: ignore[arg-type]
+        trainer.learner.warm_up(0)
+        trainer._step(0)
+        before, seconds = trainer.learner.actual, []
+        for step in range(1, steps + 1):
+            started = time.perf_counter()
+            loss = float(trainer._step(step))
+            seconds.append(time.perf_counter() - started)
+            print(f"step {step}: {seconds[-1]:.2f} s, loss {loss:.4f}", file=sys.stderr)
+        after = trainer.learner.actual
+        told = account(plan, after)
+        trainer.learner.close()
+    finally:
+        places.close()
+    step_seconds = statistics.median(seconds)
+    count = after.steps - before.steps
+    transferring, waiting = (
+        (getattr(after, name) - getattr(before, name)) / count for name in ("transferring", "waiting")
+    )
+    return {
+        "plan": {"mode": plan.mode, "panel_columns": plan.panel, "buffer_bytes": plan.buffer_bytes},
+        "predicted_seconds_per_step": plan.step_seconds,
+        "predicted_resource_seconds": plan.resources,
+        "seconds_per_step": step_seconds,
+        "steps_seconds": seconds,
+        "transfer_seconds_per_step": transferring,
+        "waiting_seconds_per_step": waiting,
+        "planned_bytes": plan.tier_bytes(),
+        "peak_rss_bytes": runlog.peak_rss_bytes(),
+        "graph_seconds": graph_seconds,
+        "fill_seconds": fill_seconds,
+        "tensors": told["tensors"],
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def expansion(case: dict[str, Any]) -> tuple[BipartiteGraph, float]:
+    """The graph of a case, and the seconds it took."""
+    base = dataset.load(study.composed(["data=gowalla", "data.valid_ratio=0"]).data).train
+    started = time.perf_counter()
+    users, items = fractal.expand(base, case["users"], case["items"], case["interactions"], seed=0)
+    graph = BipartiteGraph.from_edges(users, items, case["users"], case["items"])
+    return graph, time.perf_counter() - started
+
+
+def settings(case: dict[str, Any], folder: Path) -> TrainConfig:
+    """A training on this graph: published LightGCN with a larger batch."""
+    overrides = [f"model.dim={case['dim']}", f"trainer.batch_size={case['batch']}", "trainer.sampling=users"]
+    overrides += ["data.valid_ratio=0", "loss.reg=1e-4", f"memory={case['memory']}"]
+    if case["memory"] != "dram":
+        overrides.append(f"memory.folder={folder}")
+    if case["limit_bytes"] is not None:
+        overrides.append(f"memory.limit={case['limit_bytes']}")
+    return study.composed(["data=gowalla", *overrides])
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of the README."""
+    table = Table()
+    names = ("users", "items", "interactions", "memory", "state", "limit", "panel", "predicted", "measured", "off")
+    for name in (*names, "transfers", "waiting", "peak RSS"):
+        table.add_column(name, justify="left" if name == "memory" else "right")
+    for row in rows:
+        first = [f"{row[name]:,}" for name in ("users", "items", "interactions")]
+        state = in_bytes((row["users"] + row["items"]) * row["dim"] * STATE)
+        limit = "" if row["limit_bytes"] is None else in_bytes(row["limit_bytes"])
+        if "failed" in row:
+            table.add_row(*first, row["memory"], state, limit, row["failed"])
+            continue
+        predicted, actual = row["predicted_seconds_per_step"], row["seconds_per_step"]
+        times = [f"{value:.2f} s" for value in (predicted, actual)] + [f"{actual / predicted - 1:+.0%}"]
+        times += [f"{row[f'{name}_seconds_per_step']:.2f} s" for name in ("transfer", "waiting")]
+        panel = str(row["plan"]["panel_columns"] or "")
+        table.add_row(*first, row["plan"]["mode"], state, limit, panel, *times, in_bytes(row["peak_rss_bytes"]))
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""numba kernels that calibration times: the operators' own loads, prefetches and stores, and nothing beside them.
+
+A buffer is a float32 matrix whose rows are multiples of 64 bytes. Kernels are closures over the width and
+`_numba.VERSION`; see there.
+"""
+
+# mypy: disallow-untyped-decorators=False
+# numba's decorators change what a function is in ways that mypy cannot see.
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+from gnnrec.graph.schedule import PREFETCH_DISTANCE
+from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._row_math import row_add, row_fma, row_splat
+from gnnrec.ops._vector import (
+    MAX_DIM,
+    fence,
+    row_gather_sum_ahead,
+    row_load,
+    row_store,
+    row_zero,
+)
+
+WIDE = MAX_DIM  # floats of a row that sequential kernels take at a time
+LINE = 16  # floats of a cache line
+SHARES = 1024  # consecutive rows, or indices, that a thread takes at a time are an item; so many items
+NEIGHBOURS = 32  # rows of a sum, as many as a row of a real graph has neighbours
+
+_PLACES = 8  # int64 numbers of a cache line
+
+serial: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@kernel
+def fill(words: Any, seed: Any) -> None:
+    """Write float32 numbers in [1, 2) that differ from each other: the first touch, by the threads that measure.
+
+    Args:
+        words: uint32 [n], the buffer's bits.
+    """
+    for i in numba.prange(len(words)):
+        mixed = (np.uint64(i) + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+        words[i] = np.uint32(mixed >> np.uint64(41)) | np.uint32(0x3F800000)
+
+
+@cache
+def reader() -> Any:
+    """read(x [rows, WIDE], sums [SHARES, WIDE]): adds up all rows in order."""
+    version, dim, shares = VERSION, WIDE, SHARES
+
+    @kernel
+    def read(x: Any, sums: Any) -> None:
+        _ = version
+        rows = len(x)
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                total = row_zero(x, dim)
+                for i in range(share * rows // shares, (share + 1) * rows // shares):
+                    total = row_add(total, row_load(x, i, dim))
+                row_store(sums, share, total, False)
+
+    return read
+
+
+@cache
+def writer() -> Any:
+    """write(out [rows, WIDE]): fills all rows in order, past the caches."""
+    version, dim, shares = VERSION, WIDE, SHARES
+
+    @kernel
+    def write(out: Any) -> None:
+        _ = version
+        rows = len(out)
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                for i in range(share * rows // shares, (share + 1) * rows // shares):
+                    row_store(out, i, row_splat(np.float32(i), row_zero(out, dim)), True)
+                fence()
+
+    return write
+
+
+@cache
+def copier() -> Any:
+    """copy(x [rows, WIDE], out [rows, WIDE]): reads and writes as many bytes, writes past the caches."""
+    version, dim, shares = VERSION, WIDE, SHARES
+
+    @kernel
+    def copy(x: Any, out: Any) -> None:
+        _ = version
+        rows = len(out)
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                for i in range(share * rows // shares, (share + 1) * rows // shares):
+                    row_store(out, i, row_load(x, i, dim), True)
+                fence()
+
+    return copy
+
+
+@cache
+def triad() -> Any:
+    """triad(a, b, out, all [rows, LINE]): out = a + 3 b past the caches, line after line as STREAM does it.
+
+    Source: J. D. McCalpin, Memory Bandwidth and Machine Balance in Current High Performance Computers, 1995.
+    """
+    version, dim, shares = VERSION, LINE, SHARES
+
+    @kernel
+    def triad(a: Any, b: Any, out: Any) -> None:
+        _ = version
+        rows = len(out)
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                for i in range(share * rows // shares, (share + 1) * rows // shares):
+                    row_store(out, i, row_fma(row_load(b, i, dim), np.float32(3), row_load(a, i, dim)), True)
+                fence()
+
+    return triad
+
+
+@cache
+def gatherer(width: int) -> Any:
+    """gather(x [rows, width], indices int32 [n], sums [SHARES, width]): adds up rows as spmm does."""
+    version, dim, shares, neighbours, distance = VERSION, width, SHARES, NEIGHBOURS, PREFETCH_DISTANCE
+
+    @kernel
+    def gather(x: Any, indices: Any, sums: Any) -> None:
+        _ = version
+        count = len(indices)
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                total, stop = row_zero(x, dim), (share + 1) * count // shares
+                for first in range(share * count // shares, stop, neighbours):
+                    last = min(first + neighbours, stop)
+                    total = row_add(total, row_gather_sum_ahead(x, indices, first, last, None, total, distance))
+                row_store(sums, share, total, False)
+
+    return gather
+
+
+@cache
+def scatterer(width: int) -> Any:
+    """scatter(out [rows, width], indices int32 [n]): writes whole rows, past the caches."""
+    version, dim, shares = VERSION, width, SHARES
+
+    @kernel
+    def scatter(out: Any, indices: Any) -> None:
+        _ = version
+        count = len(indices)
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                for k in range(share * count // shares, (share + 1) * count // shares):
+                    row_store(out, indices[k], row_splat(np.float32(k), row_zero(out, dim)), True)
+                fence()
+
+    return scatter
+
+
+@serial
+def make_cycle(words: Any, seed: Any) -> None:
+    """Write a random cycle through all cache lines: the first number of each is the place of the next.
+
+    Args:
+        words: int64 [n], a multiple of 8.
+        seed: uint64.
+
+    Source: S. Sattolo, An algorithm to generate a random cyclic permutation, Information Processing Letters 22 (1986);
+    the random numbers are splitmix64's.
+    """
+    lines = len(words) // _PLACES
+    for line in range(lines):
+        words[line * _PLACES] = line * _PLACES
+    state = seed
+    for line in range(lines - 1, 0, -1):
+        state += np.uint64(0x9E3779B97F4A7C15)
+        mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        other = np.int64((mixed ^ (mixed >> np.uint64(31))) % np.uint64(line)) * _PLACES
+        words[line * _PLACES], words[other] = words[other], words[line * _PLACES]
+
+
+@serial
+def chase(words: Any, start: Any, steps: Any) -> Any:
+    """Follow the cycle, each load waiting for the one before; returns where it ends."""
+    place = start
+    for _ in range(steps):
+        place = words[place]
+    return place

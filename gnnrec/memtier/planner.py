@@ -1,0 +1,584 @@
+"""What goes where: the placement with the shortest step that fits, found exactly.
+
+Every tensor has one place. Work on tensors where they lie costs the sum over tensors, since the same threads do all of
+it; files that are streamed meanwhile cost the longer of both. Capacities count every tensor and buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil, inf
+from typing import Any
+
+from gnnrec.config.checks import did_you_mean
+from gnnrec.config.memory import MemoryConfig
+from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.memtier.costs import Access, bandwidth, calibrate, seconds
+from gnnrec.memtier.stream import FEWEST, Layout
+from gnnrec.memtier.tiers import Rate, Tier
+from gnnrec.memtier.workload import GROUP, STATE, Demand, Streamed, Workload
+from gnnrec.units import in_bytes
+
+DIRECT = ("embedding", *STATE, "master")  # what memory=direct takes out of the tier that computes
+PRICE_STEPS = 100
+ROUNDING = 1e-12  # of a plan's seconds: what is shorter by less is no better
+TRANSFERS = 4  # threads that read and write files, both ways together, as stream.Stream has them
+
+
+class PlanError(GnnrecError):
+    """No placement fits."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A bandwidth that a plan counts on: 10^9 bytes of payload a second, what that rests on, and its sources."""
+
+    tier: str
+    pattern: str
+    row_bytes: int
+    working_set: int
+    gb_per_s: float
+    basis: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor goes. mode: "direct", the kernels work on it there, or "stream". moved: bytes in a step."""
+
+    name: str
+    bytes: int
+    tier: str
+    mode: str
+    moved: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything goes, and what a step then takes.
+
+    Args:
+        mode: "dram": all where the computation is; "direct": some tensors elsewhere, as they lie; "stream": embeddings
+            and state in files, by panels.
+        panel: columns of a panel; None unless streamed; all of them where the optimizer's state alone is.
+        buffer_bytes: of the ring of staging buffers; 0 unless streamed.
+        placements: of every tensor and buffer.
+        resources: seconds of a step by what is busy; what is streamed goes on beside the rest.
+        step_seconds: of a step.
+        steps_per_epoch: steps.
+        threads: of the kernels.
+        speeds: the bandwidths that it counts on.
+    """
+
+    mode: str
+    panel: int | None
+    buffer_bytes: int
+    placements: tuple[Placement, ...]
+    resources: dict[str, float]
+    step_seconds: float
+    steps_per_epoch: int
+    threads: int
+    speeds: tuple[Speed, ...]
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of an epoch's steps, without evaluation."""
+        return self.step_seconds * self.steps_per_epoch
+
+    @property
+    def binding(self) -> str:
+        """The resource that is busy longest."""
+        return max(self.resources, key=lambda name: self.resources[name])
+
+    def tier_bytes(self) -> dict[str, int]:
+        """Bytes of tensors and buffers by tier."""
+        total: dict[str, int] = {}
+        for placement in self.placements:
+            total[placement.tier] = total.get(placement.tier, 0) + placement.bytes
+        return total
+
+    def place(self, name: str) -> Placement:
+        """Of the tensor with this name."""
+        return next(placement for placement in self.placements if placement.name == name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A table: a row a tensor."""
+        total = sum(placement.seconds for placement in self.placements) or 1.0
+        return [
+            {
+                "tensor": placement.name,
+                "bytes": in_bytes(placement.bytes),
+                "tier": placement.tier,
+                "mode": placement.mode,
+                "GB per step": f"{placement.moved / 1e9:.3g}",
+                "seconds per step": f"{placement.seconds:.3g}",
+                "share": f"{placement.seconds / total:.1%}",
+            }
+            for placement in self.placements
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `plan.json`, units in the names."""
+        return {
+            "mode": self.mode,
+            "panel_columns": self.panel,
+            "buffer_bytes": self.buffer_bytes,
+            "tensors": [_with_units(placement) for placement in self.placements],
+            "tier_bytes": self.tier_bytes(),
+            "resource_seconds_per_step": self.resources,
+            "binding_resource": self.binding,
+            "seconds_per_step": self.step_seconds,
+            "seconds_per_epoch": self.epoch_seconds,
+            "steps_per_epoch": self.steps_per_epoch,
+            "threads": self.threads,
+            "rates": [_with_units(speed) for speed in self.speeds],
+        }
+
+
+def plan(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> Plan:
+    """The plan with the shortest step among all that the configuration allows.
+
+    Args:
+        workload: what a step moves.
+        tiers: found and calibrated, or declared.
+        memory: mode, limit, folder, pins, panel and buffer as configured; `simulate` slows files down.
+
+    Raises:
+        PlanError: nothing fits; with the shortfall of each tier and remedies, those first that change least.
+        ConfigError: a pin of an unknown tensor or tier, a panel that does not divide the embedding, no tier to use.
+        UnknownRateError: a tier was not calibrated.
+    """
+    problem = _Problem(workload, tiers, memory)
+    best = problem.best()
+    if best is not None:
+        return best
+    shortfalls = problem.shortfalls()
+    short = "; ".join(
+        f"{name} needs {in_bytes(needed)} and has {in_bytes(room)}, {in_bytes(needed - room)} too little"
+        for name, (needed, room) in shortfalls.items()
+    )
+    remedies = list(_remedies(problem, shortfalls))
+    remedy = f"In this order: {', or '.join(remedies)}" if remedies else "Use a smaller data set or a larger machine"
+    raise PlanError(f"no placement fits: {short}", where=f"memory={memory.name}", remedy=remedy)
+
+
+def place(
+    sizes: Sequence[int], costs: Sequence[Mapping[str, float]], room: Mapping[str, float]
+) -> tuple[list[str], float] | None:
+    """The cheapest assignment of tensors to tiers that fits, by branch and bound: exact.
+
+    Args:
+        sizes: bytes of each tensor.
+        costs: of each tensor, seconds by the tiers it may lie in.
+        room: bytes by tier.
+
+    Returns:
+        The tier of each tensor and the sum of costs, or None where nothing fits.
+    """
+    # First tensors without a choice, then those for which a wrong tier costs most; cheap tiers first: good plans come
+    # early and cut off the rest.
+    order = sorted(
+        range(len(sizes)), key=lambda i: (len(costs[i]) > 1, min(costs[i].values()) - max(costs[i].values()))
+    )
+    prices = _prices(sizes, costs, room)
+    lower = [0.0]  # of the tensors from a position on, if room were sold at these prices
+    for i in reversed(order):
+        lower.append(lower[-1] + min(cost + prices[tier] * sizes[i] for tier, cost in costs[i].items()))
+    lower.reverse()
+    left, chosen = dict(room), [""] * len(sizes)
+    best: list[str] | None = None
+    lowest = inf
+    seen: dict[tuple[int, tuple[float, ...]], float] = {}  # costs so far, by what is left to do and to fill
+
+    def hopeless(position: int, cost: float) -> bool:
+        sold = sum(price * left[tier] for tier, price in prices.items() if price)
+        return cost + lower[position] - sold >= lowest * (1 - ROUNDING)
+
+    def search(position: int, cost: float) -> None:
+        nonlocal best, lowest
+        state = position, tuple(left.values())
+        if cost >= seen.get(state, inf) or hopeless(position, cost):
+            return
+        seen[state] = cost
+        if position == len(order):
+            if cost < lowest:
+                best, lowest = list(chosen), cost
+            return
+        i = order[position]
+        for tier, more in sorted(costs[i].items(), key=lambda item: item[1]):
+            if sizes[i] <= left[tier]:
+                left[tier] -= sizes[i]
+                chosen[i] = tier
+                search(position + 1, cost + more)
+                left[tier] += sizes[i]
+
+    search(0, 0.0)
+    return None if best is None else (best, lowest)
+
+
+def _prices(sizes: Sequence[int], costs: Sequence[Mapping[str, float]], room: Mapping[str, float]) -> dict[str, float]:
+    """Seconds a byte of each tier such that, if tensors paid them, few would want more than there is room: multipliers
+    of the capacities, by subgradient steps. Any prices of at least 0 give a lower bound of all plans.
+
+    Source: Fisher 1981, "The Lagrangian relaxation method for solving integer programming problems".
+    """
+    prices = dict.fromkeys(room, 0.0)
+    spread = max((max(cost.values()) - min(cost.values()) for cost in costs), default=0.0)
+    step = spread / max(sum(sizes), 1)
+    best, highest = prices, -inf
+    for number in range(PRICE_STEPS):
+        wanted = dict.fromkeys(room, 0)
+        bound = -sum(price * room[tier] for tier, price in prices.items() if price)
+        for size, cost in zip(sizes, costs, strict=True):
+            tier = min(cost, key=lambda name: cost[name] + prices[name] * size)
+            bound += cost[tier] + prices[tier] * size
+            wanted[tier] += size
+        if bound > highest:
+            best, highest = prices, bound
+        if number == 0 and all(wanted[tier] <= room[tier] for tier in room):
+            return prices  # each has what it wants
+        excess = {tier: (wanted[tier] - room[tier]) / max(sum(sizes), 1) for tier in room if room[tier] < inf}
+        prices = {
+            tier: max(0.0, price + step / (1 + number / 10) * excess.get(tier, 0.0)) for tier, price in prices.items()
+        }
+    return best
+
+
+def streamed_seconds(compute: float, update: float, transfer: float, hidden: float) -> float:
+    """A step in panels: propagation, then the optimizer on the blocks of the ring as they come.
+
+    Args:
+        compute: seconds of everything but the optimizer.
+        update: seconds of the optimizer.
+        transfer: seconds that all files take.
+        hidden: the share of it that may go on beside `compute`, at the most.
+    """
+    return compute + max(update, transfer - min(compute, hidden * transfer))
+
+
+def hidden_share(ring: int, panel: int, read_gb_per_s: float, write_gb_per_s: float) -> float:
+    """The share of a panel's transfers, `panel` bytes each way, that a ring lets go on beside propagation.
+
+    Propagation finds the ring full of blocks to be written, and leaves it full of blocks that were read: twice the
+    ring, all where it holds a panel. Where a device writes faster than it reads, some were written before: while the
+    last `panel - ring` bytes of the panel were read.
+    """
+    ring = min(ring, panel)
+    ahead = max(0.0, write_gb_per_s / read_gb_per_s - 1) * (panel - ring)
+    return (ring + max(0.0, ring - ahead)) / (2 * panel)
+
+
+def simulated(tier: Tier, read_gb_per_s: float, write_gb_per_s: float) -> Tier:
+    """The tier as `memory.simulate` slows it down."""
+
+    def rate(pattern: str, gb_per_s: float) -> Rate:
+        known = [rate.gb_per_s for rate in tier.rates if rate.pattern == pattern]
+        return Rate(pattern, min([gb_per_s, *known]), source="memory.simulate")
+
+    rates = rate("read", read_gb_per_s), rate("write", write_gb_per_s)
+    return replace(tier, rates=rates, provenance="simulated")
+
+
+class _Problem:
+    """A workload, the tiers it may use, and what the configuration demands."""
+
+    def __init__(self, workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> None:
+        self.workload, self.memory, self.every = workload, memory, tiers
+        if memory.slower is not None:
+            read, write, _ = memory.slower
+            tiers = [simulated(tier, read, write) if tier.kind == "file" else tier for tier in tiers]
+        usable = [tier for tier in tiers if not tier.unavailable]
+        kind = "gpu" if workload.on_gpu else "dram"
+        homes = [tier for tier in usable if tier.kind == kind]
+        if not homes:
+            raise ConfigError(f"there is no usable tier of kind {kind}", where="memory", remedy="See gnnrec tiers")
+        self.home = max(homes, key=lambda tier: tier.free or tier.capacity or 0)
+        # A GPU's kernels take tensors on it alone.
+        others = [] if workload.on_gpu else [tier for tier in usable if tier != self.home and tier.kind != "gpu"]
+        # Whoever leaves it to us need not calibrate what is not wanted.
+        wanted = {memory.folder, *memory.pins.values()}
+        self.uncalibrated = [
+            tier for tier in others if memory.name == "auto" and not tier.rates and not {tier.name, tier.where} & wanted
+        ]
+        self.others = [tier for tier in others if tier not in self.uncalibrated]
+        self.resident = workload.resident()
+        self.tiers = {tier.name: tier for tier in (self.home, *self.others)}
+        self._check()
+
+    def best(self) -> Plan | None:
+        """The plan with the shortest step; where all fits beside the processors, nothing is streamed."""
+        plans = []
+        if self.memory.name != "stream" and (resident := self._resident()):
+            if resident.mode == "dram":
+                return resident
+            plans.append(resident)
+        streamed = (self._with_ring(form, tier) for form, tier in self._streams())
+        plans += [found for found in streamed if found is not None]
+        return min(plans, key=lambda plan: plan.step_seconds, default=None)
+
+    def shortfalls(self) -> dict[str, tuple[int, int]]:
+        """What the tiers need and have in the attempt that comes closest, where it is too little."""
+        attempts = []
+        if self.memory.name != "stream":
+            attempts.append(self._short(self.resident, self.others if self.memory.name != "dram" else []))
+        attempts += [
+            self._short([*streamed.demands, self._ring(streamed, tier, 0), *streamed.files], [], tier, streamed.files)
+            for streamed, tier in self._streams()
+        ]
+        return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
+
+    def room(self, tier: Tier, demands: Sequence[Demand]) -> float:
+        """Bytes that a tier has for these; memory.limit counts what is held already, free memory is beside it."""
+        return min(self._free(tier, demands), self._limit(tier))
+
+    def could_have(self, needed: int) -> bool:
+        """Whether so many bytes are there where the computation is, were it not for memory.limit."""
+        return needed <= self._free(self.home, self.resident)
+
+    def _limit(self, tier: Tier) -> float:
+        return self.memory.limit_bytes or inf if tier == self.home else inf
+
+    def _free(self, tier: Tier, demands: Sequence[Demand]) -> float:
+        free = tier.free if tier.free is not None else tier.capacity
+        held = sum(demand.bytes for demand in demands if demand.held) if tier == self.home else 0
+        return inf if free is None else free + held
+
+    def _resident(self) -> Plan | None:
+        """Every tensor where kernels work on it."""
+        options = [self._options(demand) for demand in self.resident]
+        costs = [
+            {tier.name: self._seconds(tier, demand) for tier in tiers}
+            for demand, tiers in zip(self.resident, options, strict=True)
+        ]
+        if not all(costs):
+            return None
+        room = {name: self.room(tier, self.resident) for name, tier in self.tiers.items()}
+        found = place([demand.bytes for demand in self.resident], costs, room)
+        if found is None:
+            return None
+        placements = [
+            self._placement(demand, self.tiers[name], "direct")
+            for demand, name in zip(self.resident, found[0], strict=True)
+        ]
+        resources = self._busy(placements)
+        mode = "dram" if {placement.tier for placement in placements} == {self.home.name} else "direct"
+        return self._plan(mode, placements, resources, sum(resources.values()), self.resident)
+
+    def _placement(self, demand: Demand, tier: Tier, mode: str) -> Placement:
+        taken = self._seconds(tier, demand, TRANSFERS if mode == "stream" else None)
+        return Placement(demand.name, demand.bytes, tier.name, mode, _moved(demand), taken)
+
+    def _options(self, demand: Demand) -> list[Tier]:
+        """Where a tensor may lie."""
+        if not demand.movable:
+            return [self.home]
+        if demand.name in self.memory.pins:
+            return [self.tiers[self.memory.pins[demand.name]]]
+        if self.memory.name in ("dram", "stream"):
+            return [self.home]
+        forced = self.memory.name == "direct"
+        others = [tier for tier in self.others if tier.direct or (forced and demand.name in DIRECT)]
+        return self._in_folder(others) if forced and demand.name in DIRECT else [self.home, *others]
+
+    def _in_folder(self, tiers: list[Tier]) -> list[Tier]:
+        """The tier of memory.folder, where it is set."""
+        folder = self.memory.folder
+        return [tier for tier in tiers if folder is None or folder in (tier.name, tier.where)]
+
+    def _streams(self) -> Iterator[tuple[Streamed, Tier]]:
+        """Forms of the training with files, and the tiers that may hold these: panels of all widths; the optimizer's
+        state alone, unless the embeddings are to be streamed and can be."""
+        workload, memory = self.workload, self.memory
+        if memory.name not in ("auto", "stream"):
+            return
+        widths = workload.panel_widths if workload.can_stream else []
+        forms = [workload.streamed(width) for width in widths if memory.panel in (None, width)]
+        if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not forms):
+            forms.append(workload.state_streamed())
+        for tier in self._in_folder(self.others):
+            if tier.kind in ("file", "pmem"):
+                yield from ((form, tier) for form in forms if self._agrees(form, tier))
+
+    def _agrees(self, form: Streamed, tier: Tier) -> bool:
+        """Whether the pins have in files what the form has there, and all else where the computation is."""
+        places = {demand.name: tier.name for demand in form.files}
+        return all(places.get(tensor, self.home.name) == name for tensor, name in self.memory.pins.items())
+
+    def _with_ring(self, streamed: Streamed, files: Tier) -> Plan | None:
+        """The plan of a form, with the largest ring that fits and is of use; None where none fits."""
+        left = self.room(self.home, streamed.demands) - sum(demand.bytes for demand in streamed.demands)
+        block = self._block_bytes(streamed, files)
+        useful = ceil(streamed.panel_bytes / block) * block
+        asked = self.memory.buffer_bytes or min(left, useful)
+        ring = self._ring(streamed, files, int(max(asked, 0)))
+        on_files = sum(demand.bytes for demand in streamed.files)
+        if ring.bytes > left or on_files > self.room(files, streamed.files):
+            return None
+        placements = [self._placement(demand, self.home, "direct") for demand in (*streamed.demands, ring)]
+        placements += [self._placement(demand, files, "stream") for demand in streamed.files]
+        resources = self._busy(placements)
+        update = placements[len(streamed.demands)].seconds
+        transfer = resources[f"{files.name} (stream)"]
+        compute = sum(resources.values()) - transfer - update
+        ways = [bandwidth(files, Access(way, 1), TRANSFERS // 2).gb_per_s for way in ("read", "write")]
+        hidden = hidden_share(ring.bytes, streamed.panel_bytes, *ways)
+        step = streamed_seconds(compute, update, transfer, hidden)
+        demands = [*streamed.demands, ring, *streamed.files]
+        return self._plan("stream", placements, resources, step, demands, streamed.panel, ring.bytes)
+
+    def _ring(self, streamed: Streamed, files: Tier, buffer_bytes: int) -> Demand:
+        """The staging buffers: whole blocks, at least as many as a stream makes."""
+        layout, block = self._layout(streamed, files), self._block_bytes(streamed, files)
+        count = min(max(FEWEST, buffer_bytes // block), layout.panels * layout.blocks)
+        return Demand("buffers", count * block, streamed.update)
+
+    def _block_bytes(self, streamed: Streamed, files: Tier) -> int:
+        """Of a buffer of the ring, which holds a block of every file."""
+        matrices = sum(bool(demand.accesses) for demand in streamed.files)
+        return matrices * self._layout(streamed, files).block_bytes
+
+    def _layout(self, streamed: Streamed, files: Tier) -> Layout:
+        columns = streamed.panel * streamed.panels
+        return Layout.of(self.workload.nodes, columns, streamed.panel, files.granularity)
+
+    def _busy(self, placements: Sequence[Placement]) -> dict[str, float]:
+        """Seconds by resource: tiers that kernels work on, files that are streamed, what moves no tensor."""
+        total: dict[str, float] = {}
+        for placement in placements:
+            name = placement.tier if placement.mode == "direct" else f"{placement.tier} (stream)"
+            total[name] = total.get(name, 0.0) + placement.seconds
+        beside = {"sampling": self.workload.sampling_seconds, "dense products": self.workload.product_seconds}
+        total |= {name: taken for name, taken in beside.items() if taken}
+        return total
+
+    def _plan(
+        self,
+        mode: str,
+        placements: Sequence[Placement],
+        resources: dict[str, float],
+        step: float,
+        demands: Sequence[Demand],
+        panel: int | None = None,
+        buffer_bytes: int = 0,
+    ) -> Plan:
+        speeds = dict.fromkeys(
+            self._speed(self.tiers[placement.tier], access, placement.mode)
+            for placement, demand in zip(placements, demands, strict=True)
+            for access in demand.accesses
+            if not access.serial
+        )
+        steps, threads = self.workload.steps_per_epoch, self.workload.threads
+        ordered = sorted(speeds, key=lambda speed: (speed.tier, speed.pattern, speed.row_bytes, speed.working_set))
+        return Plan(mode, panel, buffer_bytes, tuple(placements), resources, step, steps, threads, tuple(ordered))
+
+    def _speed(self, tier: Tier, access: Access, mode: str) -> Speed:
+        found = bandwidth(tier, access, TRANSFERS if mode == "stream" else self.workload.threads)
+        return Speed(
+            tier.name, access.pattern, access.row_bytes, access.working_set, found.gb_per_s, found.basis, found.sources
+        )
+
+    def _seconds(self, tier: Tier, demand: Demand, threads: int | None = None) -> float:
+        return sum(seconds(tier, access, threads or self.workload.threads) for access in demand.accesses)
+
+    def _short(
+        self,
+        demands: Sequence[Demand],
+        others: Sequence[Tier],
+        files: Tier | None = None,
+        streamed: Sequence[Demand] = (),
+    ) -> dict[str, tuple[int, int]]:
+        """What is missing if the largest tensors that may leave go to where most room is left; `streamed` to files."""
+        left = {tier.name: self.room(tier, demands) for tier in (self.home, *others, *([files] if files else []))}
+        needed = dict.fromkeys(left, 0)
+        for demand in sorted(demands, key=lambda demand: (demand.movable, -demand.bytes)):
+            if files is not None:
+                tier = files.name if demand in streamed else self.home.name
+            else:
+                names = [option.name for option in self._options(demand) if option.name in left]
+                tier = max(names or [self.home.name], key=lambda name: left[name] - needed[name])
+            needed[tier] += demand.bytes
+        return {name: (needed[name], int(left[name])) for name in left if needed[name] > left[name]}
+
+    def _check(self) -> None:
+        """Raise a ConfigError for what the workload and the tiers do not know."""
+        memory, widths = self.memory, self.workload.panel_widths
+        if memory.name == "stream" and not self.workload.can_stream_state:
+            found = "streams float32 alone, on a CPU"
+            remedy = "Leave out trainer.storage and optimizer.state_dtype, and take device=cpu; or memory=dram"
+            raise ConfigError(found, where="memory=stream", remedy=remedy)
+        if memory.panel is not None and not self.workload.can_stream:
+            found = f"has no effect with model={self.workload.model.name}, loss={self.workload.loss.name}"
+            remedy = "Panels take model=lightgcn, model.init=normal, loss=bpr and no optimizer.clip; or leave it out"
+            raise ConfigError(found, where="memory.panel", remedy=remedy)
+        if memory.panel is not None and memory.panel not in widths:
+            remedy = f"It must be one of {', '.join(map(str, widths))}, which divide model.dim={self.workload.dim}"
+            raise ConfigError(f"is {memory.panel}", where="memory.panel", remedy=remedy)
+        elsewhere = {"direct": "memory.direct", "stream": "memory.stream"}
+        if memory.name in elsewhere and not self._in_folder(self.others):
+            remedy = "Give a folder on it by memory.folder, as gnnrec tiers lists it"
+            raise ConfigError(
+                "there is no tier beside the one that computes", where=f"memory={memory.name}", remedy=remedy
+            )
+        movable = {demand.name: demand.movable for demand in self.resident}
+        for tensor, name in memory.pins.items():
+            self._check_pin(tensor, name, movable)
+
+    def _check_pin(self, tensor: str, name: str, movable: dict[str, bool]) -> None:
+        where = f"memory.pin.{tensor}"
+        if tensor not in movable:
+            raise ConfigError("there is no such tensor", where=where, remedy=did_you_mean(tensor, list(movable)))
+        if name not in self.tiers:
+            why = next((f" ({tier.unavailable})" for tier in self.every if tier.name == name and tier.unavailable), "")
+            remedy = did_you_mean(name, list(self.tiers))
+            raise ConfigError(f"is {name!r}, which is no tier that can be used here{why}", where=where, remedy=remedy)
+        if not movable[tensor] and name != self.home.name:
+            able = ", ".join(other for other in movable if movable[other])
+            found = f"is {name!r}, but operators make this tensor anew in every step, in {self.home.name}"
+            raise ConfigError(found, where=where, remedy=f"What can be pinned elsewhere: {able}")
+
+
+def _remedies(problem: _Problem, shortfalls: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    """What would make a plan possible, with numbers: first what leaves the results as they are."""
+    workload, memory, tiers = problem.workload, problem.memory, problem.every
+    needed, _ = shortfalls.get(problem.home.name, (0, 0))
+    if needed and memory.limit is not None and problem.could_have(needed):
+        yield f"memory.limit={ceil(needed / 2**20)}MiB"
+    for tier in problem.uncalibrated:
+        yield calibrate(tier)
+    for key, without in (
+        ("buffer", replace(memory, buffer=None)),
+        ("panel", replace(memory, panel=None)),
+        ("pin", replace(memory, pin={})),
+    ):
+        if without != memory and _fits(workload, tiers, without):
+            yield f"leave out memory.{key}"
+    for mode in ("auto", "stream", "direct"):
+        if mode != memory.name and _fits(workload, tiers, replace(memory, name=mode, panel=None, buffer=None)):
+            yield f"memory={mode}"
+    smaller = (workload.with_dim(dim) for dim in range((workload.dim - 1) // GROUP * GROUP, 0, -GROUP))
+    if fitting := next((w for w in smaller if _fits(w, tiers, replace(memory, panel=None))), None):
+        yield f"model.dim={fitting.dim}"
+    smaller = (workload.with_batch(workload.batch >> k) for k in range(1, workload.batch.bit_length()))
+    if fitting := next((w for w in smaller if _fits(w, tiers, memory)), None):
+        yield f"trainer.batch_size={fitting.batch}"
+    for name, (needed, room) in shortfalls.items():
+        yield f"{in_bytes(needed - room)} more in {name}"
+
+
+def _fits(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> bool:
+    try:
+        return _Problem(workload, tiers, memory).best() is not None
+    except GnnrecError:
+        return False
+
+
+def _moved(demand: Demand) -> float:
+    return sum(access.bytes for access in demand.accesses)
+
+
+def _with_units(record: Placement | Speed) -> dict[str, Any]:
+    """The fields, with units in their names."""
+    units = {"moved": "bytes_per_step", "seconds": "seconds_per_step", "working_set": "working_set_bytes"}
+    return {units.get(name, name): value for name, value in asdict(record).items()}

@@ -1,0 +1,401 @@
+"""Matrices in files of a slow tier, kept a panel of columns after the other, that pass through DRAM in blocks of rows.
+
+A matrix [rows, columns] is kept as panels [rows, width], each contiguous. `Stream` walks over the same blocks of
+several matrices in a fixed, cyclic order: reader threads fill a ring of buffers ahead of the computation, writer
+threads empty it behind. A buffer goes FREE -> LOADING -> READY -> IN_USE -> DIRTY -> WRITING -> FREE.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import gcd
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, aligned
+
+ITEM = 4  # bytes of a float32
+BLOCK_BYTES = 4 << 20  # of one matrix: large enough for the bandwidth of a disk, small enough for many in the ring
+FEWEST = 4  # buffers: one at work, one that is read, one that is written, one to spare
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a float32 matrix lies in a file.
+
+    Args:
+        rows, columns: of the matrix.
+        width: of a panel; divides the columns.
+        block_rows: of a block; their bytes are a multiple of the alignment of the file.
+        alignment: of the file, bytes.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    block_rows: int
+    alignment: int
+
+    @classmethod
+    def of(cls, rows: int, columns: int, width: int, alignment: int, block_bytes: int = BLOCK_BYTES) -> Layout:
+        """A layout whose blocks have about that many bytes, and no more than a panel needs."""
+        step = alignment // gcd(alignment, width * ITEM)
+        block = min(max(step, block_bytes // (width * ITEM) // step * step), -(-rows // step) * step)
+        return cls(rows, columns, width, block, alignment)
+
+    @property
+    def panels(self) -> int:
+        return self.columns // self.width
+
+    @property
+    def blocks(self) -> int:
+        """Of one panel."""
+        return -(-self.rows // self.block_rows)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_rows * self.width * ITEM
+
+    @property
+    def file_bytes(self) -> int:
+        return self.panels * self._panel_bytes
+
+    @property
+    def _panel_bytes(self) -> int:
+        return self._rounded(self.rows * self.width * ITEM)
+
+    def rows_of(self, block: int) -> slice:
+        """The rows of a block, the last one shorter."""
+        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.rows))
+
+    def place(self, panel: int, block: int) -> tuple[int, int]:
+        """Offset and length of a block in the file, both multiples of the alignment."""
+        rows = self.rows_of(block)
+        length = self._rounded((rows.stop - rows.start) * self.width * ITEM)
+        return panel * self._panel_bytes + rows.start * self.width * ITEM, length
+
+    def _rounded(self, count: int) -> int:
+        return -(-count // self.alignment) * self.alignment
+
+
+class PanelMatrix:
+    """A float32 matrix in a file of a tier, see `Layout`; for passes over all of it, one at a time.
+
+    Args:
+        folder: where the file is made.
+        name: of the file.
+        layout: its parts.
+    """
+
+    def __init__(self, folder: TierFolder, name: str, layout: Layout) -> None:
+        self.name, self.layout, self.shape = name, layout, (layout.rows, layout.columns)
+        self.file: TierFile = folder.create(f"{name}.bin", layout.file_bytes)
+        self._buffer = aligned(layout.block_bytes)
+
+    def read_block(self, panel: int, block: int, out: torch.Tensor) -> None:
+        """Fill out, [rows of the block, width]."""
+        offset, length = self.layout.place(panel, block)
+        self.file.read(offset, self._buffer[:length])
+        out.copy_(_rows(self._buffer, len(out), self.layout.width))
+
+    def write_block(self, panel: int, block: int, values: torch.Tensor) -> None:
+        """Write [rows of the block, width]."""
+        offset, length = self.layout.place(panel, block)
+        _rows(self._buffer, len(values), self.layout.width).copy_(values)
+        self.file.write(offset, self._buffer[:length])
+
+    def read_panel(self, panel: int, out: torch.Tensor) -> None:
+        """Fill out, [rows, width]."""
+        for block in range(self.layout.blocks):
+            self.read_block(panel, block, out[self.layout.rows_of(block)])
+
+    def rows(self, block: int) -> torch.Tensor:
+        """All columns of a block of rows, fresh, [rows of the block, columns]."""
+        layout = self.layout
+        rows = layout.rows_of(block)
+        out = torch.empty(rows.stop - rows.start, layout.columns)
+        for panel in range(layout.panels):
+            self.read_block(panel, block, out[:, panel * layout.width : (panel + 1) * layout.width])
+        return out
+
+    def fill(self, blocks: Iterable[torch.Tensor]) -> None:
+        """Take the matrix from its blocks of rows, with all columns each."""
+        layout = self.layout
+        for block, values in enumerate(blocks):
+            for panel in range(layout.panels):
+                self.write_block(panel, block, values[:, panel * layout.width : (panel + 1) * layout.width])
+
+    def fill_from(self, read: Callable[[slice], torch.Tensor]) -> None:
+        """Take the matrix from a function that gives its rows."""
+        self.fill(read(self.layout.rows_of(block)) for block in range(self.layout.blocks))
+
+    def copy_from(self, other: PanelMatrix) -> None:
+        """Take the content of another matrix of the same layout."""
+        for panel in range(self.layout.panels):
+            for block in range(self.layout.blocks):
+                offset, length = self.layout.place(panel, block)
+                other.file.read(offset, self._buffer[:length])
+                self.file.write(offset, self._buffer[:length])
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How a stream's buffers and threads are used.
+
+    Args:
+        buffer_bytes: of all buffers; at least FEWEST are made.
+        readers, writers: the most transfers each way at a time; a buffer is one transfer.
+        phased: read and write in turns, for devices that are slow when both go on.
+    """
+
+    buffer_bytes: int
+    readers: int = 2
+    writers: int = 2
+    phased: bool = False
+
+
+@dataclass
+class Block:
+    """The same rows of a panel of every matrix, in DRAM until the next block is asked for.
+
+    Args:
+        panel: its number.
+        rows: which of the matrix.
+        tensors: float32 [rows, width], one a matrix; what is written into them is written back.
+    """
+
+    panel: int
+    rows: slice
+    tensors: list[torch.Tensor]
+
+
+@dataclass
+class _Slot:
+    """A buffer of the ring, with room for a block of every matrix."""
+
+    buffers: list[npt.NDArray[np.uint8]]
+    free: bool = True
+    ready: bool = False
+
+
+@dataclass
+class StreamTimes:
+    """Seconds of the wall clock: the computation waiting for blocks, and any transfer at work."""
+
+    waiting: float = 0.0
+    transferring: float = 0.0
+    _active: int = field(default=0, repr=False)
+    _since: float = field(default=0.0, repr=False)
+
+    def begin(self) -> None:
+        if self._active == 0:
+            self._since = time.perf_counter()
+        self._active += 1
+
+    def end(self) -> None:
+        self._active -= 1
+        if self._active == 0:
+            self.transferring += time.perf_counter() - self._since
+
+
+class Stream:
+    """Blocks of several matrices of one layout, read ahead of the computation and written back behind it.
+
+    `panel(p)` is to be called for p = 0, 1, ..., panels - 1, 0, ...: reading goes on across the end. Buffers and
+    threads are made for the first block, and given up by `close`. An error of a thread is raised in the thread that
+    computes, by whatever it calls next.
+
+    Args:
+        matrices: of one layout.
+        ring: buffers and threads.
+
+    Attributes:
+        moved: bytes and seconds of transfers, by the names of the matrices.
+        times: by the clock.
+    """
+
+    def __init__(self, matrices: Sequence[PanelMatrix], ring: Ring) -> None:
+        self.matrices, self.layout, self.ring = list(matrices), matrices[0].layout, ring
+        self.times = StreamTimes()
+        self.moved = {matrix.name: Traffic() for matrix in self.matrices}
+        self._total = self.layout.panels * self.layout.blocks
+        self._limits: dict[Direction, int] = {"read": ring.readers, "write": ring.writers}
+        self._changed = threading.Condition()
+        self._slots: list[_Slot] = []
+        self._threads: list[threading.Thread] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._at_work: dict[Direction, int] = {"read": 0, "write": 0}
+        self._turn: Direction = "read"
+        self._in_turn = 0  # transfers one way since the other way's, where they are phased
+        self._load = self._use = 0  # the next block, counted over all rounds, to be read and to be computed on
+        self._dirty: deque[int] = deque()  # blocks to be written
+        self._error: BaseException | None = None
+        self._closing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(drain=error is None)
+
+    def close(self, *, drain: bool = True) -> None:
+        """End the threads and give up the buffers, by default after everything is written that was computed. The next
+        block is that of the first panel."""
+        try:
+            if drain:
+                self.drain()
+        finally:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
+            self._slots, self._threads = [], []
+            self._reset()
+
+    def _open(self) -> None:
+        count = buffer_count(self.layout, len(self.matrices), self.ring.buffer_bytes)
+        self._slots = [_Slot([aligned(self.layout.block_bytes) for _ in self.matrices]) for _ in range(count)]
+        for number in range(self.ring.readers + self.ring.writers):
+            thread = threading.Thread(target=self._work, name=f"gnnrec-io-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def panel(self, number: int) -> Iterator[Block]:
+        """The blocks of a panel, in order. A block is written back once the next one is asked for."""
+        if not self._threads:
+            self._open()
+        for block in range(self.layout.blocks):
+            position = self._take(number, block)
+            slot, rows = self._slot(position), self.layout.rows_of(block)
+            tensors = [_rows(x, rows.stop - rows.start, self.layout.width) for x in slot.buffers]
+            yield Block(number, rows, tensors)
+            with self._changed:
+                self._dirty.append(position)
+                self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Wait until everything that was computed is in the files, so that others may read these."""
+        with self._changed:
+            self._wait_until(lambda: not self._dirty and not self._at_work["write"])
+
+    def _take(self, panel: int, block: int) -> int:
+        """Wait for the next block, which must be this one; gives its position."""
+        with self._changed:
+            position = self._use
+            assert position % self._total == panel * self.layout.blocks + block, "panels must be taken in their order"
+            self._use += 1
+            slot, started = self._slot(position), time.perf_counter()
+            self._wait_until(lambda: slot.ready)
+            slot.ready = False
+            self.times.waiting += time.perf_counter() - started
+            return position
+
+    def _wait_until(self, condition: Any) -> None:
+        self._changed.wait_for(lambda: self._error is not None or condition())
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        """What a thread does: transfer after transfer, either way, until the stream is closed or fails."""
+        while (task := self._next_task()) is not None:
+            direction, position = task
+            try:
+                self._transfer(direction, position)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the computation waits
+                with self._changed:
+                    self._error = self._error or error
+                    self._changed.notify_all()
+                return
+            self._done(direction, position)
+
+    def _transfer(self, direction: Direction, position: int) -> None:
+        panel, block = divmod(position % self._total, self.layout.blocks)
+        offset, length = self.layout.place(panel, block)
+        for matrix, buffer in zip(self.matrices, self._slot(position).buffers):
+            move = matrix.file.read if direction == "read" else matrix.file.write
+            started = time.perf_counter()
+            move(offset, buffer[:length])
+            self.moved[matrix.name].add(direction, length, time.perf_counter() - started)
+
+    def _next_task(self) -> tuple[Direction, int] | None:
+        with self._changed:
+            while not (self._closing or self._error):
+                direction = self._direction()
+                if direction is not None:
+                    self._at_work[direction] += 1
+                    self.times.begin()
+                    if direction == "write":
+                        return direction, self._dirty.popleft()
+                    position = self._load
+                    self._load += 1
+                    self._slot(position).free = False
+                    return direction, position
+                self._changed.wait()
+            return None
+
+    def _direction(self) -> Direction | None:
+        """Which way the next transfer goes: writing comes first, for it makes room to read into."""
+        possible: dict[Direction, bool] = {"read": self._slot(self._load).free, "write": bool(self._dirty)}
+        free = {way: possible[way] and self._at_work[way] < self._limits[way] for way in possible}
+        if not self.ring.phased:
+            return "write" if free["write"] else "read" if free["read"] else None
+        other: Direction = "read" if self._turn == "write" else "write"
+        if possible[other] and (self._in_turn >= len(self._slots) // 2 or not possible[self._turn]):
+            if self._at_work[self._turn]:  # let them end
+                return None
+            self._turn, self._in_turn, other = other, 0, self._turn
+        if free[self._turn] and not self._at_work[other]:
+            self._in_turn += 1
+            return self._turn
+        return None
+
+    def _done(self, direction: Direction, position: int) -> None:
+        with self._changed:
+            self._at_work[direction] -= 1
+            self.times.end()
+            slot = self._slot(position)
+            if direction == "read":
+                slot.ready = True
+            else:
+                slot.free = True
+            self._changed.notify_all()
+
+    def _slot(self, position: int) -> _Slot:
+        return self._slots[position % len(self._slots)]
+
+
+def buffer_count(layout: Layout, matrices: int, buffer_bytes: int) -> int:
+    """How many buffers a ring of so many bytes has. No more than there are blocks: a block that is read again must have
+    been written before, which its buffer's turn then ensures."""
+    asked = max(FEWEST, buffer_bytes // (matrices * layout.block_bytes))
+    return min(asked, layout.panels * layout.blocks)
+
+
+def empty(rows: int, columns: int) -> torch.Tensor:
+    """Fresh memory in huge pages, float32 [rows, columns], zeros."""
+    return _rows(aligned(rows * columns * ITEM), rows, columns)
+
+
+def mapped(file: TierFile, rows: int, columns: int) -> torch.Tensor:
+    """A float32 matrix [rows, columns], row after row, in a file that is mapped into memory."""
+    memory = mmap.mmap(file.fileno(), file.size)  # shared: what is written goes to the file
+    return _rows(np.frombuffer(memory, np.uint8), rows, columns)
+
+
+def _rows(buffer: npt.NDArray[np.uint8], rows: int, width: int) -> torch.Tensor:
+    """The first rows in a buffer, float32 [rows, width]."""
+    return torch.from_numpy(buffer[: rows * width * ITEM].view(np.float32).reshape(rows, width))

@@ -1,0 +1,90 @@
+"""LightGCN with embeddings in a file of a slow tier: a panel of columns at a time is in DRAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from gnnrec import ops
+from gnnrec.config import LightGCNConfig
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, empty, mapped
+from gnnrec.models.draws import embedding_blocks
+from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
+
+
+class StreamedLightGCN:
+    """LightGCN, the same numbers as `LightGCN` has, with its embeddings in a file.
+
+    Propagation takes every column by itself, so a panel of columns passes through all layers before the next one comes.
+    DRAM holds three panels beside the graph.
+
+    Args:
+        graph: the training graph.
+        config: of the model.
+        folder: where files are made.
+        layout: of the embeddings.
+        ring: with which they are streamed in training.
+        seed: of the initial embeddings; None leaves them to whoever fills `embedding`.
+    """
+
+    def __init__(
+        self,
+        graph: BipartiteGraph,
+        config: LightGCNConfig,
+        folder: TierFolder,
+        layout: Layout,
+        ring: Ring,
+        seed: int | None = None,
+    ) -> None:
+        self.graph, self.folder, self.layout, self.ring = graph, folder, layout, ring
+        self.similarity, self.popularity = config.similarity, config.popularity
+        layers = config.layers
+        given = config.layer_weights
+        assert not isinstance(given, str)
+        self.layer_weights = [1 / (layers + 1)] * (layers + 1) if given is None else [float(x) for x in given]
+        self.embedding = PanelMatrix(folder, "embedding", layout)
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            blocks = map(layout.rows_of, range(layout.blocks))
+            self.embedding.fill(embedding_blocks(graph, config.dim, config.init_std, generator, blocks))
+        # What propagation works in: a panel, what becomes of it, and the layer in between.
+        self.panel, self.out, self._work = (empty(layout.rows, layout.width) for _ in range(3))
+        self._final: dict[str, torch.Tensor] = {}
+
+    def propagate(self, rows: torch.Tensor | None = None, layer_weights: Sequence[float] | None = None) -> torch.Tensor:
+        """Final embeddings of the columns in `panel`, which stays: in `out`, or of these rows in a fresh tensor."""
+        weights = self.layer_weights if layer_weights is None else layer_weights
+        matrix = self.graph.norm_adjacency()
+        return ops.lightgcn_propagate_into(self.out, self._work, matrix, self.panel, layer_weights=weights, rows=rows)
+
+    def scorer(self) -> FactorScorer:
+        """This model as the file has it now, until the next one is asked for. Its vectors lie in mapped files."""
+        users, weights = self.graph.num_users, self.layer_weights[1:]
+        final = self._mapped("final", self.layer_weights)
+
+        def fold_in(history: SparseMatrix) -> torch.Tensor:
+            # Propagation by one layer less; without layers nothing flows, and the ego embeddings are summed.
+            vectors = self._mapped("new_users", weights or [1.0])[users:]
+            return ops.spmm(normalised(history, self.graph), vectors)
+
+        bias = popularity_bias(self.graph, self.popularity, final.device)
+        return FactorScorer(final[:users], final[users:], fold_in, cosine=self.similarity == "cosine", item_bias=bias)
+
+    def _propagated(self, weights: Sequence[float]) -> Iterator[tuple[slice, torch.Tensor]]:
+        for number in range(self.layout.panels):
+            self.embedding.read_panel(number, self.panel)
+            columns = slice(number * self.layout.width, (number + 1) * self.layout.width)
+            yield columns, self.propagate(layer_weights=weights)
+
+    def _mapped(self, name: str, weights: Sequence[float]) -> torch.Tensor:
+        """sum of weights[l] A^l E in a mapped file of that name, float32 [nodes, dim]."""
+        rows, dim = self.layout.rows, self.layout.columns
+        if name not in self._final:
+            self._final[name] = mapped(self.folder.create(f"{name}.bin", rows * dim * 4), rows, dim)
+        for columns, values in self._propagated(weights):
+            self._final[name][:, columns] = values
+        return self._final[name]

@@ -1,0 +1,239 @@
+"""Where a training's tensors go: the plan, and the model as the plan has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from gnnrec import device as devices
+from gnnrec import losses, models
+from gnnrec.config import HardwareConfig, LightGCNConfig, LossConfig, NGCFConfig, SoftmaxConfig, TrainConfig
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier import calibrate, conditions, planner
+from gnnrec.memtier.costs import product_flops
+from gnnrec.memtier.discover import discover
+from gnnrec.memtier.files import Throttle, TierFolder
+from gnnrec.memtier.placement import Arena, Placed
+from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, Stream
+from gnnrec.memtier.tiers import Tier
+from gnnrec.memtier.workload import STATE, Workload
+from gnnrec.storage import storage_errors
+from gnnrec.training.scaling import scaled
+from gnnrec.units import parse_bytes
+
+CALIBRATION_SECONDS = 30.0  # where a run has to make up for it; `gnnrec calibrate` takes its time
+
+
+@dataclass
+class Places:
+    """Where a training's tensors lie, and what holds those that are not in ordinary memory.
+
+    Args:
+        plan: None where nothing was planned: all in DRAM, or on a GPU.
+        tiers: that the plan knows, by name, with their rates.
+    """
+
+    plan: Plan | None = None
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
+    run: str = ""
+    files: TierFolder | None = None  # of what is streamed
+    placed: dict[str, Placed] = field(default_factory=dict)  # what lies on a tier as it is
+    _arenas: dict[str, Arena] = field(default_factory=dict)
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether tensors are to lie on other tiers, for kernels to work on there."""
+        return self.plan is not None and self.plan.mode == "direct"
+
+    def tier_of(self, name: str) -> Tier:
+        """Where the plan has a tensor."""
+        assert self.plan is not None
+        return self.tiers[self.plan.place(name).tier]
+
+    def allocate(self, name: str, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Zeros of this shape where the plan has the tensor; `graph.indices` is a part of `graph`.
+
+        Raises:
+            GnnrecError: no room on the tier, or the system forbids what it takes.
+        """
+        tier = self.tier_of(name.partition(".")[0])
+        if tier.kind == "dram":
+            return like.new_zeros(like.shape, dtype=dtype)
+        if tier.name not in self._arenas:
+            self._arenas[tier.name] = self._open.enter_context(Arena(tier, run=self.run))
+        placed = self.placed[name] = self._arenas[tier.name].allocate(name, like.shape, dtype)
+        return placed.tensor
+
+    def stream(self, shape: Sequence[int]) -> Stream | None:
+        """Adam's moments of a matrix [rows, dim] in files, where the plan streams these alone."""
+        if self.files is None or self.plan is None:
+            return None
+        rows, dim = shape
+        layout = Layout.of(rows, dim, dim, self.files.access.alignment)
+        return Stream([PanelMatrix(self.files, name, layout) for name in STATE], Ring(self.plan.buffer_bytes))
+
+    def open_files(self, folder: Path, throttle: Throttle | None) -> TierFolder:
+        """The folder for what is streamed."""
+        self.files = self._open.enter_context(TierFolder(folder, run=self.run, throttle=throttle))
+        return self.files
+
+    def close(self) -> None:
+        """Give up everything that was laid elsewhere; no tensor of it may be used any more."""
+        self._open.close()
+
+
+def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, folder: Path) -> Places:
+    """The plan for a training that may use other memory than DRAM, which measures what was never measured.
+
+    Args:
+        config: of the training.
+        graph: the training graph.
+        validated: whether the best parameters so far are kept.
+        folder: for files, where memory.folder is not set.
+
+    Raises:
+        PlanError: nothing fits.
+        ConfigError: what `planner.plan` refuses.
+        StorageError: the folder cannot be made.
+    """
+    memory = config.memory
+    if memory.name == "dram":
+        return Places()
+    memory = replace(memory, folder=str(tier_folder(config, folder)))
+    named = [name for name in (memory.folder, *memory.pins.values()) if name is not None and "/" in name]
+    for name in named:
+        with storage_errors(name):
+            Path(name).mkdir(parents=True, exist_ok=True)
+    tiers = calibrate.calibrated(discover([Path(name) for name in named]))
+    wanted = {memory.folder, *memory.pins.values()}
+    unknown = [
+        tier
+        for tier in tiers
+        if not tier.rates and not tier.unavailable and (tier.kind == "dram" or {tier.name, tier.where} & wanted)
+    ]
+    if unknown:
+        names = " and ".join(tier.name for tier in unknown)
+        print(f"measuring {names} for the plan, once on this machine: {CALIBRATION_SECONDS:.0f} s", flush=True)
+        calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
+        tiers = calibrate.calibrated(tiers)
+    found = planner.plan(workload(config, graph, validated=validated), tiers, memory)
+    return Places(found, {tier.name: tier for tier in tiers}, run=str(folder.parent))
+
+
+def workload(
+    config: TrainConfig,
+    graph: BipartiteGraph,
+    *,
+    validated: bool,
+    hardware: HardwareConfig | None = None,
+    declared_gpu: bool = False,
+) -> Workload:
+    """What a step of this training moves, on the processors that are here or declared.
+
+    Args:
+        config: of the training.
+        graph: the training graph.
+        validated: whether the best parameters so far are kept.
+        hardware: that is asked about; None for this machine.
+        declared_gpu: whether it has a GPU.
+    """
+    assert config.loss is not None
+    assert config.trainer is not None
+    assert config.optimizer is not None
+    compute = None if hardware is None else hardware.compute
+    trainer, loss = scaled(config.trainer, config.loss, graph)
+    on_gpu = config.device != "cpu" and (declared_gpu or devices.resolve(config.device).type == "cuda")
+    products = isinstance(config.model, NGCFConfig) or isinstance(loss, SoftmaxConfig)
+    here = compute is None and not on_gpu
+    return Workload.of(
+        graph,
+        model=config.model,
+        loss=loss,
+        optimizer=config.optimizer,
+        trainer=trainer,
+        validated=validated,
+        threads=config.threads or (torch.get_num_threads() if compute is None else compute.threads),
+        cache_bytes=conditions.last_level_cache()[0]
+        if compute is None
+        else parse_bytes("hardware.compute.cache", compute.cache),
+        flops=product_flops(_precision(loss)) if products and here else None,
+        on_gpu=on_gpu,
+    )
+
+
+def tier_folder(config: TrainConfig, folder: Path) -> Path:
+    """Where files lie: memory.folder, or else `folder`."""
+    return Path(config.memory.folder or folder).absolute()
+
+
+def build(
+    config: TrainConfig, graph: BipartiteGraph, places: Places, device: torch.device, folder: Path
+) -> tuple[models.Model | models.StreamedLightGCN, BipartiteGraph]:
+    """The model where the plan has it, and the graph, which may have moved too.
+
+    Args:
+        config: of the training.
+        graph: the training graph.
+        places: with the plan.
+        device: where a model without a plan goes.
+        folder: for files, where memory.folder is not set.
+
+    Raises:
+        GnnrecError: no room, or the system forbids what it takes.
+    """
+    plan = places.plan
+    if plan is not None and plan.mode == "stream" and plan.place("embedding").mode == "stream":
+        assert plan.panel is not None
+        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, config.seed), graph
+    if places.elsewhere and places.tier_of("graph").kind != "dram":
+        graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
+    model = models.build(config.model, graph, config.seed)
+    if places.elsewhere:
+        assert not isinstance(model, models.GFCF)
+        made = model.embedding.data
+        model.embedding.data = places.allocate("embedding", made, made.dtype).copy_(made)
+    else:
+        place(model, device)
+    if plan is not None and plan.mode == "stream":
+        places.open_files(tier_folder(config, folder), _throttle(config))
+    return model, graph
+
+
+def streamed(
+    config: TrainConfig,
+    graph: BipartiteGraph,
+    places: Places,
+    folder: Path,
+    panel: int,
+    buffer_bytes: int,
+    seed: int | None,
+) -> models.StreamedLightGCN:
+    """A model whose embeddings lie in a file, drawn from the seed, or zeros without one."""
+    assert isinstance(config.model, LightGCNConfig)
+    files = places.open_files(tier_folder(config, folder), _throttle(config))
+    layout = Layout.of(graph.num_nodes, config.model.dim, panel, files.access.alignment)
+    return models.StreamedLightGCN(graph, config.model, files, layout, Ring(buffer_bytes), seed)
+
+
+def _throttle(config: TrainConfig) -> Throttle | None:
+    """What makes a simulated device, where one is asked for."""
+    slower = config.memory.slower
+    return None if slower is None else Throttle(*slower)
+
+
+def place(model: torch.nn.Module, device: torch.device) -> None:
+    """Move a model's parameters, or raise a DeviceMemoryError."""
+    with devices.memory_errors("the model", lower="model.dim"):
+        model.to(device)
+
+
+def _precision(loss: LossConfig) -> torch.dtype:
+    """Of dense products, as the loss resolves it."""
+    name = loss.precision if isinstance(loss, SoftmaxConfig) else "float32"
+    return losses.best_precision(torch.device("cpu")) if name == "auto" else losses.PRECISIONS[name]

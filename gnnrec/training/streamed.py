@@ -1,0 +1,200 @@
+"""Steps of a LightGCN whose embeddings and Adam moments lie in files of a slow tier."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gnnrec import ops
+from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
+from gnnrec.errors import CheckpointError
+from gnnrec.memtier.account import Actual
+from gnnrec.memtier.stream import PanelMatrix, Stream
+from gnnrec.models.scorer import FactorScorer
+from gnnrec.models.streamed import StreamedLightGCN
+from gnnrec.training import sampler
+from gnnrec.training.checkpoint import Rows
+from gnnrec.training.optim import MOMENTS
+
+
+class Streamed:
+    """LightGCN with BPR and Adam, a panel of columns at a time: bit-equal to `Resident`.
+
+    A step goes over the panels once. Of each it propagates the gradient backwards, passes the blocks of embedding and
+    moments under Adam, keeps the new embedding of this panel in DRAM, and propagates it for the batch of the next step.
+    So every number of the files is read and written once a step, however many layers there are.
+
+    Args:
+        model: its embeddings are trained in their file.
+        config: the loop's settings.
+        loss, optimizer: their settings.
+        seed: of the sampler.
+    """
+
+    def __init__(
+        self, model: StreamedLightGCN, config: TrainerConfig, loss: BPRConfig, optimizer: OptimizerConfig, seed: int
+    ) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.device, self.as_rows = torch.device("cpu"), True
+        self.sampler: sampler.Sampler = sampler.build(loss, model.graph, config, seed, pinned=False)
+        self.moments = [PanelMatrix(model.folder, name, model.layout) for name in MOMENTS]
+        self._stream = Stream([model.embedding, *self.moments], model.ring)
+        self._count = 0  # of steps that Adam has done
+        self._ahead: tuple[int, ops.BPRPanels] | None = None  # the number of the next step, and its batch propagated
+        self._best: PanelMatrix | None = None
+        self._largest = 0.0
+        self._steps, self._seconds = 0, 0.0
+
+    @property
+    def actual(self) -> Actual:
+        """What the steps took so far."""
+        times = self._stream.times
+        return Actual(self._steps, self._seconds, self._stream.moved, times.transferring, times.waiting)
+
+    def step(self, step: int, lr: float) -> torch.Tensor:
+        """The step of this number; gives its loss."""
+        batch, started = self._propagated(step), time.perf_counter()
+        loss, following, self._largest = batch.loss(), self._batch(step + 1), 0.0
+        self._count += 1
+        for panel in range(self.model.layout.panels):
+            self._update(panel, batch, self._gradient(batch), lr)
+            self._add(following)
+        self._ahead = step + 1, following
+        self._steps += 1
+        self._seconds += time.perf_counter() - started
+        return loss
+
+    def warm_up(self, step: int) -> float:
+        """Compile the kernels, on the propagation that this step begins with; gives the seconds it took."""
+        started = time.perf_counter()
+        self._propagated(step)
+        batch, nothing = self._batch(step), torch.zeros(1, self.model.layout.width)
+        batch.add(*[nothing.expand(len(batch.nodes), -1)] * 2)
+        batch.loss()
+        self._gradient(batch)
+        self._adam(*(nothing.clone() for _ in range(4)), lr=0.0, step=1)
+        return time.perf_counter() - started
+
+    def largest(self) -> float:
+        """The largest magnitude among the embeddings' numbers, as the last step has left them."""
+        return self._largest
+
+    def scorer(self) -> FactorScorer:
+        """The model as it is now, until the next scorer."""
+        self._stream.drain()
+        return self.model.scorer()
+
+    def keep_best(self) -> None:
+        """Remember the embeddings as they are now, in a file of their own."""
+        self._stream.drain()
+        if self._best is None:
+            self._best = PanelMatrix(self.model.folder, "best", self.model.layout)
+        self._best.copy_from(self.model.embedding)
+
+    def take_best(self) -> None:
+        """Go back to the embeddings that were remembered, if any were."""
+        if self._best is not None:
+            self.close()
+            self.model.embedding.copy_from(self._best)
+            self._ahead = None
+
+    def state(self) -> dict[str, Any]:
+        """Everything of a checkpoint that is a tensor, by GROUP.NAME, as `Resident` has it; matrices as `Rows`."""
+        self._stream.drain()
+        matrices = {"model.embedding": self.model.embedding}
+        if self._best is not None:
+            matrices["best.embedding"] = self._best
+        tensors: dict[str, Any] = {}
+        if self._count:
+            matrices |= {f"optimizer.0.{moment.name}": moment for moment in self.moments}
+            tensors["optimizer.0.step"] = torch.tensor(float(self._count))
+        return tensors | {name: as_rows(matrix) for name, matrix in matrices.items()}
+
+    def restore(self, groups: Mapping[str, Mapping[str, Any]], where: str) -> None:
+        """Take the state of a checkpoint whose matrices are `Rows`.
+
+        Raises:
+            CheckpointError: it is of another model; `where` it lies.
+        """
+        self.close()
+        self._ahead = None
+        fill(self.model.embedding, groups["model"], "embedding", where)
+        optimizer = groups.get("optimizer", {})
+        self._count = int(optimizer.get("0.step", 0))
+        for moment in self.moments if self._count else []:
+            fill(moment, optimizer, f"0.{moment.name}", where)
+        if "best" in groups:
+            self._best = PanelMatrix(self.model.folder, "best", self.model.layout)
+            fill(self._best, groups["best"], "embedding", where)
+
+    def close(self, *, drain: bool = True) -> None:
+        """End the threads, by default after everything is written; a step starts new ones."""
+        self._stream.close(drain=drain)
+
+    def _propagated(self, step: int) -> ops.BPRPanels:
+        """The batch of a step with what its loss needs: from the step before, or by a pass over the embeddings."""
+        if self._ahead is not None and self._ahead[0] == step:
+            return self._ahead[1]
+        self._stream.drain()
+        batch = self._batch(step)
+        for panel in range(self.model.layout.panels):
+            self.model.embedding.read_panel(panel, self.model.panel)
+            self._add(batch)
+        self._ahead = step, batch
+        return batch
+
+    def _batch(self, step: int) -> ops.BPRPanels:
+        (triples,) = self.sampler.batch(step)
+        return ops.BPRPanels(triples, self.loss.reg, hardest=self.loss.hardest)
+
+    def _add(self, batch: ops.BPRPanels) -> None:
+        """Give a batch its rows of the panel that is in DRAM."""
+        batch.add(self.model.propagate(batch.nodes), self.model.panel[batch.nodes])
+
+    def _gradient(self, batch: ops.BPRPanels) -> torch.Tensor:
+        """Through the propagation by the next panel of the embeddings, [nodes, width]."""
+        self.model.panel.zero_()[batch.nodes] = batch.gradient()
+        return self.model.propagate()
+
+    def _update(self, panel: int, batch: ops.BPRPanels, gradient: torch.Tensor, lr: float) -> None:
+        """A step of Adam on a panel, whose embeddings then are in DRAM."""
+        for block in self._stream.panel(panel):
+            embedding, *moments = block.tensors
+            if batch.decay is not None:
+                first, last = torch.searchsorted(
+                    batch.nodes, torch.tensor([block.rows.start, block.rows.stop])
+                ).tolist()
+                nodes = batch.nodes[first:last]
+                gradient[nodes] += embedding[nodes - block.rows.start] * batch.decay[first:last, None]
+            self._adam(embedding, gradient[block.rows], *moments, lr=lr, step=self._count)
+            self.model.panel[block.rows] = embedding
+            self._largest = max(self._largest, *(abs(float(x)) for x in embedding.aminmax()))
+
+    def _adam(self, *tensors: torch.Tensor, lr: float, step: int) -> None:
+        config = self.optimizer
+        options: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+        ops.adam_step(*tensors, lr=lr, step=step, decoupled=config.name == "adamw", **options)
+
+
+def fill(matrix: PanelMatrix, tensors: Mapping[str, Any], name: str, where: str) -> None:
+    """Take a matrix from the `Rows` of a checkpoint.
+
+    Raises:
+        CheckpointError: it holds none of that name and size.
+    """
+    stored = tensors.get(name)
+    if not isinstance(stored, Rows) or stored.shape != matrix.shape:
+        found = f"holds no {name} {list(matrix.shape)}"
+        raise CheckpointError(found, where=where, remedy="Resume with the configuration of that run")
+    matrix.fill_from(stored.read)
+
+
+def as_rows(matrix: PanelMatrix) -> Rows:
+    """A matrix as a checkpoint takes it."""
+    layout = matrix.layout
+    return Rows(
+        matrix.shape, torch.float32, layout.block_rows, lambda rows: matrix.rows(rows.start // layout.block_rows)
+    )

@@ -1,0 +1,363 @@
+"""Training whose state does not lie in memory: bit-equal to one whose does, evaluated, resumed and exported alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up_tiers import disk, dram
+
+from gnnrec import models, recommend
+from gnnrec.config import (
+    BPRConfig,
+    DataConfig,
+    LightGCNConfig,
+    MemoryConfig,
+    NGCFConfig,
+    OptimizerConfig,
+    SimulateConfig,
+    SoftmaxConfig,
+    SyntheticConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from gnnrec.data import dataset
+from gnnrec.errors import CheckpointError, StorageError
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.planner import PlanError
+from gnnrec.memtier.stream import Layout, Ring
+from gnnrec.models.draws import embedding_blocks, embeddings
+from gnnrec.training import checkpoint, placing, run
+from gnnrec.training.trainer import Interrupted, Trainer
+
+SMALL = SyntheticConfig(num_users=700, num_items=400, num_interactions=9000, communities=4)
+DATA = DataConfig(source="synthetic", name="synthetic", synthetic=SMALL)
+STREAM = MemoryConfig(name="stream", panel=16, buffer="1MiB")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return run.graph_of(dataset.load(DATA).train)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with 16 GiB of DRAM, and a disk wherever a folder is named."""
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *map(disk, folders)])
+    monkeypatch.setattr(placing.calibrate, "calibrated", lambda tiers: list(tiers))
+
+
+def config(memory=None, **changes) -> TrainConfig:
+    return replace(
+        TrainConfig(
+            data=DATA,
+            model=LightGCNConfig(dim=48, layers=3),
+            loss=BPRConfig(reg=1e-3),
+            optimizer=OptimizerConfig(lr=0.01),
+            trainer=TrainerConfig(epochs=3, batch_size=1000, eval_every=1, checkpoint_every=1),
+            memory=memory or MemoryConfig(),
+        ),
+        **changes,
+    )
+
+
+def streamed(graph, folder, settings, width, ring):
+    layout = Layout.of(graph.num_nodes, settings.dim, width, folder.access.alignment, 1 << 13)
+    return models.StreamedLightGCN(graph, settings, folder, layout, ring, seed=3)
+
+
+def whole(matrix):
+    return torch.cat([matrix.rows(block) for block in range(matrix.layout.blocks)])
+
+
+@pytest.mark.parametrize("std", [0.1, None])
+def test_initial_embeddings_are_those_of_the_whole(std):
+    graph = BipartiteGraph.from_edges(np.arange(50), np.arange(50) % 30, 50, 30)
+    blocks = [slice(0, 16), slice(16, 45), slice(45, 55), slice(55, 56), slice(56, 80)]
+    parts = embedding_blocks(graph, 32, std, torch.Generator().manual_seed(7), blocks)
+    assert torch.equal(torch.cat(list(parts)), embeddings(graph, 32, std, torch.Generator().manual_seed(7)))
+
+
+CASES = {
+    "plain": ({}, BPRConfig(), OptimizerConfig(lr=0.01)),
+    "reg_adamw": ({}, BPRConfig(reg=0.01), OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)),
+    "hardest": ({"layers": 2}, BPRConfig(negatives=4, hardest=True, reg=0.01), OptimizerConfig(lr=0.02)),
+    "several": ({"layer_weights": [0.1, 0.2, 0.7], "layers": 2}, BPRConfig(negatives=3), OptimizerConfig(lr=0.01)),
+    "one_layer": ({"layers": 1, "init_std": None}, BPRConfig(), OptimizerConfig(lr=0.01, weight_decay=1e-3)),
+    "factors": ({"layers": 0}, BPRConfig(reg=0.01), OptimizerConfig(lr=0.01)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bits_are_those_of_memory_for_every_width_and_ring(graph, tmp_path, case):
+    changes, loss, optimizer = CASES[case]
+    settings = LightGCNConfig(**({"dim": 48, "layers": 3} | changes))
+    loop = TrainerConfig(epochs=2, batch_size=1500)
+    model = models.build(settings, graph, 3)
+    expected = Trainer(model, loop, loss, optimizer, seed=1)
+    losses = [float(expected._step(step)) for step in range(5)]
+    rings = [Ring(0, 1, 1), Ring(1 << 16, 2, 2, phased=True), Ring(1 << 26, 3, 1)]
+    for width, ring in [(16, rings[0]), (16, rings[2]), (48, rings[1])]:
+        with TierFolder(tmp_path / f"{width}") as folder:
+            other = streamed(graph, folder, settings, width, ring)
+            trainer = Trainer(other, loop, loss, optimizer, seed=1)
+            assert [float(trainer._step(step)) for step in range(5)] == losses
+            trainer.learner.close()
+            assert torch.equal(whole(other.embedding), model.embedding)
+            ours, theirs = other.scorer(), model.scorer()
+            assert torch.equal(ours.user_factors, theirs.user_factors)
+            assert torch.equal(ours.item_factors, theirs.item_factors)
+            history = graph.user_item().select_rows(torch.tensor([3, 1]))
+            for mine, reference in zip(
+                ours.topk_by_history(history, 5, None), theirs.topk_by_history(history, 5, None)
+            ):
+                assert torch.equal(mine, reference)
+
+
+def same(found, expected):
+    for one, other in zip(found, expected):
+        assert torch.equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resident") / "run"
+    done, summary = run.train(config(), folder)
+    return done, summary, folder
+
+
+def test_a_streamed_run_leaves_what_a_resident_one_does(machine, resident, tmp_path):
+    expected, theirs, folder = resident
+    seen = []
+    done, summary = run.train(config(STREAM), tmp_path / "run", on_plan=seen.append)
+    with done:
+        assert torch.equal(whole(done.model.embedding), expected.model.embedding)
+        assert (tmp_path / "run/tier/embedding.bin").exists()
+    assert sorted(path.name for path in (tmp_path / "run/tier").iterdir()) == [".gnnrec-tier.lock"]
+    assert summary["metrics"] == theirs["metrics"]
+    (plan,) = seen
+    assert (plan.mode, plan.panel) == ("stream", 16)
+    assert json.loads((tmp_path / "run/plan.json").read_text()) == json.loads(json.dumps(plan.to_dict()))
+    saved, _ = checkpoint.load_latest(tmp_path / "run/checkpoints")
+    reference, _ = checkpoint.load_latest(folder / "checkpoints")
+    assert saved.tensors.keys() == reference.tensors.keys()
+    assert all(torch.equal(saved.tensors[name], reference.tensors[name]) for name in saved.tensors)
+
+    account = summary["memory"]
+    tensors = {entry["tensor"]: entry for entry in account["tensors"]}
+    for name in ("embedding", "exp_avg", "exp_avg_sq"):
+        moved = tensors[name]["actual_bytes_per_step"]
+        assert 0.9 * tensors[name]["predicted_bytes_per_step"] < moved
+        assert tensors[name]["tier"] == str(tmp_path / "run/tier")
+        assert tensors[name]["actual_seconds_per_step"] > 0
+    assert tensors["graph"]["actual_bytes_per_step"] is None
+    assert account["actual_seconds_per_step"] > 0
+    assert "simulated" not in account
+
+
+def test_a_streamed_run_is_evaluated_and_gives_recommendations(machine, resident, tmp_path):
+    expected, theirs, _ = resident
+    done, summary = run.train(config(STREAM), tmp_path / "run")
+    done.places.close()
+    with run.open_run(tmp_path / "run") as opened:
+        assert isinstance(opened.model, models.StreamedLightGCN)
+        assert run.evaluate(opened, [20]) == summary["metrics"] == theirs["metrics"]
+        log = opened.data.train
+        tables = recommend.embeddings(opened.model.scorer(), log.user_ids, log.item_ids)
+        reference = recommend.embeddings(expected.model.scorer(), log.user_ids, log.item_ids)
+        assert tables["items"].equals(reference["items"])
+        with pytest.raises(StorageError, match="another run keeps its tensors in this folder"):
+            run.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("back", [None, "stream"])
+def test_a_run_goes_on_in_other_memory(machine, resident, tmp_path, back):
+    """From files to DRAM and the other way; with another width of panels too."""
+    first, second = (STREAM, None) if back is None else (None, replace(STREAM, panel=48))
+    short = config(first, trainer=replace(config().trainer, epochs=1))
+    done, _ = run.train(short, tmp_path / "run")
+    done.places.close()
+    done, summary = run.train(config(second, resume=True), tmp_path / "run")
+    with done:
+        found = done.model.embedding
+        assert torch.equal(found if back is None else whole(found), resident[0].model.embedding)
+    assert summary["metrics"] == resident[1]["metrics"]
+    with run.open_run(tmp_path / "run") as opened:
+        assert isinstance(opened.model, models.StreamedLightGCN) == (back is not None)
+        assert run.evaluate(opened, [20]) == summary["metrics"]
+
+
+def test_a_simulated_device_is_said_to_be_one(machine, resident, tmp_path):
+    slow = replace(STREAM, simulate=SimulateConfig(read_gb_per_s=0.05, write_gb_per_s=0.05))
+    done, summary = run.train(config(slow), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
+    account = summary["memory"]
+    assert account["simulated"] == "SIMULATED"
+    per_step = 6 * 1100 * 48 * 4 / 0.05e9
+    assert account["transfer_seconds_per_step"] > 0.9 * per_step
+    assert summary["metrics"] == resident[1]["metrics"]
+    assert json.loads((tmp_path / "run/plan.json").read_text())["seconds_per_step"] > 0.9 * per_step
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": NGCFConfig(dim=16, layers=2, message_dropout=0.1)},
+        {"loss": SoftmaxConfig(temperature=0.2), "model": LightGCNConfig(dim=16, layers=2, similarity="cosine")},
+        {"optimizer": OptimizerConfig(lr=0.01, clip=0.01)},
+    ],
+    ids=["ngcf", "softmax", "clip"],
+)
+def test_moments_alone_are_streamed_where_columns_mix(machine, tmp_path, changes):
+    here, summary = run.train(config(**changes), tmp_path / "here")
+    memory = MemoryConfig(name="stream", buffer="1MiB")
+    short = replace(config(memory, **changes), trainer=replace(config(**changes).trainer, epochs=2))
+    done, _ = run.train(short, tmp_path / "run")
+    done.places.close()
+    done, found = run.train(replace(config(memory, **changes), resume=True), tmp_path / "run")
+    with done:
+        for name, value in here.model.state_dict().items():
+            assert torch.equal(done.model.state_dict()[name], value)
+    assert found["metrics"] == summary["metrics"]
+    assert {e["tensor"] for e in found["memory"]["tensors"] if e["mode"] == "stream"} == {"exp_avg", "exp_avg_sq"}
+    with run.open_run(tmp_path / "run") as opened:
+        assert run.evaluate(opened, [20]) == summary["metrics"]
+
+
+@pytest.mark.parametrize("pin", [{}, {"graph": "TIER", "exp_avg": "dram"}], ids=["all", "pinned"])
+def test_direct_placement_gives_the_same_bits(machine, resident, tmp_path, pin):
+    tier = str(tmp_path / "slow")
+    pin = {name: tier if where == "TIER" else where for name, where in pin.items()}
+    done, summary = run.train(config(MemoryConfig(name="direct", folder=tier, pin=pin)), tmp_path / "run")
+    names = {"embedding", "exp_avg", "exp_avg_sq"}
+    if pin:
+        names = {"embedding", "exp_avg_sq", "graph.indptr", "graph.indices", "graph.scale"}
+    with done:
+        assert torch.equal(done.model.embedding, resident[0].model.embedding)
+        assert (
+            set(done.places.placed)
+            == names
+            == {path.name for path in Path(tier).glob("[eg]*") if path.suffix != ".json"}
+        )
+    assert summary["metrics"] == resident[1]["metrics"]
+    on_tier = {entry["tensor"]: entry["on_tier"] for entry in summary["memory"]["tensors"] if "on_tier" in entry}
+    assert set(on_tier) == {name.partition(".")[0] for name in names}
+    assert all("page cache" in words for words in on_tier.values())
+
+
+def test_auto_takes_memory_as_long_as_there_is_enough(machine, tmp_path):
+    loop = TrainerConfig(epochs=1, batch_size=100)
+    done, summary = run.train(config(MemoryConfig(name="auto"), trainer=loop), tmp_path / "enough")
+    assert isinstance(done.model, models.LightGCN)
+    assert summary["memory"]["mode"] == "dram"
+    needed = sum(entry["bytes"] for entry in summary["memory"]["tensors"])
+    less = MemoryConfig(name="auto", limit=f"{int(0.9 * needed)}", buffer="64KiB")
+    done, summary = run.train(config(less, trainer=loop), tmp_path / "less")
+    with done:
+        assert summary["memory"]["mode"] == "stream"
+        held = sum(e["bytes"] for e in summary["memory"]["tensors"] if e["tier"] == "dram")
+        assert held <= 0.9 * needed
+    with pytest.raises(PlanError, match=r"no placement fits: dram needs .* too little\. In this order: memory\.limit="):
+        run.train(config(MemoryConfig(name="auto", limit="200KiB")), tmp_path / "none")
+    assert not (tmp_path / "none/checkpoints").exists()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(machine, resident, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def interrupting(trainer, number):
+        if number == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "_step", interrupting)
+    with pytest.raises(Interrupted, match="the state is kept in"):
+        run.train(config(STREAM), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run/tier").iterdir()) == [".gnnrec-tier.lock"]
+    monkeypatch.setattr(Trainer, "_step", step)
+    done, summary = run.train(config(STREAM, resume=True), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
+    assert summary["metrics"] == resident[1]["metrics"]
+
+
+def test_live_files_are_no_checkpoint(machine, tmp_path):
+    done, _ = run.train(config(STREAM), tmp_path / "run")
+    with done, pytest.raises(CheckpointError, match="live tensors"):
+        run.open_run(tmp_path / "run/tier")
+
+
+@pytest.mark.parametrize("way", ["preadv", "pwritev"])
+def test_a_failing_disk_leaves_the_last_checkpoint(machine, resident, tmp_path, monkeypatch, way):
+    real, calls, step = getattr(os, way), [], Trainer._step
+
+    def failing(*arguments):
+        calls.append(way)
+        raise OSError(5, "made up")
+
+    def broken(trainer, number):
+        if number == 12:
+            monkeypatch.setattr(os, way, failing)
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    with pytest.raises(StorageError, match=r"tier/\w+\.bin: (read|write) at byte \d+ failed: .*EIO.*\. The device"):
+        run.train(config(STREAM), tmp_path / "run")
+    assert calls
+    monkeypatch.setattr(os, way, real)
+    monkeypatch.setattr(Trainer, "_step", step)
+    done, _ = run.train(config(STREAM, resume=True), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
+
+
+KILLS = int(os.environ.get("GNNREC_KILLS", "3"))  # of a release: 50
+KILLED = """
+import sys
+from pathlib import Path
+from gnnrec.training import placing, run
+sys.path.insert(0, {tests!r})
+import test_streamed as here
+from made_up_tiers import disk, dram
+placing.discover = lambda folders: [dram(), *map(disk, folders)]
+placing.calibrate.calibrated = list
+run.train(here.long(here.STREAM, {resume}), Path({folder!r}))
+"""
+
+
+def long(memory, resume):
+    """A checkpoint after every 7 steps."""
+    return config(memory, resume=resume, trainer=TrainerConfig(epochs=3 * KILLS + 10, batch_size=1000, eval_every=1000))
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
+    """kill -9 at random times, in a process of its own each; what it leaves in the tier's folder is removed."""
+    expected, theirs = run.train(long(None, False), tmp_path / "reference")
+    folder, choice, tests = tmp_path / "run", random.Random(5), str(Path(__file__).parent)
+    for _ in range(KILLS):
+        code = KILLED.format(tests=tests, resume=(folder / "config.yaml").exists(), folder=str(folder))
+        command = [sys.executable, "-u", "-c", code]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while (line := process.stdout.readline()) and not line.startswith("loading"):
+            pass
+        time.sleep(choice.uniform(0, 1))
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors
+    assert (folder / "tier/embedding.bin").exists()
+    done, summary = run.train(long(STREAM, True), folder)
+    with done:
+        assert torch.equal(whole(done.model.embedding), expected.model.embedding)
+    assert summary["metrics"] == theirs["metrics"]
