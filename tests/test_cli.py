@@ -407,7 +407,7 @@ def test_help_names_apps_groups_verbs_and_keys(tmp_path):
     ):
         assert f"\n{group}" in text
     assert "resume: false # go on with the run in hydra.run.dir" in text
-    assert "one of amazon-book, files, gowalla," in text
+    assert "one of amazon-book, files, fractal, gowalla," in text
     assert "delimiter: null # of csv" in succeeds(forked.gnnrec("train", "data=files", "-h", cwd=tmp_path))
     text = succeeds(forked.gnnrec("recommend", "--help", cwd=tmp_path))
     assert text.startswith("gnnrec recommend [new_users|similar_items|embeddings] [KEY=VALUE ...]\n")

@@ -75,7 +75,7 @@ class MemoryConfig:
         effects = {
             "limit": ("auto", "direct", "stream"),
             "folder": ("auto", "direct", "stream"),
-            "pin": ("auto", "direct"),
+            "pin": ("auto", "direct", "stream"),
             "panel": STREAMED,
             "buffer": STREAMED,
             "simulate": STREAMED,
