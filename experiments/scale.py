@@ -79,7 +79,7 @@ def cases(series: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     for size in sizes:
         if series == "limits":
             users, items, interactions = (count * size for count in GOWALLA)
-            shape = {"users": users, "items": items, "interactions": interactions, "dim": 256, "batch": 65536}
+            shape = {"users": users, "items": items, "interactions": interactions, "dim": 256, "batch": 8192}
             limit = (users + items) * shape["dim"] * STATE // 4
             for memory, most in (("dram", None), ("direct", None), ("stream", limit)):
                 yield {"series": series, "size": size, **shape, "memory": memory, "limit_bytes": most}

@@ -296,6 +296,18 @@ class SparseMatrix:
             result.histogram = self.histogram  # launched like the whole, rows are equal to the whole's to the bit
         return result
 
+    def row_block(self, rows: slice) -> SparseMatrix:
+        """The matrix of consecutive rows, over this one's own columns and scales."""
+        first, last = (int(x) for x in self.indptr[[rows.start, rows.stop]])
+        return SparseMatrix(
+            self.indptr[rows.start : rows.stop + 1] - first,
+            self.indices[first:last],
+            (rows.stop - rows.start, self.shape[1]),
+            None if self.row_scale is None else self.row_scale[rows],
+            self.col_scale,
+            None if self.values is None else self.values[first:last],
+        )
+
     @property
     def has_sorted_rows(self) -> bool:
         """Whether no column is smaller than the one before it in its row."""

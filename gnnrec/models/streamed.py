@@ -11,7 +11,7 @@ from gnnrec.config import LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.files import TierFolder
-from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, empty, mapped
+from gnnrec.memtier.stream import Block, Layout, PanelMatrix, Ring, empty, mapped
 from gnnrec.models.draws import embedding_blocks
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 
@@ -51,15 +51,30 @@ class StreamedLightGCN:
             generator = torch.Generator().manual_seed(seed)
             blocks = map(layout.rows_of, range(layout.blocks))
             self.embedding.fill(embedding_blocks(graph, config.dim, config.init_std, generator, blocks))
-        # What propagation works in: a panel, what becomes of it, and the layer in between.
-        self.panel, self.out, self._work = (empty(layout.rows, layout.width) for _ in range(3))
+        # A panel, and two more like it that it passes through.
+        self.panel, self.out, self.work = (empty(layout.rows, layout.width) for _ in range(3))
         self._final: dict[str, torch.Tensor] = {}
 
-    def propagate(self, rows: torch.Tensor | None = None, layer_weights: Sequence[float] | None = None) -> torch.Tensor:
+    def propagate(self, layer_weights: Sequence[float] | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Final embeddings of the columns in `panel`, which stays: in `out`, or of these rows in a fresh tensor."""
         weights = self.layer_weights if layer_weights is None else layer_weights
         matrix = self.graph.norm_adjacency()
-        return ops.lightgcn_propagate_into(self.out, self._work, matrix, self.panel, layer_weights=weights, rows=rows)
+        return ops.lightgcn_propagate_into(self.out, self.work, matrix, self.panel, layer_weights=weights, rows=rows)
+
+    def propagated_blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, torch.Tensor]]:
+        """What `propagate` gives, a block of rows at a time [rows, width]: its last layer is computed while blocks are
+        on their way. In the meantime `work` is free."""
+        weights, source = self.layer_weights, self.panel
+        if len(weights) > 2:
+            source = self.propagate(weights[1:])
+        matrix, scale = self.graph.norm_adjacency(), weights[1] if len(weights) == 2 else 1.0
+        for block in blocks:
+            rows = self.panel[block.rows]
+            if len(weights) == 1:
+                yield block, rows * weights[0]
+            else:
+                part = matrix.row_block(block.rows)
+                yield block, ops.spmm(part, source, scale=scale, add=rows, add_scale=weights[0])
 
     def scorer(self) -> FactorScorer:
         """This model as the file has it now, until the next one is asked for. Its vectors lie in mapped files."""
@@ -78,7 +93,7 @@ class StreamedLightGCN:
         for number in range(self.layout.panels):
             self.embedding.read_panel(number, self.panel)
             columns = slice(number * self.layout.width, (number + 1) * self.layout.width)
-            yield columns, self.propagate(layer_weights=weights)
+            yield columns, self.propagate(weights)
 
     def _mapped(self, name: str, weights: Sequence[float]) -> torch.Tensor:
         """sum of weights[l] A^l E in a mapped file of that name, float32 [nodes, dim]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from gnnrec import ops
 from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
 from gnnrec.memtier.account import Actual
-from gnnrec.memtier.stream import PanelMatrix, Stream
+from gnnrec.memtier.stream import Block, PanelMatrix, Stream
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.training import sampler
@@ -23,9 +23,10 @@ from gnnrec.training.optim import MOMENTS
 class Streamed:
     """LightGCN with BPR and Adam, a panel of columns at a time: bit-equal to `Resident`.
 
-    A step goes over the panels once. Of each it propagates the gradient backwards, passes the blocks of embedding and
-    moments under Adam, keeps the new embedding of this panel in DRAM, and propagates it for the batch of the next step.
-    So every number of the files is read and written once a step, however many layers there are.
+    A step goes over the panels once. Of each it propagates the gradient backwards, the last layer of that together with
+    Adam as blocks of embedding and moments pass by, keeps the new embedding of this panel in DRAM, and propagates it
+    for the batch of the next step. So every number of the files is read and written once a step, however many layers
+    there are, while there is something to compute at any time.
 
     Args:
         model: its embeddings are trained in their file.
@@ -60,7 +61,7 @@ class Streamed:
         loss, following, self._largest = batch.loss(), self._batch(step + 1), 0.0
         self._count += 1
         for panel in range(self.model.layout.panels):
-            self._update(panel, batch, self._gradient(batch), lr)
+            self._update(batch, self._stream.panel(panel), lr)
             self._add(following)
         self._ahead = step + 1, following
         self._steps += 1
@@ -71,11 +72,15 @@ class Streamed:
         """Compile the kernels, on the propagation that this step begins with; gives the seconds it took."""
         started = time.perf_counter()
         self._propagated(step)
-        batch, nothing = self._batch(step), torch.zeros(1, self.model.layout.width)
-        batch.add(*[nothing.expand(len(batch.nodes), -1)] * 2)
+        layout = self.model.layout
+        rows = layout.rows_of(0)
+        block = Block(0, rows, [torch.zeros(rows.stop, layout.width) for _ in range(3)])
+        batch = self._batch(step)
+        batch.add(*(torch.zeros(len(batch.nodes), layout.width) for _ in range(2)))
         batch.loss()
-        self._gradient(batch)
-        self._adam(*(nothing.clone() for _ in range(4)), lr=0.0, step=1)
+        count, self._count = self._count, 1
+        self._update(batch, iter([block]), lr=0.0)
+        self._count = count
         return time.perf_counter() - started
 
     def largest(self) -> float:
@@ -152,26 +157,23 @@ class Streamed:
 
     def _add(self, batch: ops.BPRPanels) -> None:
         """Give a batch its rows of the panel that is in DRAM."""
-        batch.add(self.model.propagate(batch.nodes), self.model.panel[batch.nodes])
+        batch.add(self.model.propagate(rows=batch.nodes), self.model.panel[batch.nodes])
 
-    def _gradient(self, batch: ops.BPRPanels) -> torch.Tensor:
-        """Through the propagation by the next panel of the embeddings, [nodes, width]."""
-        self.model.panel.zero_()[batch.nodes] = batch.gradient()
-        return self.model.propagate()
-
-    def _update(self, panel: int, batch: ops.BPRPanels, gradient: torch.Tensor, lr: float) -> None:
+    def _update(self, batch: ops.BPRPanels, blocks: Iterator[Block], lr: float) -> None:
         """A step of Adam on a panel, whose embeddings then are in DRAM."""
-        for block in self._stream.panel(panel):
+        model = self.model
+        model.panel.zero_()[batch.nodes] = batch.gradient()
+        for block, gradient in model.propagated_blocks(blocks):
             embedding, *moments = block.tensors
             if batch.decay is not None:
-                first, last = torch.searchsorted(
-                    batch.nodes, torch.tensor([block.rows.start, block.rows.stop])
-                ).tolist()
-                nodes = batch.nodes[first:last]
-                gradient[nodes] += embedding[nodes - block.rows.start] * batch.decay[first:last, None]
-            self._adam(embedding, gradient[block.rows], *moments, lr=lr, step=self._count)
-            self.model.panel[block.rows] = embedding
+                ends = torch.tensor([block.rows.start, block.rows.stop])
+                first, last = torch.searchsorted(batch.nodes, ends).tolist()
+                nodes = batch.nodes[first:last] - block.rows.start
+                gradient[nodes] += embedding[nodes] * batch.decay[first:last, None]
+            self._adam(embedding, gradient, *moments, lr=lr, step=self._count)
+            model.work[block.rows] = embedding
             self._largest = max(self._largest, *(abs(float(x)) for x in embedding.aminmax()))
+        model.panel, model.work = model.work, model.panel
 
     def _adam(self, *tensors: torch.Tensor, lr: float, step: int) -> None:
         config = self.optimizer
