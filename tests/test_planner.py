@@ -356,13 +356,14 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float) -> float:
             continue
         compute = sum(seconds(home, a, of.threads) for d in form.demands for a in d.accesses) + of.sampling_seconds
         update = sum(seconds(home, a, of.threads) for a in form.update)
+        beside = sum(seconds(home, a, of.threads) for a in form.beside)
         transfer = sum(seconds(on, a, planner.TRANSFERS) for d in form.files for a in d.accesses)
         blocks = layout.panels * layout.blocks
         for count in range(min(FEWEST, blocks), blocks + 1):
             ring = count * len(streamed) * layout.block_bytes
             if ring <= room:
                 hidden = hidden_share(ring, form.panel_bytes, 2, 2)
-                best = min(best, streamed_seconds(compute, update, transfer, hidden))
+                best = min(best, streamed_seconds(compute - beside, update + beside, transfer, hidden))
     return best
 
 
@@ -449,9 +450,12 @@ def test_modes():
     direct = plan(of, [DRAM, NODE, DISK], MemoryConfig("direct"))
     assert direct.mode == "direct"
     assert {placement.tier for placement in direct.placements if placement.name in planner.DIRECT} == {"node1"}
-    on_disk = plan(of, [DRAM, NODE, DISK], MemoryConfig("direct", folder="/disk"))
-    assert on_disk.place("embedding").tier == "/disk"
-    assert on_disk.step_seconds > 10 * direct.step_seconds  # gathers through the page cache
+    in_cache = plan(of, [DRAM, NODE, DISK], MemoryConfig("direct", folder="/disk"))
+    assert in_cache.place("embedding").tier == "/disk"
+    assert in_cache.step_seconds == pytest.approx(plan(of, [DRAM, DISK], MemoryConfig("auto")).step_seconds)
+    full = replace(DRAM, free=sum(demand.bytes for demand in of.resident() if not demand.movable))
+    on_disk = plan(of, [full, NODE, DISK], MemoryConfig("direct", folder="/disk"))
+    assert on_disk.step_seconds > 10 * direct.step_seconds  # gathers that the page cache has no room for
     narrow = plan(of, [DRAM, NODE, DISK], MemoryConfig("stream", panel=16, buffer="64MiB"))
     assert (narrow.mode, narrow.panel) == ("stream", 16)
     assert 48 * MIB <= narrow.buffer_bytes <= 64 * MIB

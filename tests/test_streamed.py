@@ -32,7 +32,7 @@ from gnnrec.config import (
     TrainerConfig,
 )
 from gnnrec.data import dataset
-from gnnrec.errors import CheckpointError, StorageError
+from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.planner import PlanError
@@ -255,6 +255,61 @@ def test_direct_placement_gives_the_same_bits(machine, resident, tmp_path, pin):
     on_tier = {entry["tensor"]: entry["on_tier"] for entry in summary["memory"]["tensors"] if "on_tier" in entry}
     assert set(on_tier) == {name.partition(".")[0] for name in names}
     assert all("page cache" in words for words in on_tier.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": NGCFConfig(dim=16, layers=2)},
+        {"trainer": TrainerConfig(epochs=3, batch_size=1000, storage="bfloat16")},
+    ],
+    ids=["ngcf", "bfloat16"],
+)
+def test_direct_placement_of_other_models(machine, tmp_path, changes):
+    """NGCF has other parameters, whose state stays; a bfloat16 embedding has a float32 master."""
+    here, summary = run.train(config(**changes), tmp_path / "here")
+    there, found = run.train(config(MemoryConfig(name="direct"), **changes), tmp_path / "there")
+    with there:
+        for name, value in here.model.state_dict().items():
+            assert torch.equal(there.model.state_dict()[name], value)
+        names = {"embedding", "exp_avg", "exp_avg_sq"} | ({"master"} if "trainer" in changes else set())
+        assert set(there.places.placed) == names
+        embedding = there.places.placed["embedding"].tensor
+        assert embedding.data_ptr() == there.model.embedding.data_ptr()
+    assert found["metrics"] == summary["metrics"]
+
+
+def test_pins_choose_what_is_streamed(machine, resident, tmp_path):
+    memory = MemoryConfig(name="stream", buffer="1MiB", pin={"embedding": "dram"})
+    done, summary = run.train(config(memory), tmp_path / "moments")
+    with done:
+        assert torch.equal(done.model.embedding, resident[0].model.embedding)
+    assert {e["tensor"] for e in summary["memory"]["tensors"] if e["mode"] == "stream"} == {"exp_avg", "exp_avg_sq"}
+    with pytest.raises(ConfigError, match=r"memory=stream: streams into .* against memory\.pin\.exp_avg=dram\. Pin"):
+        run.train(config(replace(STREAM, pin={"exp_avg": "dram"})), tmp_path / "none")
+
+
+def test_a_finished_run_is_resumed_without_a_step(machine, tmp_path):
+    for resume in (False, True):
+        done, summary = run.train(config(STREAM, resume=resume), tmp_path / "run")
+        done.places.close()
+    assert summary["memory"]["actual_seconds_per_step"] is None
+    assert "likely_cause" not in summary["memory"]
+
+
+def test_numbers_that_overflow_are_seen(graph, tmp_path):
+    settings = LightGCNConfig(dim=16, layers=1)
+    with TierFolder(tmp_path / "tier") as folder:
+        model = streamed(graph, folder, settings, 16, Ring(0))
+        block = model.embedding.rows(0)
+        block[0, 3] = float("nan")
+        model.embedding.fill(
+            block if number == 0 else model.embedding.rows(number) for number in range(model.layout.blocks)
+        )
+        trainer = Trainer(model, TrainerConfig(epochs=1, batch_size=1500), BPRConfig(), OptimizerConfig(), seed=1)
+        trainer._step(0)
+        assert not trainer.learner.largest() < 1e15
+        trainer.learner.close()
 
 
 def test_auto_takes_memory_as_long_as_there_is_enough(machine, tmp_path):

@@ -1,4 +1,4 @@
-"""The apps: each is a config in `conf/` and one function here, or in `memory.py`.
+"""The apps: each is a config in `conf/` and one function, here or in a file of its own.
 
 What takes long to import (torch, numba, pandas) is imported after the options are checked.
 """

@@ -22,9 +22,10 @@ def plan(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     config = PlanConfig.from_dict(values)
 
     from gnnrec.memtier import planner
+    from gnnrec.training.placing import normalised
 
     tiers = _tiers(config)
-    found = planner.plan(_workload(config, tiers), tiers, config.train.memory)
+    found = planner.plan(_workload(config, tiers), tiers, normalised(config.train.memory))
     show(found)
     if config.out is not None:
         content = found.to_dict() | {"hardware": config.hardware.name}
@@ -43,8 +44,9 @@ def show(plan: Plan) -> None:
     panel = "" if plan.panel is None else f", panels of {plan.panel} columns, buffers of {in_bytes(plan.buffer_bytes)}"
     print(f"mode: {plan.mode}{panel}")
     print("memory: " + ", ".join(f"{tier} {in_bytes(count)}" for tier, count in plan.tier_bytes().items()))
-    print(f"predicted step: {in_seconds(plan.step_seconds)} with {plan.threads} threads ({busy})")
-    print(f"predicted epoch: {in_seconds(plan.epoch_seconds)}, {plan.steps_per_epoch} steps, without evaluation")
+    stamp = "SIMULATED " if plan.simulated else ""
+    print(f"{stamp}predicted step: {in_seconds(plan.step_seconds)} with {plan.threads} threads ({busy})")
+    print(f"{stamp}predicted epoch: {in_seconds(plan.epoch_seconds)}, {plan.steps_per_epoch} steps, without evaluation")
     print(f"binding resource: {plan.binding}")
 
 

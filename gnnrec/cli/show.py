@@ -47,9 +47,10 @@ def show_account(summary: dict[str, Any]) -> None:
 
     if (found := summary.get("memory")) is None:
         return
-    predicted, actual = (in_seconds(found[f"{kind}_seconds_per_step"]) for kind in ("predicted", "actual"))
-    stamp = "SIMULATED " if "simulated" in found else ""
-    print(f"{stamp}memory: {found['mode']}, predicted step {predicted}, actual {actual} ({found['deviation']:+.0%})")
+    stamp, actual = "SIMULATED " if "simulated" in found else "", found["actual_seconds_per_step"]
+    happened = "no step was made" if actual is None else f"actual {in_seconds(actual)} ({found['deviation']:+.0%})"
+    predicted = in_seconds(found["predicted_seconds_per_step"])
+    print(f"{stamp}memory: {found['mode']}, predicted step {predicted}, {happened}")
     if "hidden_share" in found:
         transfers = in_seconds(found["transfer_seconds_per_step"])
         print(f"{stamp}transfers {transfers} a step; {found['hidden_share']:.0%} of the shorter of both was hidden")

@@ -35,15 +35,14 @@ class Actual:
     shares: Mapping[str, str] = field(default_factory=dict)
 
 
-def account(plan: Plan, actual: Actual, *, simulated: bool = False) -> dict[str, Any]:
+def account(plan: Plan, actual: Actual) -> dict[str, Any]:
     """Predicted against actual, of a step: for `summary.json`, units in the names.
 
     Bytes and seconds of tensors in memory are not counted while they are used: their actual figures are null.
 
     Args:
         plan: of the run.
-        actual: None of it, where no step was made.
-        simulated: whether a tier was: every figure is then stamped.
+        actual: of its steps; without any, figures of what happened are null.
     """
     steps = max(actual.steps, 1)
     threads = sum(moved.read_seconds + moved.write_seconds for moved in actual.moved.values())
@@ -61,15 +60,15 @@ def account(plan: Plan, actual: Actual, *, simulated: bool = False) -> dict[str,
         if placement.name in actual.shares:
             entry["on_tier"] = actual.shares[placement.name]
         tensors.append(entry)
-    step = actual.seconds / steps
-    deviation = step / plan.step_seconds - 1 if actual.steps else 0.0
-    found: dict[str, Any] = {"simulated": "SIMULATED"} if simulated else {}
+    step = actual.seconds / steps if actual.steps else None
+    deviation = None if step is None else step / plan.step_seconds - 1
+    found: dict[str, Any] = {"simulated": "SIMULATED"} if plan.simulated else {}
     found |= {"mode": plan.mode, "panel_columns": plan.panel, "buffer_bytes": plan.buffer_bytes, "tensors": tensors}
     found |= {"predicted_seconds_per_step": plan.step_seconds, "actual_seconds_per_step": step, "deviation": deviation}
-    if actual.moved:
+    if actual.moved and actual.steps:
         found |= {"transfer_seconds_per_step": actual.transferring / steps}
         found |= {"waiting_seconds_per_step": actual.waiting / steps, "hidden_share": _hidden(actual)}
-    if abs(deviation) > TOLERANCE:
+    if deviation is not None and abs(deviation) > TOLERANCE:
         found["likely_cause"] = _cause(plan, actual)
     return found
 
@@ -92,7 +91,11 @@ def _cause(plan: Plan, actual: Actual) -> str:
     load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     if most == "computation":
         words = f"the computation took {in_seconds(computing)} a step where {in_seconds(computed)} were predicted"
-        why = f"the load is {load:.1f} a core" if load > 1.5 else "the calibration may be of another day"
+        if computing < computed:
+            why = "the machine was busy when it was calibrated, or caches hold more than was thought"
+        else:
+            why = f"the load is {load:.1f} a core" if load > 1.5 else "the calibration may be of another day"
         return f"{words}: {why}; run gnnrec calibrate on an idle machine"
     words = f"transfers took {in_seconds(transferring)} a step where {in_seconds(streamed)} were predicted"
-    return f"{words}: something else uses the device, or it is slower than it was; run gnnrec calibrate again"
+    why = "the device is faster than it was" if transferring < streamed else "something else uses the device"
+    return f"{words}: {why}, or its cache behaves in another way; run gnnrec calibrate again"

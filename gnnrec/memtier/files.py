@@ -313,7 +313,7 @@ class TierFolder:
         with contextlib.ExitStack() as stack:
             with storage_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(self.path / _LOCK, "another run keeps its tensors in this folder"))
+            stack.enter_context(_held(self.path))
             _remove_leftovers(self.path)
             self._write_marker([])
             self.access = _access(self.path)
@@ -365,6 +365,22 @@ class TierFolder:
 def is_tier_folder(path: str | os.PathLike[str]) -> bool:
     """Whether live tensors of a run lie in this folder, or were left there: nothing that can be resumed from."""
     return os.path.lexists(Path(path, MARKER))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed run left in the folder, by its marker; nothing where there is none.
+
+    Raises:
+        StorageError: another run holds it, a marker that is not ours.
+    """
+    if is_tier_folder(folder):
+        with _held(folder):
+            _remove_leftovers(folder)
+            _remove([folder / MARKER])
+
+
+def _held(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return locked(folder / _LOCK, "another run keeps its tensors in this folder")
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -70,6 +70,7 @@ class Plan:
         steps_per_epoch: steps.
         threads: of the kernels.
         speeds: the bandwidths that it counts on.
+        simulated: whether a device that is not there is among them.
     """
 
     mode: str
@@ -81,6 +82,7 @@ class Plan:
     steps_per_epoch: int
     threads: int
     speeds: tuple[Speed, ...]
+    simulated: bool = False
 
     @property
     def epoch_seconds(self) -> float:
@@ -121,7 +123,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """For `plan.json`, units in the names."""
-        return {
+        stamp = {"simulated": "SIMULATED"} if self.simulated else {}
+        return stamp | {
             "mode": self.mode,
             "panel_columns": self.panel,
             "buffer_bytes": self.buffer_bytes,
@@ -247,11 +250,11 @@ def _prices(sizes: Sequence[int], costs: Sequence[Mapping[str, float]], room: Ma
 
 
 def streamed_seconds(compute: float, update: float, transfer: float, hidden: float) -> float:
-    """A step in panels: propagation, then the optimizer on the blocks of the ring as they come.
+    """A step in panels: propagation, then what is done with the blocks of the ring as they come.
 
     Args:
-        compute: seconds of everything but the optimizer.
-        update: seconds of the optimizer.
+        compute: seconds of everything else.
+        update: seconds of the optimizer and of the layer that is computed together with it.
         transfer: seconds that all files take.
         hidden: the share of it that may go on beside `compute`, at the most.
     """
@@ -305,6 +308,9 @@ class _Problem:
         self.others = [tier for tier in others if tier not in self.uncalibrated]
         self.resident = workload.resident()
         self.tiers = {tier.name: tier for tier in (self.home, *self.others)}
+        staying, leaving = (sum(d.bytes for d in self.resident if d.movable == movable) for movable in (False, True))
+        beside = self._free(self.home, self.resident) - staying
+        self.cached = min(1.0, max(0.0, beside / leaving)) if leaving else 1.0  # of mapped files, by the page cache
         self._check()
 
     def best(self) -> Plan | None:
@@ -324,7 +330,12 @@ class _Problem:
         if self.memory.name != "stream":
             attempts.append(self._short(self.resident, self.others if self.memory.name != "dram" else []))
         attempts += [
-            self._short([*streamed.demands, self._ring(streamed, tier, 0), *streamed.files], [], tier, streamed.files)
+            self._short(
+                [*streamed.demands, self._ring(streamed, tier, self.memory.buffer_bytes or 0), *streamed.files],
+                [],
+                tier,
+                streamed.files,
+            )
             for streamed, tier in self._streams()
         ]
         return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
@@ -379,8 +390,11 @@ class _Problem:
         if self.memory.name in ("dram", "stream"):
             return [self.home]
         forced = self.memory.name == "direct"
-        others = [tier for tier in self.others if tier.direct or (forced and demand.name in DIRECT)]
-        return self._in_folder(others) if forced and demand.name in DIRECT else [self.home, *others]
+        direct = [tier for tier in self.others if tier.direct]
+        if not forced or demand.name not in DIRECT:
+            return [self.home, *direct]
+        # The page cache before a file takes the DRAM that was to be saved: files where nothing else is there, or asked.
+        return self._in_folder(self.others) if self.memory.folder or not direct else direct
 
     def _in_folder(self, tiers: list[Tier]) -> list[Tier]:
         """The tier of memory.folder, where it is set."""
@@ -395,11 +409,17 @@ class _Problem:
             return
         widths = workload.panel_widths if workload.can_stream else []
         forms = [workload.streamed(width) for width in widths if memory.panel in (None, width)]
-        if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not forms):
-            forms.append(workload.state_streamed())
-        for tier in self._in_folder(self.others):
-            if tier.kind in ("file", "pmem"):
-                yield from ((form, tier) for form in forms if self._agrees(form, tier))
+        tiers = [tier for tier in self._in_folder(self.others) if tier.kind in ("file", "pmem")]
+        pairs = [(form, tier) for tier in tiers for form in forms if self._agrees(form, tier)]
+        if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
+            state = workload.state_streamed()
+            pairs += [(state, tier) for tier in tiers if self._agrees(state, tier)]
+        if memory.name == "stream" and not pairs:
+            found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"
+            pins = ", ".join(f"memory.pin.{tensor}={name}" for tensor, name in memory.pins.items())
+            remedy = "Pin embedding, exp_avg and exp_avg_sq, or both moments alone, to the folder of the files"
+            raise ConfigError(f"{found} {pins or 'memory.folder'}", where="memory=stream", remedy=remedy)
+        yield from pairs
 
     def _agrees(self, form: Streamed, tier: Tier) -> bool:
         """Whether the pins have in files what the form has there, and all else where the computation is."""
@@ -424,7 +444,8 @@ class _Problem:
         compute = sum(resources.values()) - transfer - update
         ways = [bandwidth(files, Access(way, 1), TRANSFERS // 2).gb_per_s for way in ("read", "write")]
         hidden = hidden_share(ring.bytes, streamed.panel_bytes, *ways)
-        step = streamed_seconds(compute, update, transfer, hidden)
+        beside = sum(seconds(self.home, access, self.workload.threads) for access in streamed.beside)
+        step = streamed_seconds(compute - beside, update + beside, transfer, hidden)
         demands = [*streamed.demands, ring, *streamed.files]
         return self._plan("stream", placements, resources, step, demands, streamed.panel, ring.bytes)
 
@@ -471,7 +492,9 @@ class _Problem:
         )
         steps, threads = self.workload.steps_per_epoch, self.workload.threads
         ordered = sorted(speeds, key=lambda speed: (speed.tier, speed.pattern, speed.row_bytes, speed.working_set))
-        return Plan(mode, panel, buffer_bytes, tuple(placements), resources, step, steps, threads, tuple(ordered))
+        simulated = any(self.tiers[placement.tier].provenance == "simulated" for placement in placements)
+        busy = tuple(placements), resources, step, steps, threads, tuple(ordered)
+        return Plan(mode, panel, buffer_bytes, *busy, simulated)
 
     def _speed(self, tier: Tier, access: Access, mode: str) -> Speed:
         found = bandwidth(tier, access, TRANSFERS if mode == "stream" else self.workload.threads)
@@ -480,7 +503,12 @@ class _Problem:
         )
 
     def _seconds(self, tier: Tier, demand: Demand, threads: int | None = None) -> float:
-        return sum(seconds(tier, access, threads or self.workload.threads) for access in demand.accesses)
+        taken = sum(seconds(tier, access, threads or self.workload.threads) for access in demand.accesses)
+        if tier.kind != "file" or threads is not None:
+            return taken
+        # Processors see a mapped file through the page cache: what fits beside everything else is found there.
+        near = sum(seconds(self.home, access, self.workload.threads) for access in demand.accesses)
+        return self.cached * near + (1 - self.cached) * taken
 
     def _short(
         self,

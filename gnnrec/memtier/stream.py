@@ -201,6 +201,10 @@ class StreamTimes:
             self._since = time.perf_counter()
         self._active += 1
 
+    def transferred(self) -> float:
+        """`transferring` up to now."""
+        return self.transferring + (time.perf_counter() - self._since if self._active else 0.0)
+
     def end(self) -> None:
         self._active -= 1
         if self._active == 0:
@@ -271,8 +275,8 @@ class Stream:
         self._slots = [_Slot([aligned(self.layout.block_bytes) for _ in self.matrices]) for _ in range(count)]
         for number in range(self.ring.readers + self.ring.writers):
             thread = threading.Thread(target=self._work, name=f"gnnrec-io-{number}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def panel(self, number: int) -> Iterator[Block]:
         """The blocks of a panel, in order. A block is written back once the next one is asked for."""
@@ -317,6 +321,7 @@ class Stream:
                 self._transfer(direction, position)
             except BaseException as error:  # noqa: BLE001 - it is raised where the computation waits
                 with self._changed:
+                    self.times.end()
                     self._error = self._error or error
                     self._changed.notify_all()
                 return

@@ -69,6 +69,7 @@ class Streamed:
         panel_bytes: of the embedding and its state in a panel: they are read and written once a step.
         demands: what lies in memory, but for the ring of staging buffers.
         update: what the optimizer moves of the ring in a step, while files are read and written.
+        beside: what of the demands is moved meanwhile too: by the last layer of the backward pass.
         files: what lies in files.
     """
 
@@ -78,6 +79,7 @@ class Streamed:
     demands: tuple[Demand, ...]
     update: tuple[Access, ...]
     files: tuple[Demand, ...]
+    beside: tuple[Access, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +312,9 @@ class Workload:
             files.append(Demand("best", numbers))
         update = (Access("mixed", 6 * numbers),)
         demands = (*self._graph(moved), *self._demands(sizes, moved))
-        return Streamed(panel, panels, 3 * dense, demands, update, tuple(files))
+        last = _Moved(self.cache_bytes)
+        self._propagate(last, "panels", "panels", panel, FLOAT, times=panels, layers=min(self.layers, 1))
+        return Streamed(panel, panels, 3 * dense, demands, update, tuple(files), last.accesses())
 
     @property
     def _size(self) -> int:
@@ -506,6 +510,15 @@ class _Moved:
 
     def of(self, tensor: str) -> tuple[Access, ...]:
         return tuple(replace(access, bytes=count) for access, count in self.bytes[tensor].items() if count > 0)
+
+    def accesses(self) -> tuple[Access, ...]:
+        """Of all tensors together."""
+        return tuple(
+            replace(access, bytes=count)
+            for moved in self.bytes.values()
+            for access, count in moved.items()
+            if count > 0
+        )
 
     def demand(self, name: str, size: int, *, movable: bool = False, held: bool = False) -> Demand:
         return Demand(name, size, self.of(name), movable, held)

@@ -55,26 +55,32 @@ class StreamedLightGCN:
         self.panel, self.out, self.work = (empty(layout.rows, layout.width) for _ in range(3))
         self._final: dict[str, torch.Tensor] = {}
 
-    def propagate(self, layer_weights: Sequence[float] | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Final embeddings of the columns in `panel`, which stays: in `out`, or of these rows in a fresh tensor."""
-        weights = self.layer_weights if layer_weights is None else layer_weights
+    def propagate(self, layer_weights: Sequence[float]) -> torch.Tensor:
+        """sum of weights[l] A^l of the columns in `panel`, which stays: in `out`, [nodes, width]."""
         matrix = self.graph.norm_adjacency()
-        return ops.lightgcn_propagate_into(self.out, self.work, matrix, self.panel, layer_weights=weights, rows=rows)
+        return ops.lightgcn_propagate_into(self.out, self.work, matrix, self.panel, layer_weights=layer_weights)
+
+    def propagated_rows(self, nodes: torch.Tensor, part: SparseMatrix) -> torch.Tensor:
+        """Final embeddings of these nodes for the columns in `panel`, [n, width]; part: their rows of the adjacency."""
+        return self._last_layer(part, self._before_last(), self.panel[nodes])
 
     def propagated_blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, torch.Tensor]]:
-        """What `propagate` gives, a block of rows at a time [rows, width]: its last layer is computed while blocks are
-        on their way. In the meantime `work` is free."""
-        weights, source = self.layer_weights, self.panel
-        if len(weights) > 2:
-            source = self.propagate(weights[1:])
-        matrix, scale = self.graph.norm_adjacency(), weights[1] if len(weights) == 2 else 1.0
+        """Final embeddings a block of rows at a time, [rows, width]: the last layer is computed while blocks are on
+        their way. In the meantime `work` is free."""
+        matrix, source = self.graph.norm_adjacency(), self._before_last()
         for block in blocks:
-            rows = self.panel[block.rows]
-            if len(weights) == 1:
-                yield block, rows * weights[0]
-            else:
-                part = matrix.row_block(block.rows)
-                yield block, ops.spmm(part, source, scale=scale, add=rows, add_scale=weights[0])
+            yield block, self._last_layer(matrix.row_block(block.rows), source, self.panel[block.rows])
+
+    def _before_last(self) -> torch.Tensor:
+        """What the last layer gathers: by Horner's rule, the propagation by all the others."""
+        return self.propagate(self.layer_weights[1:]) if len(self.layer_weights) > 2 else self.panel
+
+    def _last_layer(self, part: SparseMatrix, source: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the adjacency times the source, plus these rows themselves by their weight."""
+        weights = self.layer_weights
+        if len(weights) == 1:
+            return rows * weights[0]
+        return ops.spmm(part, source, scale=weights[1] if len(weights) == 2 else 1.0, add=rows, add_scale=weights[0])
 
     def scorer(self) -> FactorScorer:
         """This model as the file has it now, until the next one is asked for. Its vectors lie in mapped files."""

@@ -33,7 +33,7 @@ def build(
     Args:
         config: of the optimiser.
         model: its parameters are changed.
-        zeros: where the moments of Adam come from; None puts them where the parameter lies.
+        zeros: where Adam's state of `model.embedding` comes from; None puts it where the parameter lies.
         stream: of the moments of `model.embedding`, which then lie in files; for Adam.
     """
     parameters = list(model.parameters())
@@ -41,7 +41,9 @@ def build(
     moments: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps}
     if config.name in ("adam", "adamw"):
         options |= moments | {"decoupled": config.name == "adamw", "clip": config.clip}
-        options |= {"state_dtype": getattr(torch, config.state_dtype), "zeros": zeros}
+        options |= {"state_dtype": getattr(torch, config.state_dtype), "zeros": {}}
+        if zeros is not None:
+            options["zeros"] = {parameter: zeros for parameter in parameters if parameter is model.embedding}
         streams = (
             {} if stream is None else {parameter: stream for parameter in parameters if parameter is model.embedding}
         )
@@ -107,7 +109,7 @@ class Adam(_Optimizer):
         state_dtype: of the moments, float32 (float64 for a float64 parameter) or bfloat16, which is rounded at random
             by the number of the parameter and the step.
         clip: the greatest L2 norm of a row of a gradient.
-        zeros: where the moments come from.
+        zeros: of parameters whose state does not lie beside them: where it comes from.
         streams: of the moments of parameters whose moments lie in files, float32 panels as wide as the parameter.
     """
 
@@ -122,10 +124,10 @@ class Adam(_Optimizer):
         decoupled: bool = False,
         clip: float | None = None,
         state_dtype: torch.dtype = torch.float32,
-        zeros: Zeros | None = None,
+        zeros: Mapping[Any, Zeros] | None = None,
         streams: Mapping[Any, Stream] | None = None,
     ) -> None:
-        parameters, self._zeros, self._streams = list(parameters), zeros or _zeros, streams or {}
+        parameters, self._zeros, self._streams = list(parameters), zeros or {}, streams or {}
         on_gpu = [parameter.device for parameter in parameters if parameter.is_cuda]
         # Where a CUDA graph that holds the step finds it, whatever it is then.
         rate = torch.tensor(lr, dtype=torch.float64, device=on_gpu[0]) if on_gpu else lr
@@ -138,9 +140,9 @@ class Adam(_Optimizer):
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             for name in MOMENTS if parameter not in self._streams else ():
-                state[name] = self._zeros(name, parameter, _moments(parameter, group))
+                state[name] = self._place(name, parameter, _moments(parameter, group))
             if parameter.dtype == torch.bfloat16:
-                state["master"] = parameter.float()
+                state["master"] = self._place("master", parameter, torch.float32).copy_(parameter)
         state["step"] += 1
         names = ("lr", "betas", "eps", "weight_decay", "decoupled", "clip")
         options = {name: group[name] for name in names} | {"step": state["step"], "seed": number}
@@ -164,8 +166,11 @@ class Adam(_Optimizer):
             if "master" in state:
                 kinds["master"] = torch.float32
             for name, dtype in kinds.items():
-                place = self._zeros if name in MOMENTS else _zeros
-                self.state[parameter][name] = place(name, parameter, dtype).copy_(state[name])
+                self.state[parameter][name] = self._place(name, parameter, dtype).copy_(state[name])
+
+    def _place(self, name: str, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Zeros for a state of this parameter."""
+        return self._zeros.get(parameter, _zeros)(name, parameter, dtype)
 
 
 def _zeros(name: str, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

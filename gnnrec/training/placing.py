@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,12 +12,20 @@ import torch
 
 from gnnrec import device as devices
 from gnnrec import losses, models
-from gnnrec.config import HardwareConfig, LightGCNConfig, LossConfig, NGCFConfig, SoftmaxConfig, TrainConfig
+from gnnrec.config import (
+    HardwareConfig,
+    LightGCNConfig,
+    LossConfig,
+    MemoryConfig,
+    NGCFConfig,
+    SoftmaxConfig,
+    TrainConfig,
+)
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import calibrate, conditions, planner
 from gnnrec.memtier.costs import product_flops
 from gnnrec.memtier.discover import discover
-from gnnrec.memtier.files import Throttle, TierFolder
+from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.planner import Plan
 from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, Stream
@@ -36,10 +45,13 @@ class Places:
     Args:
         plan: None where nothing was planned: all in DRAM, or on a GPU.
         tiers: that the plan knows, by name, with their rates.
+        home: the name of the one that computes.
+        run: whom files belong to.
     """
 
     plan: Plan | None = None
     tiers: Mapping[str, Tier] = field(default_factory=dict)
+    home: str = ""
     run: str = ""
     files: TierFolder | None = None  # of what is streamed
     placed: dict[str, Placed] = field(default_factory=dict)  # what lies on a tier as it is
@@ -63,7 +75,7 @@ class Places:
             GnnrecError: no room on the tier, or the system forbids what it takes.
         """
         tier = self.tier_of(name.partition(".")[0])
-        if tier.kind == "dram":
+        if tier.name == self.home:
             return like.new_zeros(like.shape, dtype=dtype)
         if tier.name not in self._arenas:
             self._arenas[tier.name] = self._open.enter_context(Arena(tier, run=self.run))
@@ -105,17 +117,22 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
     memory = config.memory
     if memory.name == "dram":
         return Places()
-    memory = replace(memory, folder=str(tier_folder(config, folder)))
-    named = [name for name in (memory.folder, *memory.pins.values()) if name is not None and "/" in name]
+    files, memory = tier_folder(config, folder), normalised(memory)
+    if memory.name != "direct":
+        memory = replace(memory, folder=str(files))
+    named = [files, *(Path(name) for name in memory.pins.values() if "/" in name)]
     for name in named:
         with storage_errors(name):
-            Path(name).mkdir(parents=True, exist_ok=True)
-    tiers = calibrate.calibrated(discover([Path(name) for name in named]))
-    wanted = {memory.folder, *memory.pins.values()}
+            name.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(name)  # of a killed run, before free space is looked at
+    tiers = calibrate.calibrated(discover(named))
+    wanted, kind = {str(files), *memory.pins.values()}, devices.resolve(config.device).type
     unknown = [
         tier
         for tier in tiers
-        if not tier.rates and not tier.unavailable and (tier.kind == "dram" or {tier.name, tier.where} & wanted)
+        if tier.provenance != "measured"
+        and not tier.unavailable
+        and (tier.kind == {"cpu": "dram", "cuda": "gpu"}[kind] or {tier.name, tier.where} & wanted)
     ]
     if unknown:
         names = " and ".join(tier.name for tier in unknown)
@@ -123,7 +140,17 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
         tiers = calibrate.calibrated(tiers)
     found = planner.plan(workload(config, graph, validated=validated), tiers, memory)
-    return Places(found, {tier.name: tier for tier in tiers}, run=str(folder.parent))
+    return Places(found, {tier.name: tier for tier in tiers}, found.place("batch").tier, str(folder.parent))
+
+
+def normalised(memory: MemoryConfig) -> MemoryConfig:
+    """Folders as `discover` names them: from the root on, without a slash at the end."""
+
+    def named(name: str) -> str:
+        return os.path.abspath(name) if "/" in name else name
+
+    pins = {tensor: named(tier) for tensor, tier in memory.pins.items()}
+    return replace(memory, folder=None if memory.folder is None else os.path.abspath(memory.folder), pin=dict(pins))
 
 
 def workload(
@@ -169,11 +196,17 @@ def workload(
 
 def tier_folder(config: TrainConfig, folder: Path) -> Path:
     """Where files lie: memory.folder, or else `folder`."""
-    return Path(config.memory.folder or folder).absolute()
+    return Path(os.path.abspath(config.memory.folder or folder))
 
 
 def build(
-    config: TrainConfig, graph: BipartiteGraph, places: Places, device: torch.device, folder: Path
+    config: TrainConfig,
+    graph: BipartiteGraph,
+    places: Places,
+    device: torch.device,
+    folder: Path,
+    *,
+    restored: bool = False,
 ) -> tuple[models.Model | models.StreamedLightGCN, BipartiteGraph]:
     """The model where the plan has it, and the graph, which may have moved too.
 
@@ -183,6 +216,7 @@ def build(
         places: with the plan.
         device: where a model without a plan goes.
         folder: for files, where memory.folder is not set.
+        restored: whether a checkpoint will replace what embeddings in files start from, which then is not drawn.
 
     Raises:
         GnnrecError: no room, or the system forbids what it takes.
@@ -190,12 +224,16 @@ def build(
     plan = places.plan
     if plan is not None and plan.mode == "stream" and plan.place("embedding").mode == "stream":
         assert plan.panel is not None
-        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, config.seed), graph
-    if places.elsewhere and places.tier_of("graph").kind != "dram":
+        seed = None if restored else config.seed
+        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, seed), graph
+    if places.elsewhere and places.tier_of("graph").name != places.home:
         graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
     model = models.build(config.model, graph, config.seed)
     if places.elsewhere:
         assert not isinstance(model, models.GFCF)
+        assert config.trainer is not None
+        if config.trainer.storage == "bfloat16":
+            model.to(torch.bfloat16)
         made = model.embedding.data
         model.embedding.data = places.allocate("embedding", made, made.dtype).copy_(made)
     else:

@@ -63,19 +63,19 @@ class Resident:
         self.captured = CapturedStep(self.device) if self._captures() else None
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self._best: dict[str, torch.Tensor] | None = None
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._seconds, self._transferring = 0, 0.0, 0.0
 
     @property
     def actual(self) -> Actual:
         """What the steps took so far; on a GPU, what it took to launch them."""
         if self.stream is None:
             return Actual(self._steps, self._seconds)
-        times = self.stream.times
-        return Actual(self._steps, self._seconds, self.stream.moved, times.transferring, times.waiting)
+        return Actual(self._steps, self._seconds, self.stream.moved, self._transferring, self.stream.times.waiting)
 
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss, a scalar on the device."""
         started = time.perf_counter()
+        before = 0.0 if self.stream is None else self.stream.times.transferred()
         optim.set_lr(self.optimizer, lr)
         start_step = getattr(self.model, "start_step", None)
         if start_step is not None:  # dropout and noise are functions of the step: training may have begun at any
@@ -90,6 +90,8 @@ class Resident:
                 self._started.popleft().synchronize()
         self._steps += 1
         self._seconds += time.perf_counter() - started
+        if self.stream is not None:
+            self._transferring += self.stream.times.transferred() - before
         return loss
 
     def batch(self, step: int) -> tuple[torch.Tensor, ...]:
@@ -144,7 +146,7 @@ class Resident:
             tensors[f"best.{name}"] = value
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        if self.stream is not None:
+        if self.stream is not None and f"optimizer.{self._number}.step" in tensors:
             self.stream.drain()
             tensors |= {f"optimizer.{self._number}.{moment.name}": as_rows(moment) for moment in self.stream.matrices}
         return tensors
@@ -157,7 +159,7 @@ class Resident:
         """
         if self.stream is not None:
             self.stream.close()
-            for moment in self.stream.matrices if "optimizer" in groups else []:
+            for moment in self.stream.matrices if f"{self._number}.step" in groups.get("optimizer", {}) else []:
                 fill(moment, groups["optimizer"], f"{self._number}.{moment.name}", where)
             streamed = {f"{self._number}.{moment.name}" for moment in self.stream.matrices}
             groups = {
@@ -176,10 +178,10 @@ class Resident:
         self.optimizer.load_state_dict(optimizer)
         self._best = dict(groups["best"]) if "best" in groups else None
 
-    def close(self) -> None:
-        """End the threads of a stream; a step starts new ones."""
+    def close(self, *, drain: bool = True) -> None:
+        """End the threads of a stream, by default after everything is written; a step starts new ones."""
         if self.stream is not None:
-            self.stream.close()
+            self.stream.close(drain=drain)
 
     @property
     def _number(self) -> int:

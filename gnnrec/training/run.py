@@ -33,6 +33,7 @@ from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, s
 from gnnrec.training import checkpoint, placing, runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Places
+from gnnrec.training.streamed import fill
 from gnnrec.training.trainer import Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
@@ -112,7 +113,8 @@ def train(
             if places.plan is not None:
                 on_plan(places.plan)
             _keep_plan(places.plan, run_dir / PLAN)
-            model, graph = placing.build(config, graph, places, device, tier)
+            restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
+            model, graph = placing.build(config, graph, places, device, tier, restored=restored)
             run = Run(config, data, graph, model, device, places)
             facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
             log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
@@ -189,17 +191,19 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
         print(f"warning: {warning}", flush=True)
     groups = split_groups(saved.tensors)
     places, state = Places(run=str(run_dir)), groups.get("best", groups.get("model", {}))
-    try:
-        model = _restored(config, graph, places, run_dir, state, panels)
-    except (RuntimeError, KeyError) as error:
-        places.close()
-        raise CheckpointError(
-            f"does not fit the configuration in {run_dir / 'config.yaml'}",
-            where=str(saved.path),
-            remedy="Restore the config.yaml that the training wrote",
-        ) from error
-    if not isinstance(model, models.StreamedLightGCN):
-        placing.place(model, found)
+    with ExitStack() as failed:
+        failed.callback(places.close)
+        try:
+            model = _restored(config, graph, places, run_dir, state, panels)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"does not fit the configuration in {run_dir / 'config.yaml'}",
+                where=str(saved.path),
+                remedy="Restore the config.yaml that the training wrote",
+            ) from error
+        if not isinstance(model, models.StreamedLightGCN):
+            placing.place(model, found)
+        failed.pop_all()
     return Run(config, data, graph, model, found, places)
 
 
@@ -240,7 +244,7 @@ def _restored(
     """The model with the parameters of a checkpoint, where the training had it."""
     if panels is not None:
         streamed = placing.streamed(config, graph, places, run_dir / TIER, *panels, None)
-        streamed.embedding.fill_from(state["embedding"].read)
+        fill(streamed.embedding, state, "embedding", str(run_dir / "checkpoints"))
         return streamed
     # What the checkpoint holds replaces the start, so none that takes long is made.
     shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model
@@ -338,8 +342,7 @@ def _account(places: Places, actual: Actual) -> dict[str, Any]:
     if places.plan is None:
         return {}
     shares = {name.partition(".")[0]: str(placed.share()) for name, placed in places.placed.items()}
-    simulated = places.files is not None and places.files.provenance == "simulated"
-    return {"memory": account(places.plan, replace(actual, shares=shares), simulated=simulated)}
+    return {"memory": account(places.plan, replace(actual, shares=shares))}
 
 
 def _joined(a: Interactions, b: Interactions) -> Interactions:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gnnrec import ops
 from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
+from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual
 from gnnrec.memtier.stream import Block, PanelMatrix, Stream
 from gnnrec.models.scorer import FactorScorer
@@ -18,6 +19,13 @@ from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.training import sampler
 from gnnrec.training.checkpoint import Rows
 from gnnrec.training.optim import MOMENTS
+
+
+class _Batch(NamedTuple):
+    """A batch's loss, and the rows of the adjacency that belong to its nodes."""
+
+    loss: ops.BPRPanels
+    part: SparseMatrix
 
 
 class Streamed:
@@ -44,21 +52,20 @@ class Streamed:
         self.moments = [PanelMatrix(model.folder, name, model.layout) for name in MOMENTS]
         self._stream = Stream([model.embedding, *self.moments], model.ring)
         self._count = 0  # of steps that Adam has done
-        self._ahead: tuple[int, ops.BPRPanels] | None = None  # the number of the next step, and its batch propagated
+        self._ahead: tuple[int, _Batch] | None = None  # the number of the next step, and its batch propagated
         self._best: PanelMatrix | None = None
-        self._largest = 0.0
-        self._steps, self._seconds = 0, 0.0
+        self._largest = torch.zeros(())
+        self._steps, self._seconds, self._transferring = 0, 0.0, 0.0
 
     @property
     def actual(self) -> Actual:
         """What the steps took so far."""
-        times = self._stream.times
-        return Actual(self._steps, self._seconds, self._stream.moved, times.transferring, times.waiting)
+        return Actual(self._steps, self._seconds, self._stream.moved, self._transferring, self._stream.times.waiting)
 
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
-        batch, started = self._propagated(step), time.perf_counter()
-        loss, following, self._largest = batch.loss(), self._batch(step + 1), 0.0
+        batch, started, before = self._propagated(step), time.perf_counter(), self._stream.times.transferred()
+        loss, following, self._largest = batch.loss.loss(), self._batch(step + 1), torch.zeros(())
         self._count += 1
         for panel in range(self.model.layout.panels):
             self._update(batch, self._stream.panel(panel), lr)
@@ -66,6 +73,7 @@ class Streamed:
         self._ahead = step + 1, following
         self._steps += 1
         self._seconds += time.perf_counter() - started
+        self._transferring += self._stream.times.transferred() - before
         return loss
 
     def warm_up(self, step: int) -> float:
@@ -76,8 +84,8 @@ class Streamed:
         rows = layout.rows_of(0)
         block = Block(0, rows, [torch.zeros(rows.stop, layout.width) for _ in range(3)])
         batch = self._batch(step)
-        batch.add(*(torch.zeros(len(batch.nodes), layout.width) for _ in range(2)))
-        batch.loss()
+        batch.loss.add(*(torch.zeros(len(batch.loss.nodes), layout.width) for _ in range(2)))
+        batch.loss.loss()
         count, self._count = self._count, 1
         self._update(batch, iter([block]), lr=0.0)
         self._count = count
@@ -85,7 +93,7 @@ class Streamed:
 
     def largest(self) -> float:
         """The largest magnitude among the embeddings' numbers, as the last step has left them."""
-        return self._largest
+        return float(self._largest)
 
     def scorer(self) -> FactorScorer:
         """The model as it is now, until the next scorer."""
@@ -139,7 +147,7 @@ class Streamed:
         """End the threads, by default after everything is written; a step starts new ones."""
         self._stream.close(drain=drain)
 
-    def _propagated(self, step: int) -> ops.BPRPanels:
+    def _propagated(self, step: int) -> _Batch:
         """The batch of a step with what its loss needs: from the step before, or by a pass over the embeddings."""
         if self._ahead is not None and self._ahead[0] == step:
             return self._ahead[1]
@@ -151,28 +159,30 @@ class Streamed:
         self._ahead = step, batch
         return batch
 
-    def _batch(self, step: int) -> ops.BPRPanels:
+    def _batch(self, step: int) -> _Batch:
         (triples,) = self.sampler.batch(step)
-        return ops.BPRPanels(triples, self.loss.reg, hardest=self.loss.hardest)
+        loss = ops.BPRPanels(triples, self.loss.reg, hardest=self.loss.hardest)
+        return _Batch(loss, self.model.graph.norm_adjacency().select_rows(loss.nodes))
 
-    def _add(self, batch: ops.BPRPanels) -> None:
+    def _add(self, batch: _Batch) -> None:
         """Give a batch its rows of the panel that is in DRAM."""
-        batch.add(self.model.propagate(rows=batch.nodes), self.model.panel[batch.nodes])
+        nodes = batch.loss.nodes
+        batch.loss.add(self.model.propagated_rows(nodes, batch.part), self.model.panel[nodes])
 
-    def _update(self, batch: ops.BPRPanels, blocks: Iterator[Block], lr: float) -> None:
+    def _update(self, batch: _Batch, blocks: Iterator[Block], lr: float) -> None:
         """A step of Adam on a panel, whose embeddings then are in DRAM."""
-        model = self.model
-        model.panel.zero_()[batch.nodes] = batch.gradient()
+        model, nodes, decay = self.model, batch.loss.nodes, batch.loss.decay
+        model.panel.zero_()[nodes] = batch.loss.gradient()
         for block, gradient in model.propagated_blocks(blocks):
             embedding, *moments = block.tensors
-            if batch.decay is not None:
-                ends = torch.tensor([block.rows.start, block.rows.stop])
-                first, last = torch.searchsorted(batch.nodes, ends).tolist()
-                nodes = batch.nodes[first:last] - block.rows.start
-                gradient[nodes] += embedding[nodes] * batch.decay[first:last, None]
+            if decay is not None:
+                first, last = torch.searchsorted(nodes, torch.tensor([block.rows.start, block.rows.stop])).tolist()
+                here = nodes[first:last] - block.rows.start
+                gradient[here] += embedding[here] * decay[first:last, None]
             self._adam(embedding, gradient, *moments, lr=lr, step=self._count)
             model.work[block.rows] = embedding
-            self._largest = max(self._largest, *(abs(float(x)) for x in embedding.aminmax()))
+            for extreme in embedding.aminmax():  # not by max(), which loses a NaN
+                self._largest = torch.maximum(self._largest, extreme.abs())
         model.panel, model.work = model.work, model.panel
 
     def _adam(self, *tensors: torch.Tensor, lr: float, step: int) -> None:
@@ -195,8 +205,10 @@ def fill(matrix: PanelMatrix, tensors: Mapping[str, Any], name: str, where: str)
 
 
 def as_rows(matrix: PanelMatrix) -> Rows:
-    """A matrix as a checkpoint takes it."""
-    layout = matrix.layout
-    return Rows(
-        matrix.shape, torch.float32, layout.block_rows, lambda rows: matrix.rows(rows.start // layout.block_rows)
-    )
+    """A matrix as a checkpoint takes it, block by block."""
+    step = matrix.layout.block_rows
+
+    def read(rows: slice) -> torch.Tensor:
+        return matrix.rows(rows.start // step)[: rows.stop - rows.start]
+
+    return Rows(matrix.shape, torch.float32, step, read)

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -79,7 +79,7 @@ class Learner(Protocol):
     def take_best(self) -> None: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, groups: Mapping[str, Mapping[str, Any]], where: str) -> None: ...
-    def close(self) -> None: ...
+    def close(self, *, drain: bool = True) -> None: ...
 
 
 class Trainer:
@@ -147,7 +147,7 @@ class Trainer:
         position, epochs = self.position, self.epochs
         total = epochs * self.sampler.steps_per_epoch
         with (
-            closing(self.learner),
+            _closed(self.learner),
             self._memory_errors(),
             _caught_signals() as caught,
             Progress(total, initial=position.step) as progress,
@@ -289,6 +289,17 @@ def split_groups(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.
         group, _, key = name.partition(".")
         groups.setdefault(group, {})[key] = value
     return groups
+
+
+@contextmanager
+def _closed(learner: Learner) -> Iterator[None]:
+    """Close the learner at the end; after an error without waiting for what it still wants to write."""
+    try:
+        yield
+    except BaseException:
+        learner.close(drain=False)
+        raise
+    learner.close()
 
 
 @contextmanager

@@ -67,22 +67,16 @@ def lightgcn_propagate(
 
 
 def lightgcn_propagate_into(
-    out: torch.Tensor,
-    work: torch.Tensor,
-    matrix: SparseMatrix,
-    x: torch.Tensor,
-    *,
-    layer_weights: Sequence[float],
-    rows: torch.Tensor | None = None,
+    out: torch.Tensor, work: torch.Tensor, matrix: SparseMatrix, x: torch.Tensor, *, layer_weights: Sequence[float]
 ) -> torch.Tensor:
-    """`lightgcn_propagate` in memory that is given, without gradients and on the CPU.
+    """`lightgcn_propagate` in memory that is given, without gradients and on the CPU; bit-equal to it.
 
     Args:
         out, work: like x, contiguous, and apart from it and each other; both are overwritten.
-        matrix, x, layer_weights, rows: as for `lightgcn_propagate`.
+        matrix, x, layer_weights: as for `lightgcn_propagate`.
 
     Returns:
-        `out`; with rows, a fresh [n, dim]. Bit-equal to `lightgcn_propagate`.
+        `out`.
 
     Raises:
         ValueError: as for `lightgcn_propagate`; shared memory; tensors on a GPU.
@@ -95,15 +89,11 @@ def lightgcn_propagate_into(
             raise ValueError(f"lightgcn_propagate_into: {name} must be contiguous and share no memory")
     if devices.on_gpu(x):
         raise ValueError("lightgcn_propagate_into: takes CPU tensors")
-    _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work, rows=rows)
-    weights, packed = [float(weight) for weight in layer_weights], _arguments.pack(matrix)
-    if rows is None:
-        return torch.mul(x, weights[0], out=out) if len(weights) == 1 else _fill(packed, x, weights, out, work)
-    _check_rows(rows, len(x))
+    _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work)
+    weights = [float(weight) for weight in layer_weights]
     if len(weights) == 1:
-        return x[rows] * weights[0]
-    source = x if len(weights) == 2 else _fill(packed, x, weights[1:], out, work)
-    return _last_layer(packed, source, x, weights, rows)
+        return torch.mul(x, weights[0], out=out)
+    return _fill(_arguments.pack(matrix), x, weights, out, work)
 
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
@@ -140,13 +130,6 @@ def _propagate_to(
         return x[rows] * weights[0]
     # By Horner's rule, what the last layer gathers is the propagation by all the others. A single layer gathers x.
     source = x if len(weights) == 2 else _propagate(matrix, x, weights[1:], None)
-    return _last_layer(matrix, source, x, weights, rows)
-
-
-def _last_layer(
-    matrix: list[torch.Tensor], source: torch.Tensor, x: torch.Tensor, weights: list[float], rows: torch.Tensor
-) -> torch.Tensor:
-    """The wanted rows from what the last layer gathers."""
     scale = weights[1] if len(weights) == 2 else 1.0
     if devices.on_gpu(x):
         from gnnrec.ops.lightgcn_propagate import cuda
