@@ -96,7 +96,8 @@ def in_process(case: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     done = subprocess.run([*command, "--steps", str(options.steps)], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return {"failed": f"exit code {done.returncode}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    text = done.stdout.splitlines()[-1].replace(str(options.folder.absolute()), "files")  # whatever it is called
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
@@ -115,6 +116,7 @@ def measured(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     assert places.plan is not None
     plan = places.plan
     print(f"plan: {plan.mode}, panel {plan.panel}, buffers {in_bytes(plan.buffer_bytes)}", file=sys.stderr)
+    trainer = None
     try:
         started = time.perf_counter()
         model, graph = placing.build(config, graph, places, study.torch.device("cpu"), tier)
@@ -133,8 +135,9 @@ def measured(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
             print(f"step {step}: {seconds[-1]:.2f} s, loss {loss:.4f}", file=sys.stderr)
         after = trainer.learner.actual
         told = account(plan, after)
-        trainer.learner.close()
     finally:
+        if trainer is not None:
+            trainer.learner.close(drain=False)
         places.close()
     step_seconds = statistics.median(seconds)
     count = after.steps - before.steps
