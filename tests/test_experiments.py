@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from made_up_tiers import disk, dram
+
+from gnnrec.training import placing
+
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SMALL = [
     "data.synthetic.num_users=60",
@@ -63,3 +67,22 @@ def test_other_runs_stay(tmp_path, monkeypatch):
     ]
     assert {run["every"] for run in runs} == {5}
     assert (tmp_path / "time_to_accuracy.png").stat().st_size > 1000
+
+
+def test_scale_measures_what_it_planned(tmp_path, monkeypatch, data_root):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import scale
+
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *map(disk, folders)])
+    monkeypatch.setattr(placing.calibrate, "calibrated", list)
+    users, items, interactions = scale.GOWALLA
+    shape = {"users": users, "items": items, "interactions": interactions, "dim": 16, "batch": 512}
+    rows = []
+    for memory in ("dram", "direct", "stream"):
+        case = {"series": "limits", "size": 1, **shape, "memory": memory, "limit_bytes": None}
+        rows.append(case | json.loads(json.dumps(scale.measured(case, tmp_path, 1))))
+    assert [row["plan"]["mode"] for row in rows] == ["dram", "direct", "stream"]
+    assert all(row["seconds_per_step"] > 0 and len(row["steps_seconds"]) == 1 for row in rows)
+    assert rows[2]["transfer_seconds_per_step"] > 0
+    assert sorted(path.name for path in (tmp_path).iterdir()) == [".gnnrec-tier.lock"]
+    scale.show([*rows, rows[0] | {"failed": "exit code 2"}])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from made_up_tiers import disk, dram
 
-from gnnrec import models, recommend
+from gnnrec import models, ops, recommend
 from gnnrec.config import (
     BPRConfig,
     DataConfig,
@@ -123,6 +123,38 @@ def test_bits_are_those_of_memory_for_every_width_and_ring(graph, tmp_path, case
                 ours.topk_by_history(history, 5, None), theirs.topk_by_history(history, 5, None)
             ):
                 assert torch.equal(mine, reference)
+
+
+def test_parts_of_matrices_are_those_of_the_whole(graph):
+    matrix, x = graph.norm_adjacency(), torch.randn(graph.num_nodes, 16)
+    whole_product = ops.spmm(matrix, x)
+    for rows in (slice(0, 0), slice(0, 7), slice(690, 1100), slice(0, 1100)):
+        assert torch.equal(ops.spmm(matrix.row_block(rows), x), whole_product[rows])
+    moved = graph.moved(lambda name, tensor: tensor.clone())
+    assert moved.norm_adjacency().indices.data_ptr() != matrix.indices.data_ptr()
+    assert torch.equal(ops.spmm(moved.norm_adjacency(), x), whole_product)
+    assert torch.equal(ops.spmm(moved.user_item().T, x[:700]), ops.spmm(graph.user_item().T, x[:700]))
+
+
+def test_propagation_into_given_memory(graph):
+    matrix, x = graph.norm_adjacency(), torch.randn(graph.num_nodes, 16)
+    out, work = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    for weights in ([0.3], [0.1, 0.9], [0.2, 0.3, 0.5], [0.1, 0.2, 0.3, 0.4]):
+        found = ops.lightgcn_propagate_into(out, work, matrix, x, layer_weights=weights)
+        assert found is out
+        expected = ops.lightgcn_propagate(matrix, x, num_layers=len(weights) - 1, layer_weights=weights)
+        assert torch.equal(found, expected)
+    for wrong in ((x, work), (out, x), (out, out), (out[:, ::2], work), (out[:-1], work)):
+        with pytest.raises(ValueError, match=r"lightgcn_propagate_into: (out|work) must"):
+            ops.lightgcn_propagate_into(*wrong, matrix, x, layer_weights=[0.5, 0.5])
+
+
+def test_panels_of_a_loss_have_widths_that_fold():
+    panels = ops.BPRPanels(torch.tensor([[0], [2], [5]]))
+    assert panels.nodes.tolist() == [0, 2, 5]
+    for shape in ((3, 24), (2, 16)):
+        with pytest.raises(ValueError, match=r"must be \[3, a multiple of 16\]"):
+            panels.add(torch.zeros(shape), torch.zeros(shape))
 
 
 def same(found, expected):
