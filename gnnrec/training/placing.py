@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -140,6 +140,9 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
         tiers = calibrate.calibrated(tiers)
     found = planner.plan(workload(config, graph, validated=validated), tiers, memory)
+    if found.mode == "dram":
+        with suppress(OSError):  # not empty, or somebody's
+            files.rmdir()
     return Places(found, {tier.name: tier for tier in tiers}, found.place("batch").tier, str(folder.parent))
 
 
