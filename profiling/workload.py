@@ -125,7 +125,8 @@ class Workload:
     def copy(self) -> Workload:
         """The same numbers elsewhere in the device's memory."""
         g = self.graph
-        return replace(self, graph=BipartiteGraph(g.user_indptr, g.user_items, g.item_indptr, g.item_users))
+        columns = np.concatenate([g.user_items, g.item_users])
+        return replace(self, graph=BipartiteGraph(g.user_indptr, g.user_items, g.item_indptr, columns))
 
 
 def load(data: str, dim: int, threads: int, quick: bool, **fields: Any) -> Workload:
@@ -178,7 +179,8 @@ def _drawn(users: int, items: int, edges: int, device: torch.device) -> Bipartit
         return np.concatenate([np.zeros(1, np.int64), ends.cpu().numpy()])
 
     by_user = pointers(owners, users), owned.int().cpu().numpy()
-    return BipartiteGraph(*by_user, pointers(owned, items), owners[by_item].int().cpu().numpy())
+    columns = np.concatenate([by_user[1], owners[by_item].int().cpu().numpy()])
+    return BipartiteGraph(*by_user, pointers(owned, items), columns)
 
 
 def load_synthetic(edges: int, dim: int, threads: int) -> Workload:

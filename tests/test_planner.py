@@ -30,7 +30,7 @@ from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import planner
-from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, seconds
+from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds
 from gnnrec.memtier.planner import PlanError, hidden_share, place, plan, simulated, streamed_seconds
 from gnnrec.memtier.stream import FEWEST, Layout
 from gnnrec.memtier.tiers import Rate, Tier
@@ -349,7 +349,7 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float) -> float:
     home, files = tiers[0], [t for t in tiers if t.kind == "file"]
     for form, on in itertools.product([*map(of.streamed, of.panel_widths), of.state_streamed()], files):
         layout = Layout.of(of.nodes, form.panel * form.panels, form.panel, on.granularity)
-        streamed = [d for d in form.files if d.name != "best"]
+        streamed = [d for d in form.files if d.name not in ("best", "final")]
         held = sum(d.bytes for d in form.demands if d.held)
         room = min(limit, home.free + held) - sum(d.bytes for d in form.demands)
         if sum(d.bytes for d in form.files) > on.free:
@@ -439,6 +439,15 @@ def test_a_larger_ring_hides_no_less(ring, read, write, compute, update, transfe
     assert steps[0] >= steps[1] - 1e-9
     assert steps[2] == pytest.approx(max(compute + update, transfer))
     assert streamed_seconds(compute, update, transfer, 0) == pytest.approx(compute + max(update, transfer))
+
+
+def test_a_cache_holds_what_rows_are_gathered_from_fast():
+    sets = {2 * MIB: 90.0, 8 * MIB: 60.0, 32 * MIB: 15.0, 0: 10.0}
+    rates = [Rate("gather", rate, 64, 2, held) for held, rate in sets.items()]
+    rates += [Rate("gather", 100.0, 256, 2, 32 * MIB), Rate("gather", 40.0, 64, 1, 32 * MIB)]
+    assert cache_held([DISK, replace(DRAM, rates=tuple(rates))], 64 * MIB) == 8 * MIB
+    assert cache_held([replace(DRAM, rates=tuple(rates))], 4 * MIB) == 4 * MIB
+    assert cache_held([DISK], 64 * MIB) == 64 * MIB  # nothing was measured
 
 
 # What the configuration demands

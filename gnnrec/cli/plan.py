@@ -86,6 +86,7 @@ def _workload(config: PlanConfig, tiers: list[Tier]) -> Workload:
     return workload(
         train,
         graph_of(data.train),
+        tiers,
         validated=data.valid is not None,
         hardware=config.hardware,
         declared_gpu=bool(config.hardware.tiers) and any(tier.kind == "gpu" for tier in tiers),

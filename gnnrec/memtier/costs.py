@@ -96,6 +96,22 @@ def amplification(row_bytes: int, granularity: int) -> float:
     return ceil(row_bytes / granularity) * granularity / row_bytes if row_bytes else 1.0
 
 
+def cache_held(tiers: Sequence[Tier], cache_bytes: int) -> int:
+    """What the last-level cache really holds for this machine, in bytes: a virtual one is shown the whole cache and has
+    a part of it. The largest working set from which rows were gathered at half of the highest rate or more.
+
+    Args:
+        tiers: that kernels may work in.
+        cache_bytes: as the system says; the answer where no gathers were measured.
+    """
+    rates = [rate for tier in tiers if tier.kind == "dram" for rate in tier.rates if rate.pattern == "gather"]
+    threads = max((rate.threads for rate in rates), default=0)
+    rates = [rate for rate in rates if rate.working_set and rate.threads == threads]
+    narrow = [rate for rate in rates if rate.row_bytes == min(other.row_bytes for other in rates)]
+    fast = max((rate.gb_per_s for rate in narrow), default=0.0) / 2
+    return min(cache_bytes, max((rate.working_set for rate in narrow if rate.gb_per_s >= fast), default=cache_bytes))
+
+
 def calibrate(tier: Tier) -> str:
     """The command that measures a tier."""
     return f"gnnrec calibrate folders=[{tier.where or tier.name}]" if tier.kind == "file" else "gnnrec calibrate"

@@ -308,6 +308,7 @@ class Workload:
         most = min(self.nodes, (2 + self._negatives) * self.batch)
         sizes = {"panels": 3 * dense, "batch_rows": most * (columns + 3 * panel) * FLOAT}
         files = [Demand(name, numbers, (Access("mixed", 2 * numbers),)) for name in ("embedding", *STATE)]
+        files.append(Demand("final", numbers))  # for evaluation, mapped
         if self.validated:
             files.append(Demand("best", numbers))
         update = (Access("mixed", 6 * numbers),)

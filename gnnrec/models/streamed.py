@@ -53,7 +53,10 @@ class StreamedLightGCN:
             self.embedding.fill(embedding_blocks(graph, config.dim, config.init_std, generator, blocks))
         # A panel, and two more like it that it passes through.
         self.panel, self.out, self.work = (empty(layout.rows, layout.width) for _ in range(3))
-        self._final: dict[str, torch.Tensor] = {}
+        # Reserved now: a disk that has no room for it is not found out after hours of training.
+        self._final = {
+            "final": mapped(folder.create("final.bin", layout.rows * config.dim * 4), layout.rows, config.dim)
+        }
 
     def propagate(self, layer_weights: Sequence[float]) -> torch.Tensor:
         """sum of weights[l] A^l of the columns in `panel`, which stays: in `out`, [nodes, width]."""

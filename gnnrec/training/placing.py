@@ -23,7 +23,7 @@ from gnnrec.config import (
 )
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import calibrate, conditions, planner
-from gnnrec.memtier.costs import product_flops
+from gnnrec.memtier.costs import cache_held, product_flops
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
@@ -139,7 +139,7 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         print(f"measuring {names} for the plan, once on this machine: {CALIBRATION_SECONDS:.0f} s", flush=True)
         calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
         tiers = calibrate.calibrated(tiers)
-    found = planner.plan(workload(config, graph, validated=validated), tiers, memory)
+    found = planner.plan(workload(config, graph, tiers, validated=validated), tiers, memory)
     if found.mode == "dram":
         with suppress(OSError):  # not empty, or somebody's
             files.rmdir()
@@ -159,6 +159,7 @@ def normalised(memory: MemoryConfig) -> MemoryConfig:
 def workload(
     config: TrainConfig,
     graph: BipartiteGraph,
+    tiers: Sequence[Tier],
     *,
     validated: bool,
     hardware: HardwareConfig | None = None,
@@ -169,6 +170,7 @@ def workload(
     Args:
         config: of the training.
         graph: the training graph.
+        tiers: that it may use.
         validated: whether the best parameters so far are kept.
         hardware: that is asked about; None for this machine.
         declared_gpu: whether it has a GPU.
@@ -189,7 +191,7 @@ def workload(
         trainer=trainer,
         validated=validated,
         threads=config.threads or (torch.get_num_threads() if compute is None else compute.threads),
-        cache_bytes=conditions.last_level_cache()[0]
+        cache_bytes=cache_held(tiers, conditions.last_level_cache()[0])
         if compute is None
         else parse_bytes("hardware.compute.cache", compute.cache),
         flops=product_flops(_precision(loss)) if products and here else None,
