@@ -358,7 +358,8 @@ def test_auto_takes_memory_as_long_as_there_is_enough(machine, tmp_path):
         assert held <= 0.9 * needed
     with pytest.raises(PlanError, match=r"no placement fits: dram needs .* too little\. In this order: memory\.limit="):
         run.train(config(MemoryConfig(name="auto", limit="200KiB")), tmp_path / "none")
-    assert not (tmp_path / "none/checkpoints").exists()
+    done, summary = run.train(config(MemoryConfig(name="auto"), trainer=loop), tmp_path / "none")  # it never was a run
+    assert summary["memory"]["mode"] == "dram"
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(machine, resident, tmp_path, monkeypatch):

@@ -543,12 +543,12 @@ class _Problem:
         if memory.panel is not None and memory.panel not in widths:
             remedy = f"It must be one of {', '.join(map(str, widths))}, which divide model.dim={self.workload.dim}"
             raise ConfigError(f"is {memory.panel}", where="memory.panel", remedy=remedy)
-        elsewhere = {"direct": "memory.direct", "stream": "memory.stream"}
-        if memory.name in elsewhere and not self._in_folder(self.others):
+        if memory.name in ("direct", "stream") and not self._in_folder(self.others):
             remedy = "Give a folder on it by memory.folder, as gnnrec tiers lists it"
-            raise ConfigError(
-                "there is no tier beside the one that computes", where=f"memory={memory.name}", remedy=remedy
-            )
+            named = [tier for tier in self.every if memory.folder in (tier.name, tier.where) and tier.unavailable]
+            why = "".join(f": {tier.name} is unavailable, {tier.unavailable}" for tier in named)
+            found = f"there is no tier beside the one that computes{why}"
+            raise ConfigError(found, where=f"memory={memory.name}", remedy=remedy)
         movable = {demand.name: demand.movable for demand in self.resident}
         for tensor, name in memory.pins.items():
             self._check_pin(tensor, name, movable)

@@ -104,10 +104,10 @@ def train(
         _check_run_dir(config, run_dir)  # again: another process may have come first while data were read
         if not config.resume:
             save_data(data, run_dir)
-        atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
-        graph = graph_of(data.train)
-        tier = run_dir / TIER
+        graph, tier = graph_of(data.train), run_dir / TIER
         places = placing.planned(config, graph, validated=data.valid is not None, folder=tier)
+        # From here on it is a run. What has no plan may be tried again in this directory.
+        atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
         with ExitStack() as failed:
             failed.callback(places.close)
             if places.plan is not None:
