@@ -504,10 +504,11 @@ def test_a_folder_of_somebody_else(folder: Path) -> None:
         folder.parent.chmod(0o755)
         os.seteuid(65534)
     try:
-        found = only(folder, Path("/")).unavailable
+        found = [tier.unavailable for tier in directories.tiers([folder], Path("/")) if tier.where == str(folder)]
     finally:
         os.seteuid(user)
-    assert "Permission denied (EACCES). Give this user permission" in found
+    assert len(found) == 1  # of other folders, this machine may have persistent memory
+    assert "Permission denied (EACCES). Give this user permission" in found[0]
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
