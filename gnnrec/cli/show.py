@@ -25,6 +25,7 @@ def give(frame: pd.DataFrame, out: str | None) -> None:
 
 
 def show_metrics(summary: dict[str, Any]) -> None:
+    """Metrics of every part, seconds and peak memory, from the content of `summary.json`."""
     print(f"metrics after epoch {summary['best_epoch']} of {summary['epochs']}")
     show_parts(summary["metrics"] | {"best attainable": summary["data"].get("attainable", {})})
     print(
@@ -71,10 +72,12 @@ def show_recommendations(run: Any) -> None:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, as `table` takes them."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def catalog_row(described: dict[str, Any]) -> dict[str, Any]:
+    """A row of `gnnrec data list`, from what `catalog.describe` gives."""
     states = {file["state"] for file in described["files"]}
     row = {key: described[key] for key in ("name", "users", "items")}
     row["interactions"] = " + ".join(map(str, described["interactions"]))

@@ -180,12 +180,11 @@ class TierFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0)
         with storage_errors(path):
             self._descriptor = os.open(path, flags, 0o600)
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(path.unlink, missing_ok=True)
+            failed.callback(self.close)
             _reserve(path, self._descriptor, self.size)
-        except BaseException:
-            self.close()
-            path.unlink(missing_ok=True)
-            raise
+            failed.pop_all()
 
     @property
     def direct(self) -> bool:

@@ -319,7 +319,8 @@ class Stream:
             direction, position = task
             try:
                 self._transfer(direction, position)
-            except BaseException as error:  # noqa: BLE001 - it is raised where the computation waits
+            # Whatever it is: it is raised again where the computation waits, which would else wait forever.
+            except BaseException as error:  # noqa: BLE001
                 with self._changed:
                     self.times.end()
                     self._error = self._error or error

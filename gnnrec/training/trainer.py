@@ -294,12 +294,12 @@ def split_groups(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.
 @contextmanager
 def _closed(learner: Learner) -> Iterator[None]:
     """Close the learner at the end; after an error without waiting for what it still wants to write."""
+    done = False
     try:
         yield
-    except BaseException:
-        learner.close(drain=False)
-        raise
-    learner.close()
+        done = True
+    finally:
+        learner.close(drain=done)
 
 
 @contextmanager
