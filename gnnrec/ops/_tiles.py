@@ -23,25 +23,26 @@ def number(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def row_range(rows, count, indptr, ROWS: tl.constexpr, PIECES: tl.constexpr):
+def row_range(rows, count, ROWS: tl.constexpr):
     """Which rows this program has, where their entries start and how many there are, each [ROWS].
 
     Args:
-        rows: int32 row numbers, or with PIECES int64 [count, 3]: row, first entry, end.
+        rows: rows or pieces of them, int64 [count, 3]: row, first entry, end.
 
     Returns:
         place in `rows`, whether there is a row, row (int64), first entry (int64), entries (int32).
     """
-    place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return rows_from(rows, count, tl.program_id(0), ROWS)
+
+
+@triton.jit
+def rows_from(rows, count, program, ROWS: tl.constexpr):
+    """The same of the program of this number."""
+    place = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = place < count
-    if PIECES:
-        row = tl.load(rows + place * 3, mask=there, other=0)
-        start = tl.load(rows + place * 3 + 1, mask=there, other=0)
-        stop = tl.load(rows + place * 3 + 2, mask=there, other=0)
-    else:
-        row = tl.load(rows + place, mask=there, other=0).to(tl.int64)
-        start = tl.load(indptr + row, mask=there, other=0)
-        stop = tl.load(indptr + row + 1, mask=there, other=0)
+    row = tl.load(rows + place * 3, mask=there, other=0)
+    start = tl.load(rows + place * 3 + 1, mask=there, other=0)
+    stop = tl.load(rows + place * 3 + 2, mask=there, other=0)
     return place, there, row, start, (stop - start).to(tl.int32)
 
 

@@ -8,8 +8,8 @@ import triton.language as tl
 
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
-from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_pieces
-from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range
+from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_entries, walk_once, walk_pieces
+from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range, rows_from
 
 
 def spmm(
@@ -61,16 +61,16 @@ def _reduce_rows(
     given = x, 0 if x is None else x.stride(0), values, 0 if values is None else values.stride(0), best
     kinds = {"dim": dim, "MODE": mode, "WIDE": values is not None and values.dim() == 2, "WORK": TYPES[wide]}
     scales = matrix.row_scale, matrix.col_scale, matrix.entries, kept
+    partial = None
     if len(matrix.pieces):
         partial = devices.empty(out, (len(matrix.pieces), dim), "the sums of long rows' pieces", wide)
-        nothing = None, 0, bits(1.0), bits(0.0)
-        walk_pieces(_reduce, matrix, shape, *scales, *given, *nothing, partial, dim, **kinds)
+    walk_once(_reduce, matrix, shape, *scales, *given, *added, partial, out, out.stride(0), **kinds)
+    if partial is not None:
         scale_too = None if mode != "sum" else matrix.row_scale
-        grid = len(matrix.long), shape.panels
         launched = matrix.long, scale_too, partial, dim, *added, out, out.stride(0)
         constants = {"dim": dim, "DIM": shape.dim, "MODE": mode, "WORK": TYPES[wide]}
-        launch(_join, grid, *launched, warps=shape.warps, **constants)  # as lightgcn_propagate joins: the same bits
-    walk(_reduce, matrix, shape, *scales, *given, *added, out, out.stride(0), **kinds)
+        # As lightgcn_propagate joins: the same bits.
+        launch(_join, (len(matrix.long), shape.panels), *launched, warps=shape.warps, **constants)
 
 
 def extreme_backward(
@@ -107,8 +107,7 @@ def extreme_backward(
     if grad_values is not None:
         scales = matrix.row_scale, matrix.col_scale, matrix.entries
         one_program = shape._replace(panels=1)
-        for go in (walk, walk_pieces):
-            go(_to_values, matrix, one_program, *scales, *given, grad_values, grad_values.stride(0), **kinds)
+        walk_entries(_to_values, matrix, one_program, *scales, *given, grad_values, grad_values.stride(0), **kinds)
 
 
 @triton.jit
@@ -138,11 +137,12 @@ def _terms(
     return tl.where(here, term, 0)
 
 
-@triton.jit(do_not_specialize=["count", "scale", "base_scale"])
-def _reduce(
-    rows,
-    count,
-    indptr,
+@triton.jit
+def _result(
+    row,
+    start,
+    length,
+    cols,
     indices,
     row_scale,
     col_scale,
@@ -152,32 +152,18 @@ def _reduce(
     x_stride: tl.constexpr,
     values,
     values_stride: tl.constexpr,
-    best,
-    base,
-    base_stride: tl.constexpr,
-    scale: tl.int64,
-    base_scale: tl.int64,
-    out,
-    out_stride: tl.constexpr,
+    wanted,
     dim: tl.constexpr,
     MODE: tl.constexpr,
     WIDE: tl.constexpr,
     WORK: tl.constexpr,
-    ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
-    DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
-    cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
+    """Of rows [ROWS, DIM]: the extremes, how many terms equal those wanted, or the sums without the rows' factors."""
     lane = tl.arange(0, NEIGHBOURS)
     extreme: tl.constexpr = MODE == "max" or MODE == "min"
     lowest = float("-inf") if MODE == "max" else float("inf")
-    total = tl.full((ROWS, NEIGHBOURS, DIM), lowest if extreme else 0.0, WORK)
-    if MODE == "count":
-        wanted = tl.load(
-            best + row[:, None] * dim + cols[None, :], mask=there[:, None] & (cols < dim)[None, :], other=0
-        )
+    total = tl.full((row.shape[0], NEIGHBOURS, cols.shape[0]), lowest if extreme else 0.0, WORK)
     # A neighbour's number is there before its row is wanted: one wait for the memory in each turn, not two.
     next_j = tl.load(indices + start[:, None] + lane[None, :], mask=lane[None, :] < length[:, None], other=0)
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
@@ -209,16 +195,106 @@ def _reduce(
         result = tl.where((length > 0)[:, None], result, 0)
     else:
         result = tl.sum(total, axis=1)
-    target = row
-    if PIECES:
-        target = place
-    elif row_scale is not None:
-        if MODE == "sum":
-            result *= tl.load(row_scale + row)[:, None]
+    return result
+
+
+@triton.jit(do_not_specialize=["pieces", "programs", "count", "scale", "base_scale"])
+def _reduce(
+    alone,
+    pieces,
+    programs,
+    short,
+    count,
+    indices,
+    row_scale,
+    col_scale,
+    entries,
+    kept,
+    x,
+    x_stride: tl.constexpr,
+    values,
+    values_stride: tl.constexpr,
+    best,
+    base,
+    base_stride: tl.constexpr,
+    scale: tl.int64,
+    base_scale: tl.int64,
+    partial,
+    out,
+    out_stride: tl.constexpr,
+    dim: tl.constexpr,
+    MODE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+    ROWS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """Two walks in one launch: programs with a row or piece each, gathering NEIGHBOURS at once, then those that have
+    ROWS short rows each, with a neighbour of every one at once."""
+    program = tl.program_id(0)
+    if program < programs:
+        _tile(
+            rows_from(alone, programs, program, 1), pieces, indices, row_scale, col_scale, entries, kept, x, x_stride,
+            values, values_stride, best, base, base_stride, scale, base_scale, partial, out, out_stride,
+            dim, MODE, WIDE, WORK, NEIGHBOURS, DIM,
+        )  # fmt: skip
+    else:
+        _tile(
+            rows_from(short, count, program - programs, ROWS), 0, indices, row_scale, col_scale, entries, kept, x, x_stride,
+            values, values_stride, best, base, base_stride, scale, base_scale, None, out, out_stride,
+            dim, MODE, WIDE, WORK, NEIGHBOURS if ROWS == 1 else 1, DIM,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    rows,
+    pieces,
+    indices,
+    row_scale,
+    col_scale,
+    entries,
+    kept,
+    x,
+    x_stride: tl.constexpr,
+    values,
+    values_stride: tl.constexpr,
+    best,
+    base,
+    base_stride: tl.constexpr,
+    scale,
+    base_scale,
+    partial,
+    out,
+    out_stride: tl.constexpr,
+    dim: tl.constexpr,
+    MODE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """Compute and write a tile of rows, of which so many first places are pieces, as `row_range` gives them."""
+    place, there, row, start, length = rows
+    cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
     here = there[:, None] & (cols < dim)[None, :]
-    if MODE != "count" or not PIECES:
-        result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE, WORK)
-    tl.store(out + target[:, None] * out_stride + cols[None, :], result.to(out.dtype.element_ty), mask=here)
+    wanted = None
+    if MODE == "count":
+        wanted = tl.load(best + row[:, None] * dim + cols[None, :], mask=here, other=0)
+    result = _result(
+        row, start, length, cols, indices, row_scale, col_scale, entries, kept, x, x_stride, values, values_stride,
+        wanted, dim, MODE, WIDE, WORK, NEIGHBOURS,
+    )  # fmt: skip
+    if partial is not None:
+        piece = (place < pieces)[:, None]
+        tl.store(partial + place[:, None] * dim + cols[None, :], result, mask=here & piece)
+        here &= ~piece
+    if MODE == "sum":
+        if row_scale is not None:
+            result *= tl.load(row_scale + row)[:, None]
+    result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE, WORK)
+    tl.store(out + row[:, None] * out_stride + cols[None, :], result.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -278,7 +354,6 @@ def _join(
 def _collect(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -300,7 +375,7 @@ def _collect(
     PIECES: tl.constexpr,
 ):
     """Over the transpose: a row of x receives the shares of the rows whose extreme it attains."""
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, row, start, length = row_range(rows, count, ROWS)
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
     lane = tl.arange(0, NEIGHBOURS)
     here = there[:, None] & (cols < dim)[None, :]
@@ -333,7 +408,6 @@ def _collect(
 def _to_values(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -352,10 +426,9 @@ def _to_values(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
     """The gradient of an entry's value, [nnz] or, where values are wide, [nnz, dim]."""
-    _, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    _, there, row, start, length = row_range(rows, count, ROWS)
     lane = tl.arange(0, NEIGHBOURS)
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < length[:, None]
