@@ -65,7 +65,9 @@ def degree_buckets(indptr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Falling, so that the programs which take longest start first.
     order = lengths.argsort(stable=True).flip(0)
     long, rest = int((lengths > GPU_LONG).sum()), int((lengths > GPU_SHORT).sum())
-    medium, short = (torch.stack([rows, indptr[rows], indptr[rows + 1]], 1) for rows in (order[long:rest], order[rest:]))
+    medium, short = (
+        torch.stack([rows, indptr[rows], indptr[rows + 1]], 1) for rows in (order[long:rest], order[rest:])
+    )
     return medium, short
 
 

@@ -54,7 +54,9 @@ def unpack(packed: list[torch.Tensor], dtype: torch.dtype) -> Matrix:
     indptr, indices, row_scale, col_scale, *schedule, entries = packed
     wide = _arguments.compute_dtype(dtype)
     rows, cols = (scale.to(wide) if scale.numel() else None for scale in (row_scale, col_scale))
-    return Matrix(indptr, indices, rows, cols, *schedule, entries if entries.numel() else None)
+    pieces, medium, alone, short, long, histogram = schedule
+    values = entries if entries.numel() else None
+    return Matrix(indptr, indices, rows, cols, pieces, medium, alone, short, long, histogram, values)
 
 
 def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
@@ -132,11 +134,10 @@ def walk_entries(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constan
 
 
 def walk_once(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
-    """The same over all rows in a single launch, in which what takes longest begins first and whose end alone has idle
-    programs.
+    """The same over all rows in a single launch, at whose end alone programs are idle.
 
     The kernel's first parameters are `alone`, how many of these are pieces, how many there are, `short`, how many there
-    are, `indices` and `args`. Programs of short rows, ROWS each, come last; ROWS is 1 where they share none.
+    are, `indices` and `args`. Programs of short rows, ROWS each, come last; ROWS is 1 where rows share none.
     """
     at_once = shape.lanes if shape.sharing else 1
     grid = len(matrix.alone) + -(-len(matrix.short) // at_once), shape.panels

@@ -32,18 +32,19 @@ def row_range(rows, count, ROWS: tl.constexpr):
     Returns:
         place in `rows`, whether there is a row, row (int64), first entry (int64), entries (int32).
     """
-    return rows_from(rows, count, tl.program_id(0), ROWS)
+    place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row, start, length = rows_at(rows, count, place)
+    return place, place < count, row, start, length
 
 
 @triton.jit
-def rows_from(rows, count, program, ROWS: tl.constexpr):
-    """The same of the program of this number."""
-    place = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def rows_at(rows, count, place):
+    """The rows at these places, where their entries start and how many there are; none beyond the count."""
     there = place < count
     row = tl.load(rows + place * 3, mask=there, other=0)
     start = tl.load(rows + place * 3 + 1, mask=there, other=0)
     stop = tl.load(rows + place * 3 + 2, mask=there, other=0)
-    return place, there, row, start, (stop - start).to(tl.int32)
+    return row, start, (stop - start).to(tl.int32)
 
 
 @triton.jit
@@ -117,13 +118,19 @@ def kept_columns(seed, a, stream: tl.constexpr, first, threshold, DIM: tl.conste
 @triton.jit
 def entry_factors(row, j, e, inside, row_scale, col_scale, values, wide: tl.constexpr, dtype: tl.constexpr):
     """row_scale[i] * col_scale[j] * values[e] of entries [ROWS, NEIGHBOURS], without the values where those are wide:
-    the same bits whichever of its two ends an entry is seen from."""
+    the same bits whichever of its two ends an entry is seen from. inside: None where all lanes have an entry."""
     factor = tl.full(j.shape, 1, dtype)
     if row_scale is not None:
         factor *= tl.load(row_scale + row)[:, None]
     if col_scale is not None:
-        factor *= tl.load(col_scale + j, mask=inside, other=0)
+        factor *= _numbers(col_scale, j, inside)
     if values is not None:
         if not wide:
-            factor *= tl.load(values + e, mask=inside, other=0).to(dtype)
+            factor *= _numbers(values, e, inside).to(dtype)
     return factor
+
+
+@triton.jit
+def _numbers(numbers, places, inside):
+    """What lies at these places, 0 for lanes outside."""
+    return tl.load(numbers + places) if inside is None else tl.load(numbers + places, mask=inside, other=0)

@@ -13,7 +13,7 @@ from gnnrec.graph import schedule
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, bits, launch, rows_contiguous, tile
 from gnnrec.ops._tiles import TYPES, entry_factors, joined
-from gnnrec.ops.spmm.cuda import _finish, _terms, spmm
+from gnnrec.ops.spmm.cuda import _add, _finish, spmm
 
 
 def propagate(matrix: Matrix, x: torch.Tensor, weights: Sequence[float], out: torch.Tensor) -> None:
@@ -92,7 +92,7 @@ def _sum(
         later = ((k + at_once + lane < length) & (lane < at_once))[None, :]
         next_j = tl.load(indices + e + at_once, mask=later, other=0)
         factor = entry_factors(start, j, e, inside, None, col_scale, None, False, WORK)
-        total += _terms(x, x_stride, None, 0, j, e, inside, cols, factor, dim, False, WORK)
+        total = _add(total, x, x_stride, None, 0, j, e, inside, cols, factor, dim, False, WORK, False)
     return tl.sum(total, axis=1)
 
 

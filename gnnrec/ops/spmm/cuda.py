@@ -8,8 +8,19 @@ import triton.language as tl
 
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
-from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_entries, walk_once, walk_pieces
-from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range, rows_from
+from gnnrec.ops._launch import (
+    Matrix,
+    Tile,
+    bits,
+    launch,
+    rows_contiguous,
+    tile,
+    walk,
+    walk_entries,
+    walk_once,
+    walk_pieces,
+)
+from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range, rows_at
 
 
 def spmm(
@@ -138,64 +149,32 @@ def _terms(
 
 
 @triton.jit
-def _result(
-    row,
-    start,
-    length,
-    cols,
-    indices,
-    row_scale,
-    col_scale,
-    entries,
-    kept,
+def _add(
+    total,
     x,
     x_stride: tl.constexpr,
     values,
     values_stride: tl.constexpr,
-    wanted,
+    j,
+    e,
+    inside,
+    cols,
+    factor,
     dim: tl.constexpr,
-    MODE: tl.constexpr,
     WIDE: tl.constexpr,
     WORK: tl.constexpr,
-    NEIGHBOURS: tl.constexpr,
+    ALL: tl.constexpr,
 ):
-    """Of rows [ROWS, DIM]: the extremes, how many terms equal those wanted, or the sums without the rows' factors."""
-    lane = tl.arange(0, NEIGHBOURS)
-    extreme: tl.constexpr = MODE == "max" or MODE == "min"
-    lowest = float("-inf") if MODE == "max" else float("inf")
-    total = tl.full((row.shape[0], NEIGHBOURS, cols.shape[0]), lowest if extreme else 0.0, WORK)
-    # A neighbour's number is there before its row is wanted: one wait for the memory in each turn, not two.
-    next_j = tl.load(indices + start[:, None] + lane[None, :], mask=lane[None, :] < length[:, None], other=0)
-    for k in range(0, tl.max(length, 0), NEIGHBOURS):
-        inside = (k + lane)[None, :] < length[:, None]
-        place_of = start[:, None] + (k + lane)[None, :]
-        j = next_j.to(tl.int64)
-        later = (k + NEIGHBOURS + lane)[None, :] < length[:, None]
-        next_j = tl.load(indices + place_of + NEIGHBOURS, mask=later, other=0)
-        if kept is not None:
-            inside &= tl.load(kept + place_of, mask=inside, other=0) != 0
-        e = place_of
-        if entries is not None:
-            e = tl.load(entries + place_of, mask=inside, other=0)
-        # A sum takes the row's factor at the end, an extreme's terms have all of theirs before they are compared.
-        factor = entry_factors(row, j, e, inside, None if MODE == "sum" else row_scale, col_scale, values, WIDE, WORK)
-        term = _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
-        if MODE == "sum":
-            total += term
-        elif MODE == "count":
-            total += tl.where(inside[:, :, None] & (term == wanted[:, None, :]), 1, 0).to(WORK)
-        elif MODE == "max":
-            total = tl.maximum(total, tl.where(inside[:, :, None], term, lowest), propagate_nan=tl.PropagateNan.ALL)
-        else:
-            total = tl.minimum(total, tl.where(inside[:, :, None], term, lowest), propagate_nan=tl.PropagateNan.ALL)
-    if extreme:
-        unordered = tl.max((total != total).to(tl.int32), axis=1)
-        result = tl.max(total, axis=1) if MODE == "max" else tl.min(total, axis=1)
-        result = tl.where(unordered > 0, float("nan"), result)
-        result = tl.where((length > 0)[:, None], result, 0)
+    """total [ROWS, NEIGHBOURS, DIM] and the terms of entries; ALL where every lane has one. A multiplication and an
+    addition are rounded once, whichever kernel adds."""
+    if x is None or WIDE:
+        return total + _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
+    at = x + j[:, :, None] * x_stride + cols[None, None, :]
+    if ALL and dim == cols.shape[0]:
+        row = tl.load(at)
     else:
-        result = tl.sum(total, axis=1)
-    return result
+        row = tl.load(at, mask=inside[:, :, None] & (cols < dim)[None, None, :], other=0)
+    return tl.fma(row.to(WORK), tl.broadcast_to(factor[:, :, None], total.shape), total)
 
 
 @triton.jit(do_not_specialize=["pieces", "programs", "count", "scale", "base_scale"])
@@ -230,27 +209,29 @@ def _reduce(
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """Two walks in one launch: programs with a row or piece each, gathering NEIGHBOURS at once, then those that have
-    ROWS short rows each, with a neighbour of every one at once."""
+    """Two walks: programs with a row or piece each, gathering NEIGHBOURS at once, then those that have ROWS short rows
+    each, with a neighbour of every one at once."""
     program = tl.program_id(0)
     if program < programs:
         _tile(
-            rows_from(alone, programs, program, 1), pieces, indices, row_scale, col_scale, entries, kept, x, x_stride,
-            values, values_stride, best, base, base_stride, scale, base_scale, partial, out, out_stride,
-            dim, MODE, WIDE, WORK, NEIGHBOURS, DIM,
+            alone, programs, pieces, program, indices, row_scale, col_scale, entries, kept, x, x_stride, values,
+            values_stride, best, base, base_stride, scale, base_scale, partial, out, out_stride,
+            dim, MODE, WIDE, WORK, 1, NEIGHBOURS, DIM,
         )  # fmt: skip
     else:
         _tile(
-            rows_from(short, count, program - programs, ROWS), 0, indices, row_scale, col_scale, entries, kept, x, x_stride,
-            values, values_stride, best, base, base_stride, scale, base_scale, None, out, out_stride,
-            dim, MODE, WIDE, WORK, NEIGHBOURS if ROWS == 1 else 1, DIM,
+            short, count, 0, program - programs, indices, row_scale, col_scale, entries, kept, x, x_stride, values,
+            values_stride, best, base, base_stride, scale, base_scale, None, out, out_stride,
+            dim, MODE, WIDE, WORK, ROWS, NEIGHBOURS if ROWS == 1 else 1, DIM,
         )  # fmt: skip
 
 
 @triton.jit
 def _tile(
     rows,
+    count,
     pieces,
+    program,
     indices,
     row_scale,
     col_scale,
@@ -272,16 +253,21 @@ def _tile(
     MODE: tl.constexpr,
     WIDE: tl.constexpr,
     WORK: tl.constexpr,
+    ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """Compute and write a tile of rows, of which so many first places are pieces, as `row_range` gives them."""
-    place, there, row, start, length = rows
+    """Compute and write the rows of a program, of which so many first places are pieces."""
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
-    here = there[:, None] & (cols < dim)[None, :]
-    wanted = None
+    place = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row, start, length = rows_at(rows, count, place)
+    here = (place < count)[:, None] & (cols < dim)[None, :]
+    wanted, own_scale = None, None
     if MODE == "count":
         wanted = tl.load(best + row[:, None] * dim + cols[None, :], mask=here, other=0)
+    if MODE == "sum":
+        if row_scale is not None:
+            own_scale = tl.load(row_scale + row)  # here, so that the end does not wait for it
     result = _result(
         row, start, length, cols, indices, row_scale, col_scale, entries, kept, x, x_stride, values, values_stride,
         wanted, dim, MODE, WIDE, WORK, NEIGHBOURS,
@@ -290,11 +276,90 @@ def _tile(
         piece = (place < pieces)[:, None]
         tl.store(partial + place[:, None] * dim + cols[None, :], result, mask=here & piece)
         here &= ~piece
-    if MODE == "sum":
-        if row_scale is not None:
-            result *= tl.load(row_scale + row)[:, None]
+    if own_scale is not None:
+        result *= own_scale[:, None]
     result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE, WORK)
     tl.store(out + row[:, None] * out_stride + cols[None, :], result.to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _result(
+    row,
+    start,
+    length,
+    cols,
+    indices,
+    row_scale,
+    col_scale,
+    entries,
+    kept,
+    x,
+    x_stride: tl.constexpr,
+    values,
+    values_stride: tl.constexpr,
+    wanted,
+    dim: tl.constexpr,
+    MODE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+):
+    """Of rows [ROWS, DIM]: the extremes, how many terms equal those wanted, or the sums without the rows' factors.
+
+    A neighbour's number is there before its row is wanted: one wait for the memory for so many of them, not two. As
+    long as all lanes have a neighbour nothing is masked, which takes half the instructions, and these are the limit.
+    """
+    lane = tl.arange(0, NEIGHBOURS)[None, :]
+    extreme: tl.constexpr = MODE == "max" or MODE == "min"
+    lowest = float("-inf") if MODE == "max" else float("inf")
+    total = tl.full((row.shape[0], NEIGHBOURS, cols.shape[0]), lowest if extreme else 0.0, WORK)
+    all_here = tl.full((row.shape[0], NEIGHBOURS), True, tl.int1)
+    whole = 0 * tl.min(length, 0)
+    if MODE == "sum" and kept is None:
+        whole = tl.min(length, 0) // NEIGHBOURS * NEIGHBOURS
+    first_j = tl.load(indices + start[:, None] + lane, mask=all_here & (whole > 0))
+    last_j = tl.load(indices + start[:, None] + (whole + lane), mask=whole + lane < length[:, None], other=0)
+    for k in range(0, whole, NEIGHBOURS):
+        place = start[:, None] + (k + lane)
+        j = first_j.to(tl.int64)
+        first_j = tl.load(indices + place + NEIGHBOURS, mask=all_here & (k + NEIGHBOURS < whole))
+        e = place
+        if entries is not None:
+            e = tl.load(entries + place)
+        factor = entry_factors(row, j, e, None, None, col_scale, values, WIDE, WORK)
+        total = _add(total, x, x_stride, values, values_stride, j, e, all_here, cols, factor, dim, WIDE, WORK, True)
+    for k in range(whole, tl.max(length, 0), NEIGHBOURS):
+        inside = k + lane < length[:, None]
+        place = start[:, None] + (k + lane)
+        j = last_j.to(tl.int64)
+        last_j = tl.load(indices + place + NEIGHBOURS, mask=k + NEIGHBOURS + lane < length[:, None], other=0)
+        if kept is not None:
+            inside &= tl.load(kept + place, mask=inside, other=0) != 0
+        e = place
+        if entries is not None:
+            e = tl.load(entries + place, mask=inside, other=0)
+        # A sum takes the row's factor at the end, an extreme's terms have all of theirs before they are compared.
+        factor = entry_factors(row, j, e, inside, None if MODE == "sum" else row_scale, col_scale, values, WIDE, WORK)
+        if MODE == "sum":
+            total = _add(total, x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK, False)
+        else:
+            term = _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
+            if MODE == "count":
+                total += tl.where(inside[:, :, None] & (term == wanted[:, None, :]), 1, 0).to(WORK)
+            elif MODE == "max":
+                term = tl.where(inside[:, :, None], term, lowest)
+                total = tl.maximum(total, term, propagate_nan=tl.PropagateNan.ALL)
+            else:
+                term = tl.where(inside[:, :, None], term, lowest)
+                total = tl.minimum(total, term, propagate_nan=tl.PropagateNan.ALL)
+    if extreme:
+        unordered = tl.max((total != total).to(tl.int32), axis=1)
+        result = tl.max(total, axis=1) if MODE == "max" else tl.min(total, axis=1)
+        result = tl.where(unordered > 0, float("nan"), result)
+        result = tl.where((length > 0)[:, None], result, 0)
+    else:
+        result = tl.sum(total, axis=1)
+    return result
 
 
 @triton.jit
