@@ -150,7 +150,7 @@ def test_propagation_into_given_memory(graph):
 
 
 def test_panels_of_a_loss_have_widths_that_fold():
-    panels = ops.BPRPanels(torch.tensor([[0], [2], [5]]))
+    panels = ops.BPRPanels(torch.tensor([[0], [2], [5]]), (6, 48))
     assert panels.nodes.tolist() == [0, 2, 5]
     for shape in ((3, 24), (2, 16)):
         with pytest.raises(ValueError, match=r"must be \[3, a multiple of 16\]"):

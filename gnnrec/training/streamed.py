@@ -161,7 +161,8 @@ class Streamed:
 
     def _batch(self, step: int) -> _Batch:
         (triples,) = self.sampler.batch(step)
-        loss = ops.BPRPanels(triples, self.loss.reg, hardest=self.loss.hardest)
+        size = self.model.embedding.shape
+        loss = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest)
         return _Batch(loss, self.model.graph.norm_adjacency().select_rows(loss.nodes))
 
     def _add(self, batch: _Batch) -> None:

@@ -9,6 +9,7 @@ import triton.language as tl
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_pieces
+from gnnrec.ops._sums import halves
 from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range
 
 
@@ -208,7 +209,7 @@ def _reduce(
         result = tl.where(unordered > 0, float("nan"), result)
         result = tl.where((length > 0)[:, None], result, 0)
     else:
-        result = tl.sum(total, axis=1)
+        result = halves(total)
     target = row
     if PIECES:
         target = place
