@@ -36,6 +36,7 @@ from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.planner import PlanError
+from gnnrec.memtier.stores import FileStore
 from gnnrec.memtier.stream import Layout, Ring
 from gnnrec.models.draws import embedding_blocks, embeddings
 from gnnrec.training import checkpoint, placing, run
@@ -74,7 +75,7 @@ def config(memory=None, **changes) -> TrainConfig:
 
 def streamed(graph, folder, settings, width, ring):
     layout = Layout.of(graph.num_nodes, settings.dim, width, folder.access.alignment, 1 << 13)
-    return models.StreamedLightGCN(graph, settings, folder, layout, ring, seed=3)
+    return models.StreamedLightGCN(graph, settings, FileStore(folder, ring), layout, seed=3)
 
 
 def whole(matrix):

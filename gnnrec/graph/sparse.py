@@ -298,7 +298,7 @@ class SparseMatrix:
 
     def row_block(self, rows: slice) -> SparseMatrix:
         """The matrix of consecutive rows, over this one's own columns and scales."""
-        first, last = (int(x) for x in self.indptr[[rows.start, rows.stop]])
+        first, last = (int(self.indptr[row]) for row in (rows.start, rows.stop))
         result = SparseMatrix(
             self.indptr[rows.start : rows.stop + 1] - first,
             self.indices[first:last],
