@@ -302,8 +302,8 @@ class SparseMatrix:
 
     def row_block(self, rows: slice) -> SparseMatrix:
         """The matrix of consecutive rows, over this one's own columns and scales."""
-        first, last = (int(x) for x in self.indptr[[rows.start, rows.stop]])
-        return SparseMatrix(
+        first, last = (int(self.indptr[row]) for row in (rows.start, rows.stop))
+        result = SparseMatrix(
             self.indptr[rows.start : rows.stop + 1] - first,
             self.indices[first:last],
             (rows.stop - rows.start, self.shape[1]),
@@ -311,6 +311,9 @@ class SparseMatrix:
             self.col_scale,
             None if self.values is None else self.values[first:last],
         )
+        if devices.on_gpu(self.indptr):
+            result.histogram = self.histogram  # as in select_rows
+        return result
 
     @property
     def has_sorted_rows(self) -> bool:

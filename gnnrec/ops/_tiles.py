@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from gnnrec.ops._sums import halves
+
 # What kernels compute in, by the dtype of what they are given.
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
 
@@ -55,7 +57,7 @@ def joined(partial, stride, first, last, cols, dim: tl.constexpr, WORK: tl.const
     for piece in range(first, last, 4):
         here = (piece + lane < last)[:, None] & (cols < dim)[None, :]
         total += tl.load(partial + (piece + lane)[:, None] * stride + cols[None, :], mask=here, other=0)
-    return tl.sum(total, axis=0)[None, :]
+    return halves(total[None, :, :])
 
 
 @triton.jit

@@ -28,6 +28,7 @@ from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.stores import FileStore
 from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import STATE, Workload
@@ -261,7 +262,7 @@ def streamed(
     assert isinstance(config.model, LightGCNConfig)
     files = places.open_files(tier_folder(config, folder), _throttle(config))
     layout = Layout.of(graph.num_nodes, config.model.dim, panel, files.access.alignment)
-    return models.StreamedLightGCN(graph, config.model, files, layout, Ring(buffer_bytes), seed)
+    return models.StreamedLightGCN(graph, config.model, FileStore(files, Ring(buffer_bytes)), layout, seed)
 
 
 def _throttle(config: TrainConfig) -> Throttle | None:

@@ -20,6 +20,7 @@ from gnnrec.ops._launch import (
     walk_once,
     walk_pieces,
 )
+from gnnrec.ops._sums import halves
 from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range, rows_at
 
 
@@ -358,7 +359,7 @@ def _result(
         result = tl.where(unordered > 0, float("nan"), result)
         result = tl.where((length > 0)[:, None], result, 0)
     else:
-        result = tl.sum(total, axis=1)
+        result = halves(total)
     return result
 
 
