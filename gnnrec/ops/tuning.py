@@ -49,7 +49,7 @@ _SELECTIONS: tuple[Shape, ...] = tuple(
 )
 # The candidates of every operator that has launch shapes, the default first.
 CANDIDATES: Mapping[str, tuple[Shape, ...]] = {
-    "spmm": _WALKS,
+    "spmm": (*_WALKS[2:4], *_WALKS[:2], *_WALKS[4:]),  # on an H100 its sums are fastest with the smallest tile
     "sddmm": _WALKS,
     "edge_softmax": _WALKS,
     "gat_conv": _WALKS,
