@@ -186,7 +186,8 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
     panels = _panels(run_dir)
-    saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=panels is not None)
+    # Matrices stay in their files: those of the optimizer are not needed, and may be larger than memory.
+    saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=True)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
     groups = split_groups(saved.tensors)
@@ -249,7 +250,7 @@ def _restored(
     # What the checkpoint holds replaces the start, so none that takes long is made.
     shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model
     model = models.build(shape, graph, config.seed)
-    model.load_state_dict(state)
+    model.load_state_dict({name: x.whole() if isinstance(x, checkpoint.Rows) else x for name, x in state.items()})
     return model
 
 
