@@ -17,6 +17,8 @@ from gnnrec.memtier.tiers import Rate, Tier
 if TYPE_CHECKING:
     import torch
 
+ENOUGH = 0.95  # of a way's highest rate: more threads than this takes are not worth their buffers
+TURN = 1.1  # times as fast must reading and writing in turns be: a turn ends with idle threads
 FAR = 4  # times the largest working set with a rate of its own, "far more than the caches hold" has begun
 
 
@@ -46,6 +48,20 @@ class Bandwidth:
     gb_per_s: float
     basis: str
     sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How blocks pass to and from a tier: transfers at a time each way, whether the ways take turns, and 10^9 bytes a
+    second of reading and writing alone, and of as much of both as the tier is given."""
+
+    readers: int
+    writers: int
+    phased: bool
+    read_gb_per_s: float
+    write_gb_per_s: float
+    gb_per_s: float
+    basis: str
 
 
 class UnknownRateError(GnnrecError):
@@ -89,6 +105,31 @@ def bandwidth(tier: Tier, access: Access, threads: int) -> Bandwidth:
         if tier.provenance in ("declared", "prior") and (bound := _interpolated(tier, way, access, threads)):
             return Bandwidth(bound, f"{tier.provenance}, as sequential: an upper bound", _sources(tier, way))
     raise UnknownRateError(f"has no rate of {access.pattern}", where=tier.name, remedy=f"Run {calibrate(tier)} first")
+
+
+def traffic(tier: Tier) -> Traffic:
+    """What a tier that blocks are read from and written to likes best, by its rates: the fewest threads that reach
+    what most do, and turns where both ways at once are slower. Optane, for one, wants few writers.
+
+    Raises:
+        UnknownRateError: no rate of the tier tells.
+    """
+    readers, writers = (_fewest(tier, way) for way in ("read", "write"))
+    read, write = (
+        bandwidth(tier, Access(way, 1), threads).gb_per_s for way, threads in (("read", readers), ("write", writers))
+    )
+    together = bandwidth(tier, Access("mixed", 1), readers + writers)
+    in_turns = 2 / (1 / read + 1 / write)
+    measured = any(rate.pattern == "mixed" for rate in tier.rates)
+    phased = measured and in_turns > TURN * together.gb_per_s
+    basis = f"{tier.provenance}, read and written in turns" if phased else together.basis
+    return Traffic(readers, writers, phased, read, write, in_turns if phased else together.gb_per_s, basis)
+
+
+def _fewest(tier: Tier, way: str) -> int:
+    rates = [rate for rate in tier.rates if rate.pattern == way]
+    most = max((rate.gb_per_s for rate in rates), default=0.0)
+    return min((rate.threads for rate in rates if rate.gb_per_s >= ENOUGH * most), default=1)
 
 
 def amplification(row_bytes: int, granularity: int) -> float:
