@@ -236,7 +236,8 @@ def test_what_cannot_be_streamed(options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"model": NGCFConfig()},
+        {"model": NGCFConfig(dim=40)},
+        {"model": NGCFConfig(), "loss": SoftmaxConfig()},
         {"model": LightGCNConfig(init="spectral")},
         {"model": LightGCNConfig(dim=40)},
         {"loss": SoftmaxConfig()},
