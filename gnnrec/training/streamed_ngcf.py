@@ -17,7 +17,7 @@ from gnnrec.memtier.stream import SOURCES, PanelMatrix, Passes
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed_ngcf import StreamedNGCF, numbers
 from gnnrec.training import optim, sampler
-from gnnrec.training.checkpoint import Rows
+from gnnrec.training.checkpoint import whole
 from gnnrec.training.streamed import as_rows, fill
 
 
@@ -95,7 +95,7 @@ class StreamedLayers:
             layer.aggregate(part, here, model.panel, block, backward=backward)
         dense = torch.zeros(rows.stop, model.layout.columns)
         layer.backward(here, dense, dense, *layer.forward(here, dense, dense), dense)
-        self._adam(*(torch.zeros_like(block) for _ in range(4)), lr=0.0, step=1)
+        optim.adam_block(self.config, *(torch.zeros_like(block) for _ in range(4)), lr=0.0, step=1)
         loss = self._batch(step)
         zeros = torch.zeros(len(loss.nodes), model.layout.columns)
         loss.add(zeros, zeros)
@@ -276,14 +276,9 @@ class StreamedLayers:
 
     def _update(self, gradient: torch.Tensor, embedding: torch.Tensor, *moments: torch.Tensor, lr: float) -> None:
         """A step of Adam on a block."""
-        self._adam(embedding, gradient, *moments, lr=lr, step=self._count)
+        optim.adam_block(self.config, embedding, gradient, *moments, lr=lr, step=self._count)
         for extreme in embedding.aminmax():  # not by max(), which loses a NaN
             self._largest = torch.maximum(self._largest, extreme.abs())
-
-    def _adam(self, *tensors: torch.Tensor, lr: float, step: int) -> None:
-        config = self.config
-        options: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
-        ops.adam_step(*tensors, lr=lr, step=step, decoupled=config.name == "adamw", **options)
 
 
 def load(model: StreamedNGCF, state: Mapping[str, Any], where: str) -> None:
@@ -298,8 +293,3 @@ def load(model: StreamedNGCF, state: Mapping[str, Any], where: str) -> None:
     except RuntimeError as error:
         remedy = "Resume with the configuration of that run"
         raise CheckpointError("holds another model", where=where, remedy=remedy) from error
-
-
-def whole(value: Any) -> Any:
-    """A tensor of a checkpoint, in memory."""
-    return value.whole() if isinstance(value, Rows) else value
