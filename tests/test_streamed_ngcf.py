@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,7 @@ from gnnrec.memtier import workload
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.stream import Layout, PanelMatrix, Passes, Ring
 from gnnrec.models.streamed_ngcf import numbers
+from gnnrec.ops._numba import num_threads
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Interrupted, Trainer
 
@@ -209,6 +211,19 @@ def test_bits_are_those_of_memory_for_every_width_ring_and_block(graph, tmp_path
                 assert torch.equal(mine, reference)
 
 
+def test_bits_are_equal_for_any_number_of_threads(graph, tmp_path, thread_counts):
+    settings, found = NGCFConfig(dim=48, layers=2, node_dropout=0.1), []
+    for threads in thread_counts:
+        with num_threads(threads), TierFolder(tmp_path / f"{threads}") as folder:
+            model = streamed(graph, folder, settings, 16, Ring(1 << 16))
+            trainer = Trainer(model, TrainerConfig(epochs=1, batch_size=1500), BPRConfig(), OptimizerConfig(), seed=1)
+            losses = [float(trainer._step(step)) for step in range(2)]
+            found.append((losses, whole(model.embedding), model.w1[0].detach()))
+    for losses, *tensors in found[1:]:
+        assert losses == found[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(tensors, found[0][1:], strict=True))
+
+
 # Runs
 
 
@@ -363,6 +378,7 @@ def test_a_failing_disk_leaves_the_last_checkpoint(machine, resident, tmp_path, 
     monkeypatch.setattr(Trainer, "_step", broken)
     with pytest.raises(StorageError, match=r"tier/[\w.]+\.bin: (read|write) at byte \d+ failed: .*EIO.*\. The device"):
         run.train(config(STREAM), tmp_path / "run")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("gnnrec-io")]
     monkeypatch.setattr(os, way, real)
     monkeypatch.setattr(Trainer, "_step", step)
     done, _ = run.train(config(STREAM, resume=True), tmp_path / "run")

@@ -421,6 +421,12 @@ class Passes:
 
     def __init__(self, ring: Ring) -> None:
         self.ring, self.moved, self.times = ring, dict[str, Traffic](), StreamTimes()
+        self.streams: list[Stream] = []  # that are open
+
+    def close(self) -> None:
+        """End the threads of streams that were given up in the middle."""
+        while self.streams:
+            self.streams.pop().close(drain=False)
 
     def open(
         self,
@@ -454,7 +460,14 @@ class _Pass(Stream):
         super().__init__([*read, *change, *write], ring)
         self._end, self.times = self._total, passes.times
         self.moved = {name: passes.moved.setdefault(name, traffic) for name, traffic in self.moved.items()}
+        self._all = passes.streams
+        self._all.append(self)
         self._left_out: dict[Direction, list[PanelMatrix]] = {"read": list(write), "write": list(read)}
+
+    def close(self, *, drain: bool = True) -> None:
+        if self in self._all:
+            self._all.remove(self)
+        super().close(drain=drain)
 
     def _moves(self, direction: Direction, matrix: PanelMatrix) -> bool:
         return not any(matrix is other for other in self._left_out[direction])

@@ -16,12 +16,13 @@ moves, times nodes x dim x 4 bytes:
     backward, aggregation of the others     read S; read and write G; for the first layer read G, see below
     Adam                                    read and write E and the moments, with the aggregation of the first layer
 
-which is 14 L - 7, to which DRAM's need does not add anything: the narrower a panel, the less.
+which is 14 L - 7 in all, for any width of a panel: the narrower, the less DRAM, and the more often the graph is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 from torch import nn
@@ -152,15 +153,15 @@ class StreamedNGCF(nn.Module):
     def scorer(self) -> FactorScorer:
         """This model as it is now, without dropout, until the next one is asked for. Its vectors lie in a mapped file,
         and a new user's are made as `NGCF.scorer` makes them."""
-        users, dim, passes = self.graph.num_users, self.config.dim, Passes(self.ring)
-        final, layers, inputs = self._final, self.layers(), [*self.inputs, None]
-        for number, (layer, source) in enumerate(zip(layers, self.inputs)):
-            for columns in self.aggregated(passes, layer, source, self.aggregates[0]):
-                if source is self.embedding:
-                    final[:, columns] = self.panel
-            output = slice((number + 1) * dim, (number + 2) * dim)
-            for rows, out, _ in self.dense(passes, layer, source, self.aggregates[0], inputs[number + 1]):
-                final[rows, output] = out
+        users, dim, final, layers = self.graph.num_users, self.config.dim, self._final, self.layers()
+        targets = [*self.inputs[1:], None]
+        with closing(Passes(self.ring)) as passes:
+            for number, (layer, source, target) in enumerate(zip(layers, self.inputs, targets, strict=True), start=1):
+                for columns in self.aggregated(passes, layer, source, self.aggregates[0]):
+                    if source is self.embedding:
+                        final[:, columns] = self.panel
+                for rows, out, _ in self.dense(passes, layer, source, self.aggregates[0], target):
+                    final[rows, number * dim : (number + 1) * dim] = out
 
         def fold_in(history: SparseMatrix) -> torch.Tensor:
             matrix, rows = normalised(history, self.graph), torch.arange(history.shape[0])

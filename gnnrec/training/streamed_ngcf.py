@@ -160,7 +160,8 @@ class StreamedLayers:
             self._best_weights = {name: whole(x) for name, x in groups["best"].items() if name != "embedding"}
 
     def close(self, *, drain: bool = True) -> None:
-        """Nothing goes on between steps."""
+        """End the threads of a step that was given up; after one that was not there are none."""
+        self._passes.close()
 
     def _batch(self, step: int) -> ops.BPRPanels:
         (triples,) = self.sampler.batch(step)
