@@ -49,7 +49,7 @@ class StreamedNGCF(nn.Module):
         layout: of the embeddings.
         ring: with which files are streamed.
         seed: of the initial parameters and of dropout.
-        drawn: False leaves the parameters to `load`.
+        drawn: False leaves them to whoever fills them.
     """
 
     def __init__(

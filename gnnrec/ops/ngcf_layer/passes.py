@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gnnrec.graph import _build
 from gnnrec.graph.schedule import LONG
 from gnnrec.ops._dropout import threshold
 from gnnrec.ops._vector import MAX_DIM
@@ -72,9 +73,8 @@ def borders(indptr: npt.NDArray[np.int64], out: int) -> npt.NDArray[np.int64]:
     """
     count = len(indptr) - 1
     chunks = min(max(count // CHUNK_ROWS, 1), CHUNKS)
-    work = np.minimum(np.diff(indptr), LONG).cumsum() + out * np.arange(1, count + 1)
-    inner = np.searchsorted(work, work[-1:] * np.arange(1, chunks) // chunks)
-    return np.concatenate([[0], inner, [count]])
+    found: npt.NDArray[np.int64] = _build.borders_of_work(indptr, LONG, chunks, out)
+    return found
 
 
 def aggregate(
