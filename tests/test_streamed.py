@@ -36,6 +36,7 @@ from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.planner import PlanError
+from gnnrec.memtier.stores import FileStore
 from gnnrec.memtier.stream import Layout, Ring
 from gnnrec.models.draws import embedding_blocks, embeddings
 from gnnrec.training import checkpoint, placing, run
@@ -74,7 +75,7 @@ def config(memory=None, **changes) -> TrainConfig:
 
 def streamed(graph, folder, settings, width, ring):
     layout = Layout.of(graph.num_nodes, settings.dim, width, folder.access.alignment, 1 << 13)
-    return models.StreamedLightGCN(graph, settings, folder, layout, ring, seed=3)
+    return models.StreamedLightGCN(graph, settings, FileStore(folder, ring), layout, seed=3)
 
 
 def whole(matrix):
@@ -150,7 +151,7 @@ def test_propagation_into_given_memory(graph):
 
 
 def test_panels_of_a_loss_have_widths_that_fold():
-    panels = ops.BPRPanels(torch.tensor([[0], [2], [5]]))
+    panels = ops.BPRPanels(torch.tensor([[0], [2], [5]]), (6, 48))
     assert panels.nodes.tolist() == [0, 2, 5]
     for shape in ((3, 24), (2, 16)):
         with pytest.raises(ValueError, match=r"must be \[3, a multiple of 16\]"):

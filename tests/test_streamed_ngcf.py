@@ -28,6 +28,7 @@ from gnnrec.errors import CheckpointError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import workload
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.stores import FileStore
 from gnnrec.memtier.stream import Layout, PanelMatrix, Passes, Ring
 from gnnrec.models.streamed_ngcf import numbers
 from gnnrec.ops._numba import num_threads
@@ -171,7 +172,7 @@ def test_passes_move_each_way_what_they_are_asked_to(tmp_path):
 
 def streamed(graph, folder, settings, width, ring, block_bytes=1 << 13):
     layout = Layout.of(graph.num_nodes, settings.dim, width, folder.access.alignment, block_bytes)
-    return models.StreamedNGCF(graph, settings, folder, layout, ring, seed=3)
+    return models.StreamedNGCF(graph, settings, FileStore(folder, ring), layout, seed=3)
 
 
 CASES = {

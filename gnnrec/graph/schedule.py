@@ -58,14 +58,17 @@ def degree_buckets(indptr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows that a GPU's programs take whole, rows of about equal length side by side.
 
     Returns:
-        Short rows, several a program, and those of up to GPU_LONG entries, one a program; both int32.
+        Rows of up to GPU_LONG entries, one a program, and short ones, several a program; both int64 [n, 3]: row, first
+        entry, end. A program that has them in one place waits for the memory once.
     """
     lengths = indptr.diff()
-    order = lengths.argsort(stable=True).int()
     # Falling, so that the programs which take longest start first.
-    order = order.flip(0)
+    order = lengths.argsort(stable=True).flip(0)
     long, rest = int((lengths > GPU_LONG).sum()), int((lengths > GPU_SHORT).sum())
-    return order[rest:].contiguous(), order[long:rest].contiguous()
+    medium, short = (
+        torch.stack([rows, indptr[rows], indptr[rows + 1]], 1) for rows in (order[long:rest], order[rest:])
+    )
+    return medium, short
 
 
 def degree_histogram(indptr: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ class SparseMatrix:
         row_scale: float32 [rows] or None; col_scale: float32 [cols] or None; values: float32 [nnz] or None.
         symmetric: whether the matrix equals its transpose, entry for entry.
         chunks, pieces, long: what threads take, see `gnnrec.graph.schedule`; prefetch: how far ahead, in entries.
-        short, medium, pieces, long, histogram: what programs take where the matrix lies on a GPU.
+        pieces, medium, alone, short, long, histogram: what programs take where the matrix lies on a GPU.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SparseMatrix:
         # matrices only say what has been seen.
         if not devices.on_gpu(indptr):
             self.chunks = balanced_chunks(indptr)
-            self.__dict__["_pieces_and_long"] = long_rows(indptr)
+            self.pieces, self.long = long_rows(indptr)
         self.prefetch = PREFETCH_DISTANCE
         self._elsewhere: dict[torch.device, SparseMatrix] = {}
         self._sorted: bool | None = None
@@ -161,32 +161,36 @@ class SparseMatrix:
         return self.indices.numel()
 
     @cached_property
-    def _buckets(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return degree_buckets(self.indptr)
-
-    @property
-    def short(self) -> torch.Tensor:
-        """Rows of which several share a program, int32."""
-        return self._buckets[0]
-
-    @property
-    def medium(self) -> torch.Tensor:
-        """Rows that have a program each, int32."""
-        return self._buckets[1]
+    def _programs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        pieces, long = long_rows(self.indptr, GPU_LONG)
+        medium, short = degree_buckets(self.indptr)
+        alone = torch.cat([pieces, medium])
+        return *alone.split((len(pieces), len(medium))), alone, short, long
 
     @cached_property
-    def _pieces_and_long(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return long_rows(self.indptr, GPU_LONG)
-
-    @property
     def pieces(self) -> torch.Tensor:
         """Pieces of long rows, int64 [pieces, 3]: row, first entry, end."""
-        return self._pieces_and_long[0]
+        return self._programs[0]
 
-    @property
+    @cached_property
+    def medium(self) -> torch.Tensor:
+        """Rows that have a program each, int64 [medium, 3]: row, first entry, end."""
+        return self._programs[1]
+
+    @cached_property
+    def alone(self) -> torch.Tensor:
+        """Pieces and, after them, medium rows."""
+        return self._programs[2]
+
+    @cached_property
+    def short(self) -> torch.Tensor:
+        """Rows of which several share a program, int64 [short, 3]: row, first entry, end."""
+        return self._programs[3]
+
+    @cached_property
     def long(self) -> torch.Tensor:
         """Long rows, int64 [long, 3]: row, first piece, end."""
-        return self._pieces_and_long[1]
+        return self._programs[4]
 
     @cached_property
     def histogram(self) -> torch.Tensor:
@@ -298,8 +302,8 @@ class SparseMatrix:
 
     def row_block(self, rows: slice) -> SparseMatrix:
         """The matrix of consecutive rows, over this one's own columns and scales."""
-        first, last = (int(x) for x in self.indptr[[rows.start, rows.stop]])
-        return SparseMatrix(
+        first, last = (int(self.indptr[row]) for row in (rows.start, rows.stop))
+        result = SparseMatrix(
             self.indptr[rows.start : rows.stop + 1] - first,
             self.indices[first:last],
             (rows.stop - rows.start, self.shape[1]),
@@ -307,6 +311,9 @@ class SparseMatrix:
             self.col_scale,
             None if self.values is None else self.values[first:last],
         )
+        if devices.on_gpu(self.indptr):
+            result.histogram = self.histogram  # as in select_rows
+        return result
 
     @property
     def has_sorted_rows(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
@@ -92,42 +93,31 @@ class Layout:
         return -(-count // self.alignment) * self.alignment
 
 
-class PanelMatrix:
-    """A float32 matrix in a file of a tier, see `Layout`; for passes over all of it, one at a time.
+class BlockMatrix(ABC):
+    """A float32 matrix that is kept in panels, see `Layout`; for passes over all of it, one at a time.
 
     Args:
-        folder: where the file is made.
-        name: of the file.
+        name: by which its bytes are counted.
         layout: its parts.
     """
 
-    def __init__(self, folder: TierFolder, name: str, layout: Layout) -> None:
+    def __init__(self, name: str, layout: Layout) -> None:
         self.name, self.layout, self.shape = name, layout, (layout.rows, layout.columns)
-        self.file: TierFile = folder.create(f"{name}.bin", layout.file_bytes)
-        self._buffer = aligned(layout.block_bytes)
 
-    def column_panels(self) -> list[PanelMatrix]:
-        """Its panels as matrices of one panel each, in the same file."""
-        layout, panels = self.layout, [copy(self) for _ in range(self.layout.panels)]
-        for number, panel in enumerate(panels):
-            panel.layout = replace(layout, columns=layout.width, first=layout.first + number)
-            panel.shape = layout.rows, layout.width
-        return panels
-
+    @abstractmethod
     def read_block(self, panel: int, block: int, out: torch.Tensor) -> None:
-        """Fill out, [rows of the block, width]."""
-        offset, length = self.layout.place(panel, block)
-        self.file.read(offset, self._buffer[:length])
-        out.copy_(_rows(self._buffer, len(out), self.layout.width))
+        """Fill out, [rows of the block, width], on any device."""
 
+    @abstractmethod
     def write_block(self, panel: int, block: int, values: torch.Tensor) -> None:
-        """Write [rows of the block, width]."""
-        offset, length = self.layout.place(panel, block)
-        _rows(self._buffer, len(values), self.layout.width).copy_(values)
-        self.file.write(offset, self._buffer[:length])
+        """Take [rows of the block, width]."""
+
+    @abstractmethod
+    def copy_from(self, other: Self) -> None:
+        """Take the content of another matrix of the same layout."""
 
     def read_panel(self, panel: int, out: torch.Tensor) -> None:
-        """Fill out, [rows, width]."""
+        """Fill out, [rows, width], on any device."""
         for block in range(self.layout.blocks):
             self.read_block(panel, block, out[self.layout.rows_of(block)])
 
@@ -151,8 +141,43 @@ class PanelMatrix:
         """Take the matrix from a function that gives its rows."""
         self.fill(read(self.layout.rows_of(block)) for block in range(self.layout.blocks))
 
-    def copy_from(self, other: PanelMatrix) -> None:
-        """Take the content of another matrix of the same layout."""
+
+class PanelMatrix(BlockMatrix):
+    """A matrix in a file of a tier.
+
+    Args:
+        folder: where the file is made.
+        name: of the file.
+        layout: its parts.
+    """
+
+    def __init__(self, folder: TierFolder, name: str, layout: Layout) -> None:
+        super().__init__(name, layout)
+        self.file: TierFile = folder.create(f"{name}.bin", layout.file_bytes)
+        self._buffer = aligned(layout.block_bytes)
+
+    def column_panels(self) -> list[PanelMatrix]:
+        """Its panels as matrices of one panel each, in the same file."""
+        layout, panels = self.layout, [copy(self) for _ in range(self.layout.panels)]
+        for number, panel in enumerate(panels):
+            panel.layout = replace(layout, columns=layout.width, first=layout.first + number)
+            panel.shape = layout.rows, layout.width
+        return panels
+
+    def read_block(self, panel: int, block: int, out: torch.Tensor) -> None:
+        """As BlockMatrix.read_block."""
+        offset, length = self.layout.place(panel, block)
+        self.file.read(offset, self._buffer[:length])
+        out.copy_(rows_in(self._buffer, len(out), self.layout.width))
+
+    def write_block(self, panel: int, block: int, values: torch.Tensor) -> None:
+        """As BlockMatrix.write_block."""
+        offset, length = self.layout.place(panel, block)
+        rows_in(self._buffer, len(values), self.layout.width).copy_(values)
+        self.file.write(offset, self._buffer[:length])
+
+    def copy_from(self, other: Self) -> None:
+        """As BlockMatrix.copy_from."""
         for panel in range(self.layout.panels):
             for block in range(self.layout.blocks):
                 offset, length = self.layout.place(panel, block)
@@ -178,7 +203,7 @@ class Ring:
 
 @dataclass
 class Block:
-    """The same rows of a panel of every matrix, in DRAM until the next block is asked for.
+    """The same rows of a panel of every matrix, where the computation is, until the next block is asked for.
 
     Args:
         panel: its number.
@@ -238,14 +263,18 @@ class Stream:
     Args:
         matrices: of one layout.
         ring: buffers and threads.
+        memory: makes a buffer of so many bytes, aligned.
 
     Attributes:
         moved: bytes and seconds of transfers, by the names of the matrices.
         times: by the clock.
     """
 
-    def __init__(self, matrices: Sequence[PanelMatrix], ring: Ring) -> None:
-        self.matrices, self.layout, self.ring = list(matrices), matrices[0].layout, ring
+    def __init__(
+        self, matrices: Sequence[PanelMatrix], ring: Ring, memory: Callable[[int], npt.NDArray[np.uint8]] = aligned
+    ) -> None:
+        self.matrices, self.layout, self.ring, self._memory = list(matrices), matrices[0].layout, ring, memory
+        self.buffers = buffer_count(self.layout, len(self.matrices), ring.buffer_bytes)
         self.times = StreamTimes()
         self.moved = {matrix.name: Traffic() for matrix in self.matrices}
         self._total = self.layout.panels * self.layout.blocks
@@ -260,7 +289,8 @@ class Stream:
         self._at_work: dict[Direction, int] = {"read": 0, "write": 0}
         self._turn: Direction = "read"
         self._in_turn = 0  # transfers one way since the other way's, where they are phased
-        self._load = self._use = 0  # the next block, counted over all rounds, to be read and to be computed on
+        # The next block, counted over all rounds, to be read, to be computed on, and to be given back.
+        self._load = self._use = self._release = 0
         self._dirty: deque[int] = deque()  # blocks to be written
         self._error: BaseException | None = None
         self._closing = False
@@ -289,8 +319,8 @@ class Stream:
             self._reset()
 
     def _open(self) -> None:
-        count = buffer_count(self.layout, len(self.matrices), self.ring.buffer_bytes)
-        self._slots = [_Slot([aligned(self.layout.block_bytes) for _ in self.matrices]) for _ in range(count)]
+        size = self.layout.block_bytes
+        self._slots = [_Slot([self._memory(size) for _ in self.matrices]) for _ in range(self.buffers)]
         for number in range(self.ring.readers + self.ring.writers):
             thread = threading.Thread(target=self._work, name=f"gnnrec-io-{number}", daemon=True)
             thread.start()
@@ -298,16 +328,27 @@ class Stream:
 
     def panel(self, number: int) -> Iterator[Block]:
         """The blocks of a panel, in order. A block is written back once the next one is asked for."""
+        for block in range(self.layout.blocks):
+            yield self.take(number, block)
+            self.release()
+
+    def take(self, panel: int, block: int) -> Block:
+        """Wait for the next block, which must be this one. No more than `buffers` can be taken at a time."""
         if not self._threads:
             self._open()
-        for block in range(self.layout.blocks):
-            position = self._take(number, block)
-            slot, rows = self._slot(position), self.layout.rows_of(block)
-            tensors = [_rows(x, rows.stop - rows.start, self.layout.width) for x in slot.buffers]
-            yield Block(number, rows, tensors)
-            with self._changed:
-                self._dirty.append(position)
-                self._changed.notify_all()
+        slot, rows = self._slot(self._take(panel, block)), self.layout.rows_of(block)
+        return Block(panel, rows, [rows_in(x, rows.stop - rows.start, self.layout.width) for x in slot.buffers])
+
+    def release(self) -> None:
+        """Give back the block that was taken first, to be written."""
+        with self._changed:
+            self._dirty.append(self._release)
+            self._release += 1
+            self._changed.notify_all()
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds up to now in which any transfer went on, and in which the computation waited for one."""
+        return self.times.transferred(), self.times.waiting
 
     def drain(self) -> None:
         """Wait until everything that was computed is in the files, so that others may read these."""
@@ -482,15 +523,15 @@ def buffer_count(layout: Layout, matrices: int, buffer_bytes: int) -> int:
 
 def empty(rows: int, columns: int) -> torch.Tensor:
     """Fresh memory in huge pages, float32 [rows, columns], zeros."""
-    return _rows(aligned(rows * columns * ITEM), rows, columns)
+    return rows_in(aligned(rows * columns * ITEM), rows, columns)
 
 
 def mapped(file: TierFile, rows: int, columns: int) -> torch.Tensor:
     """A float32 matrix [rows, columns], row after row, in a file that is mapped into memory."""
     memory = mmap.mmap(file.fileno(), file.size)  # shared: what is written goes to the file
-    return _rows(np.frombuffer(memory, np.uint8), rows, columns)
+    return rows_in(np.frombuffer(memory, np.uint8), rows, columns)
 
 
-def _rows(buffer: npt.NDArray[np.uint8], rows: int, width: int) -> torch.Tensor:
+def rows_in(buffer: npt.NDArray[np.uint8], rows: int, width: int) -> torch.Tensor:
     """The first rows in a buffer, float32 [rows, width]."""
     return torch.from_numpy(buffer[: rows * width * ITEM].view(np.float32).reshape(rows, width))

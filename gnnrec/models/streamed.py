@@ -1,67 +1,66 @@
-"""LightGCN with embeddings in a file of a slow tier: a panel of columns at a time is in DRAM."""
+"""LightGCN with embeddings in files of a slow tier, or in DRAM beside a GPU: a panel of columns at a time is where the
+computation is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
+from gnnrec import device as devices
 from gnnrec import ops
 from gnnrec.config import LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.memtier.files import TierFolder
-from gnnrec.memtier.stream import Block, Layout, PanelMatrix, Ring, empty, mapped
+from gnnrec.memtier.stores import Store
+from gnnrec.memtier.stream import Block, Layout, empty
 from gnnrec.models.draws import embedding_blocks
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
+from gnnrec.ops._panels import panels_of
 
 
 class StreamedLightGCN:
-    """LightGCN, the same numbers as `LightGCN` has, with its embeddings in a file.
+    """LightGCN, the same numbers as `LightGCN` has on the device that computes, with its embeddings elsewhere.
 
     Propagation takes every column by itself, so a panel of columns passes through all layers before the next one comes.
-    DRAM holds three panels beside the graph.
+    The device holds three panels beside the graph.
 
     Args:
         graph: the training graph.
         config: of the model.
-        folder: where files are made.
+        store: where matrices are made, and what computes.
         layout: of the embeddings.
-        ring: with which they are streamed in training.
         seed: of the initial embeddings; None leaves them to whoever fills `embedding`.
     """
 
     def __init__(
-        self,
-        graph: BipartiteGraph,
-        config: LightGCNConfig,
-        folder: TierFolder,
-        layout: Layout,
-        ring: Ring,
-        seed: int | None = None,
+        self, graph: BipartiteGraph, config: LightGCNConfig, store: Store, layout: Layout, seed: int | None = None
     ) -> None:
-        self.graph, self.folder, self.layout, self.ring = graph, folder, layout, ring
+        self.graph, self.store, self.layout, self.device = graph, store, layout, store.device
         self.similarity, self.popularity = config.similarity, config.popularity
         layers = config.layers
         given = config.layer_weights
         assert not isinstance(given, str)
         self.layer_weights = [1 / (layers + 1)] * (layers + 1) if given is None else [float(x) for x in given]
-        self.embedding = PanelMatrix(folder, "embedding", layout)
+        self.embedding = store.matrix("embedding", layout)
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             blocks = map(layout.rows_of, range(layout.blocks))
             self.embedding.fill(embedding_blocks(graph, config.dim, config.init_std, generator, blocks))
+        self.matrix = graph.norm_adjacency().to(self.device)
+        self._parts: dict[int, SparseMatrix] = {}  # on a GPU, rows of the adjacency by the first of them
         # A panel, and two more like it that it passes through.
-        self.panel, self.out, self.work = (empty(layout.rows, layout.width) for _ in range(3))
+        self.panel, self.out, self.work = (self._panel() for _ in range(3))
         # Reserved now: a disk that has no room for it is not found out after hours of training.
-        self._final = {
-            "final": mapped(folder.create("final.bin", layout.rows * config.dim * 4), layout.rows, config.dim)
-        }
+        self._final = {"final": store.dense("final", layout.rows, config.dim)}
 
     def propagate(self, layer_weights: Sequence[float]) -> torch.Tensor:
         """sum of weights[l] A^l of the columns in `panel`, which stays: in `out`, [nodes, width]."""
-        matrix = self.graph.norm_adjacency()
-        return ops.lightgcn_propagate_into(self.out, self.work, matrix, self.panel, layer_weights=layer_weights)
+        with self._as_whole():
+            return ops.lightgcn_propagate_into(
+                self.out, self.work, self.matrix, self.panel, layer_weights=layer_weights
+            )
 
     def propagated_rows(self, nodes: torch.Tensor, part: SparseMatrix) -> torch.Tensor:
         """Final embeddings of these nodes for the columns in `panel`, [n, width]; part: their rows of the adjacency."""
@@ -70,9 +69,17 @@ class StreamedLightGCN:
     def propagated_blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, torch.Tensor]]:
         """Final embeddings a block of rows at a time, [rows, width]: the last layer is computed while blocks are on
         their way. In the meantime `work` is free."""
-        matrix, source = self.graph.norm_adjacency(), self._before_last()
+        source = self._before_last()
         for block in blocks:
-            yield block, self._last_layer(matrix.row_block(block.rows), source, self.panel[block.rows])
+            yield block, self._last_layer(self._rows_of(block.rows), source, self.panel[block.rows])
+
+    def _rows_of(self, rows: slice) -> SparseMatrix:
+        """These rows of the adjacency. A GPU's schedule is waited for, and so made once."""
+        if self.device.type == "cpu":
+            return self.matrix.row_block(rows)
+        if rows.start not in self._parts:
+            self._parts[rows.start] = self.matrix.row_block(rows)
+        return self._parts[rows.start]
 
     def _before_last(self) -> torch.Tensor:
         """What the last layer gathers: by Horner's rule, the propagation by all the others."""
@@ -83,16 +90,30 @@ class StreamedLightGCN:
         weights = self.layer_weights
         if len(weights) == 1:
             return rows * weights[0]
-        return ops.spmm(part, source, scale=weights[1] if len(weights) == 2 else 1.0, add=rows, add_scale=weights[0])
+        scale = weights[1] if len(weights) == 2 else 1.0
+        with self._as_whole():
+            return ops.spmm(part, source, scale=scale, add=rows, add_scale=weights[0])
+
+    def _as_whole(self) -> AbstractContextManager[None]:
+        """In which products of panels have the bits of those of all columns."""
+        return panels_of(self.matrix, self.layout.columns, self.layout.width)
+
+    def _panel(self) -> torch.Tensor:
+        """Zeros [nodes, width] where the computation is."""
+        if self.device.type == "cpu":
+            return empty(self.layout.rows, self.layout.width)
+        with devices.memory_errors("a panel", lower="memory.panel", device=self.device):
+            return torch.zeros(self.layout.rows, self.layout.width, device=self.device)
 
     def scorer(self) -> FactorScorer:
-        """This model as the file has it now, until the next one is asked for. Its vectors lie in mapped files."""
+        """This model as its embeddings are now, until the next one is asked for. Its vectors lie where the store has
+        them, for processors to rank."""
         users, weights = self.graph.num_users, self.layer_weights[1:]
-        final = self._mapped("final", self.layer_weights)
+        final = self._kept("final", self.layer_weights)
 
         def fold_in(history: SparseMatrix) -> torch.Tensor:
             # Propagation by one layer less; without layers nothing flows, and the ego embeddings are summed.
-            vectors = self._mapped("new_users", weights or [1.0])[users:]
+            vectors = self._kept("new_users", weights or [1.0])[users:]
             return ops.spmm(normalised(history, self.graph), vectors)
 
         bias = popularity_bias(self.graph, self.popularity, final.device)
@@ -104,11 +125,11 @@ class StreamedLightGCN:
             columns = slice(number * self.layout.width, (number + 1) * self.layout.width)
             yield columns, self.propagate(weights)
 
-    def _mapped(self, name: str, weights: Sequence[float]) -> torch.Tensor:
-        """sum of weights[l] A^l E in a mapped file of that name, float32 [nodes, dim]."""
+    def _kept(self, name: str, weights: Sequence[float]) -> torch.Tensor:
+        """sum of weights[l] A^l E in the store, float32 [nodes, dim]."""
         rows, dim = self.layout.rows, self.layout.columns
         if name not in self._final:
-            self._final[name] = mapped(self.folder.create(f"{name}.bin", rows * dim * 4), rows, dim)
+            self._final[name] = self.store.dense(name, rows, dim)
         for columns, values in self._propagated(weights):
             self._final[name][:, columns] = values
         return self._final[name]

@@ -31,8 +31,8 @@ from gnnrec import ops
 from gnnrec.config import NGCFConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.memtier.files import TierFolder
-from gnnrec.memtier.stream import SOURCES, Layout, PanelMatrix, Passes, Ring, empty, mapped
+from gnnrec.memtier.stores import FileStore
+from gnnrec.memtier.stream import SOURCES, Layout, PanelMatrix, Passes, empty
 from gnnrec.models.draws import embedding_blocks, step_seeds
 from gnnrec.models.ngcf import layer_parameters
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
@@ -45,9 +45,8 @@ class StreamedNGCF(nn.Module):
     Args:
         graph: the training graph.
         config: of the model; dim is a multiple of 16.
-        folder: where files are made.
+        store: of its files.
         layout: of the embeddings.
-        ring: with which files are streamed.
         seed: of the initial parameters and of dropout.
         drawn: False leaves them to whoever fills them.
     """
@@ -56,17 +55,16 @@ class StreamedNGCF(nn.Module):
         self,
         graph: BipartiteGraph,
         config: NGCFConfig,
-        folder: TierFolder,
+        store: FileStore,
         layout: Layout,
-        ring: Ring,
         seed: int = 0,
         *,
         drawn: bool = True,
     ) -> None:
         super().__init__()
-        self.graph, self.config, self.folder, self.layout, self.ring = graph, config, folder, layout, ring
+        self.graph, self.config, self.store, self.layout = graph, config, store, layout
         self.similarity, self.popularity, self.seed = config.similarity, config.popularity, seed
-        self.embedding = PanelMatrix(folder, "embedding", layout)
+        self.embedding = store.matrix("embedding", layout)
         generator = torch.Generator().manual_seed(seed)
         if drawn:
             blocks = map(layout.rows_of, range(layout.blocks))
@@ -74,12 +72,11 @@ class StreamedNGCF(nn.Module):
         self.w1, self.w2, self.b1, self.b2 = layer_parameters(config.dim, config.layers, generator)
         # inputs[l] and aggregates[l] are of layer l; evaluation needs aggregates of one at least.
         inner = range(1, config.layers)
-        self.inputs = [self.embedding, *(PanelMatrix(folder, f"layers.{number}", layout) for number in inner)]
-        self.aggregates = [PanelMatrix(folder, f"aggregates.{number}", layout) for number in inner or range(1)]
+        self.inputs = [self.embedding, *(store.matrix(f"layers.{number}", layout) for number in inner)]
+        self.aggregates = [store.matrix(f"aggregates.{number}", layout) for number in inner or range(1)]
         self.panel = empty(layout.rows, layout.width)
         # Reserved now: a disk that has no room for it is not found out after hours of training.
-        wide = config.dim * (config.layers + 1)
-        self._final = mapped(folder.create("final.bin", layout.rows * wide * 4), layout.rows, wide)
+        self._final = store.dense("final", layout.rows, config.dim * (config.layers + 1))
 
     def layers(self, step: int | None = None) -> list[ops.NGCFBlocks]:
         """Every layer with the weights that it has now, with the dropout of a step of training or, by default, none."""
@@ -155,7 +152,7 @@ class StreamedNGCF(nn.Module):
         and a new user's are made as `NGCF.scorer` makes them."""
         users, dim, final, layers = self.graph.num_users, self.config.dim, self._final, self.layers()
         targets = [*self.inputs[1:], None]
-        with closing(Passes(self.ring)) as passes:
+        with closing(Passes(self.store.ring)) as passes:
             for number, (layer, source, target) in enumerate(zip(layers, self.inputs, targets, strict=True), start=1):
                 for columns in self.aggregated(passes, layer, source, self.aggregates[0]):
                     if source is self.embedding:

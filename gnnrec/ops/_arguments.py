@@ -121,7 +121,7 @@ def pack(matrix: SparseMatrix, entries: torch.Tensor | None = None) -> list[torc
     row_scale = none if matrix.row_scale is None else matrix.row_scale
     col_scale = none if matrix.col_scale is None else matrix.col_scale
     if devices.on_gpu(matrix.indptr):
-        schedule = [matrix.short, matrix.medium, matrix.pieces, matrix.long, matrix.histogram]
+        schedule = [matrix.pieces, matrix.medium, matrix.alone, matrix.short, matrix.long, matrix.histogram]
     else:
         schedule = [matrix.chunks, matrix.pieces, matrix.long]
     return [matrix.indptr, matrix.indices, row_scale, col_scale, *schedule, none if entries is None else entries]

@@ -21,8 +21,9 @@ class Matrix(NamedTuple):
 
     Args:
         indptr: int64 [rows + 1]; indices: int32 [nnz]; row_scale, col_scale: in the dtype of the computation.
-        short: int32, rows of which several share a program; medium: int32, rows with one each.
-        pieces: int64 [pieces, 3]: row, first entry, end; long: int64 [long, 3]: row, first piece, end.
+        pieces: of long rows, int64 [n, 3]: row, first entry, end; medium: the same of rows that have a program each;
+            alone: both, one after the other; short: the same of rows of which several share a program.
+        long: int64 [long, 3]: row, first piece, end.
         histogram: of degrees, int64 on the CPU.
         entries: int64 [nnz], which edge value belongs to an entry.
     """
@@ -31,9 +32,10 @@ class Matrix(NamedTuple):
     indices: torch.Tensor
     row_scale: torch.Tensor | None
     col_scale: torch.Tensor | None
-    short: torch.Tensor
-    medium: torch.Tensor
     pieces: torch.Tensor
+    medium: torch.Tensor
+    alone: torch.Tensor
+    short: torch.Tensor
     long: torch.Tensor
     histogram: torch.Tensor
     entries: torch.Tensor | None
@@ -52,9 +54,9 @@ def unpack(packed: list[torch.Tensor], dtype: torch.dtype) -> Matrix:
     indptr, indices, row_scale, col_scale, *schedule, entries = packed
     wide = _arguments.compute_dtype(dtype)
     rows, cols = (scale.to(wide) if scale.numel() else None for scale in (row_scale, col_scale))
-    short, medium, pieces, long, histogram = schedule
+    pieces, medium, alone, short, long, histogram = schedule
     values = entries if entries.numel() else None
-    return Matrix(indptr, indices, rows, cols, short, medium, pieces, long, histogram, values)
+    return Matrix(indptr, indices, rows, cols, pieces, medium, alone, short, long, histogram, values)
 
 
 def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
@@ -113,16 +115,35 @@ def tile(operator: str, matrix: Matrix, dim: int, dtype: torch.dtype, *, heads: 
 def walk(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
     """Launch a kernel over all rows that are not long.
 
-    Its first parameters are those of `_tiles.row_range`, then `indices` and `args`; ROWS, NEIGHBOURS, PIECES and DIM
-    are among its constants.
+    Its first parameters are those of `_tiles.row_range`, then `indices` and `args`; ROWS, NEIGHBOURS, DIM and PIECES,
+    which is False, are among its constants.
     """
-    for rows, at_once in ((matrix.short, shape.lanes if shape.sharing else 1), (matrix.medium, 1)):
-        _walk(kernel, matrix, shape, rows, at_once, False, *args, **constants)
+    _walk(kernel, matrix, shape, matrix.medium, False, *args, PIECES=False, **constants)
+    _walk(kernel, matrix, shape, matrix.short, shape.sharing, *args, PIECES=False, **constants)
 
 
 def walk_pieces(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
-    """Launch a kernel over the pieces of long rows, where it writes one row each."""
-    _walk(kernel, matrix, shape, matrix.pieces, 1, True, *args, **constants)
+    """The same over the pieces of long rows, where it writes one row each: PIECES is True."""
+    _walk(kernel, matrix, shape, matrix.pieces, False, *args, PIECES=True, **constants)
+
+
+def walk_entries(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
+    """The same over all rows, by a kernel to which a piece is like a row: it has no constant PIECES."""
+    _walk(kernel, matrix, shape, matrix.alone, False, *args, **constants)
+    _walk(kernel, matrix, shape, matrix.short, shape.sharing, *args, **constants)
+
+
+def walk_once(kernel: Any, matrix: Matrix, shape: Tile, *args: Any, **constants: Any) -> None:
+    """The same over all rows in a single launch, at whose end alone programs are idle.
+
+    The kernel's first parameters are `alone`, how many of these are pieces, how many there are, `short`, how many there
+    are, `indices` and `args`. Programs of short rows, ROWS each, come last; ROWS is 1 where rows share none.
+    """
+    at_once = shape.lanes if shape.sharing else 1
+    grid = len(matrix.alone) + -(-len(matrix.short) // at_once), shape.panels
+    given = matrix.alone, len(matrix.pieces), len(matrix.alone), matrix.short, len(matrix.short), matrix.indices
+    sizes = {"ROWS": at_once, "NEIGHBOURS": shape.lanes, "DIM": shape.dim}
+    launch(kernel, grid, *given, *args, warps=shape.warps, registers=_registers(at_once), **sizes, **constants)
 
 
 def _walk(
@@ -130,18 +151,21 @@ def _walk(
     matrix: Matrix,
     shape: Tile,
     rows: torch.Tensor,
-    at_once: int,
-    pieces: bool,
+    sharing: bool,
     *args: Any,
     registers: int | None = None,
     **constants: Any,
 ) -> None:
+    at_once = shape.lanes if sharing else 1
+    sizes = {"ROWS": at_once, "NEIGHBOURS": 1 if at_once > 1 else shape.lanes, "DIM": shape.dim}
+    given, registers = (rows, len(rows), matrix.indices), _registers(at_once) or registers
     grid = -(-len(rows) // at_once), shape.panels
-    shapes = {"ROWS": at_once, "NEIGHBOURS": 1 if at_once > 1 else shape.lanes, "DIM": shape.dim, "PIECES": pieces}
-    given = rows, len(rows), matrix.indptr, matrix.indices
-    # Left alone, ptxas 12.8 spills two registers of a program of 8 or 16 rows.
-    registers = MOST_REGISTERS if at_once > 1 else registers
-    launch(kernel, grid, *given, *args, warps=shape.warps, registers=registers, **shapes, **constants)
+    launch(kernel, grid, *given, *args, warps=shape.warps, registers=registers, **sizes, **constants)
+
+
+def _registers(at_once: int) -> int | None:
+    """Left alone, ptxas 12.8 spills two registers of a program of 8 or 16 rows."""
+    return MOST_REGISTERS if at_once > 1 else None
 
 
 def launch(

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from gnnrec.ops._sums import halves
+
 # What kernels compute in, by the dtype of what they are given.
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32, torch.float16: tl.float32}
 
@@ -23,26 +25,28 @@ def number(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def row_range(rows, count, indptr, ROWS: tl.constexpr, PIECES: tl.constexpr):
+def row_range(rows, count, ROWS: tl.constexpr):
     """Which rows this program has, where their entries start and how many there are, each [ROWS].
 
     Args:
-        rows: int32 row numbers, or with PIECES int64 [count, 3]: row, first entry, end.
+        rows: rows or pieces of them, int64 [count, 3]: row, first entry, end.
 
     Returns:
         place in `rows`, whether there is a row, row (int64), first entry (int64), entries (int32).
     """
     place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row, start, length = rows_at(rows, count, place)
+    return place, place < count, row, start, length
+
+
+@triton.jit
+def rows_at(rows, count, place):
+    """The rows at these places, where their entries start and how many there are; none beyond the count."""
     there = place < count
-    if PIECES:
-        row = tl.load(rows + place * 3, mask=there, other=0)
-        start = tl.load(rows + place * 3 + 1, mask=there, other=0)
-        stop = tl.load(rows + place * 3 + 2, mask=there, other=0)
-    else:
-        row = tl.load(rows + place, mask=there, other=0).to(tl.int64)
-        start = tl.load(indptr + row, mask=there, other=0)
-        stop = tl.load(indptr + row + 1, mask=there, other=0)
-    return place, there, row, start, (stop - start).to(tl.int32)
+    row = tl.load(rows + place * 3, mask=there, other=0)
+    start = tl.load(rows + place * 3 + 1, mask=there, other=0)
+    stop = tl.load(rows + place * 3 + 2, mask=there, other=0)
+    return row, start, (stop - start).to(tl.int32)
 
 
 @triton.jit
@@ -53,7 +57,7 @@ def joined(partial, stride, first, last, cols, dim: tl.constexpr, WORK: tl.const
     for piece in range(first, last, 4):
         here = (piece + lane < last)[:, None] & (cols < dim)[None, :]
         total += tl.load(partial + (piece + lane)[:, None] * stride + cols[None, :], mask=here, other=0)
-    return tl.sum(total, axis=0)[None, :]
+    return halves(total[None, :, :])
 
 
 @triton.jit
@@ -116,13 +120,19 @@ def kept_columns(seed, a, stream: tl.constexpr, first, threshold, DIM: tl.conste
 @triton.jit
 def entry_factors(row, j, e, inside, row_scale, col_scale, values, wide: tl.constexpr, dtype: tl.constexpr):
     """row_scale[i] * col_scale[j] * values[e] of entries [ROWS, NEIGHBOURS], without the values where those are wide:
-    the same bits whichever of its two ends an entry is seen from."""
+    the same bits whichever of its two ends an entry is seen from. inside: None where all lanes have an entry."""
     factor = tl.full(j.shape, 1, dtype)
     if row_scale is not None:
         factor *= tl.load(row_scale + row)[:, None]
     if col_scale is not None:
-        factor *= tl.load(col_scale + j, mask=inside, other=0)
+        factor *= _numbers(col_scale, j, inside)
     if values is not None:
         if not wide:
-            factor *= tl.load(values + e, mask=inside, other=0).to(dtype)
+            factor *= _numbers(values, e, inside).to(dtype)
     return factor
+
+
+@triton.jit
+def _numbers(numbers, places, inside):
+    """What lies at these places, 0 for lanes outside."""
+    return tl.load(numbers + places) if inside is None else tl.load(numbers + places, mask=inside, other=0)

@@ -28,6 +28,7 @@ from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.stores import FileStore
 from gnnrec.memtier.stream import ROWS_BYTES, Layout, PanelMatrix, Ring, Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import STATE, Workload
@@ -259,13 +260,13 @@ def streamed(
 ) -> models.Streamed:
     """A model whose embeddings lie in a file, drawn from the seed or left to what a checkpoint holds."""
     files = places.open_files(tier_folder(config, folder), _throttle(config))
-    rows, alignment, ring = graph.num_nodes, files.access.alignment, Ring(buffer_bytes)
+    rows, alignment, store = graph.num_nodes, files.access.alignment, FileStore(files, Ring(buffer_bytes))
     if isinstance(config.model, NGCFConfig):
         layout = Layout.of(rows, config.model.dim, panel, alignment, ROWS_BYTES * panel // config.model.dim)
-        return models.StreamedNGCF(graph, config.model, files, layout, ring, config.seed, drawn=drawn)
+        return models.StreamedNGCF(graph, config.model, store, layout, config.seed, drawn=drawn)
     assert isinstance(config.model, LightGCNConfig)
     layout = Layout.of(rows, config.model.dim, panel, alignment)
-    return models.StreamedLightGCN(graph, config.model, files, layout, ring, config.seed if drawn else None)
+    return models.StreamedLightGCN(graph, config.model, store, layout, config.seed if drawn else None)
 
 
 def _throttle(config: TrainConfig) -> Throttle | None:

@@ -1,4 +1,4 @@
-"""Steps of a LightGCN whose embeddings and Adam moments lie in files of a slow tier."""
+"""Steps of a LightGCN whose embeddings and Adam moments lie in files of a slow tier, or in DRAM beside a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual
-from gnnrec.memtier.stream import Block, PanelMatrix, Stream
+from gnnrec.memtier.stream import Block, BlockMatrix
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.training import sampler
@@ -22,22 +22,28 @@ from gnnrec.training.optim import MOMENTS, adam_block
 
 
 class _Batch(NamedTuple):
-    """A batch's loss, and the rows of the adjacency that belong to its nodes."""
+    """A batch's loss.
+
+    Args:
+        part: the rows of the adjacency that belong to its nodes.
+        borders: of the blocks of rows, where each begins among its nodes, and the end of the last.
+    """
 
     loss: ops.BPRPanels
     part: SparseMatrix
+    borders: list[int]
 
 
 class Streamed:
     """LightGCN with BPR and Adam, a panel of columns at a time: bit-equal to `Resident`.
 
     A step goes over the panels once. Of each it propagates the gradient backwards, the last layer of that together with
-    Adam as blocks of embedding and moments pass by, keeps the new embedding of this panel in DRAM, and propagates it
-    for the batch of the next step. So every number of the files is read and written once a step, however many layers
-    there are, while there is something to compute at any time.
+    Adam as blocks of embedding and moments pass by, keeps the new embedding of this panel, and propagates it for the
+    batch of the next step. So every number of the store is read and written once a step, however many layers there are,
+    while there is something to compute at any time. On a GPU, a step ends when the GPU has done it.
 
     Args:
-        model: its embeddings are trained in their file.
+        model: its embeddings are trained in their store.
         config: the loop's settings.
         loss, optimizer: their settings.
         seed: of the sampler.
@@ -47,33 +53,36 @@ class Streamed:
         self, model: StreamedLightGCN, config: TrainerConfig, loss: BPRConfig, optimizer: OptimizerConfig, seed: int
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.device, self.as_rows = torch.device("cpu"), True
+        self.device, self.as_rows = model.device, True
         self.sampler: sampler.Sampler = sampler.build(loss, model.graph, config, seed, pinned=False)
-        self.moments = [PanelMatrix(model.folder, name, model.layout) for name in MOMENTS]
-        self._stream = Stream([model.embedding, *self.moments], model.ring)
+        self.moments = [model.store.matrix(name, model.layout) for name in MOMENTS]
+        self._stream = model.store.stream([model.embedding, *self.moments])
         self._count = 0  # of steps that Adam has done
         self._ahead: tuple[int, _Batch] | None = None  # the number of the next step, and its batch propagated
-        self._best: PanelMatrix | None = None
-        self._largest = torch.zeros(())
-        self._steps, self._seconds, self._transferring = 0, 0.0, 0.0
+        self._best: BlockMatrix | None = None
+        self._largest = torch.zeros((), device=self.device)
+        self._steps, self._seconds, self._transferring, self._waiting = 0, 0.0, 0.0, 0.0
 
     @property
     def actual(self) -> Actual:
         """What the steps took so far."""
-        return Actual(self._steps, self._seconds, self._stream.moved, self._transferring, self._stream.times.waiting)
+        return Actual(self._steps, self._seconds, self._stream.moved, self._transferring, self._waiting)
 
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
-        batch, started, before = self._propagated(step), time.perf_counter(), self._stream.times.transferred()
-        loss, following, self._largest = batch.loss.loss(), self._batch(step + 1), torch.zeros(())
+        batch, (before, waited), started = self._propagated(step), self._stream.spent(), time.perf_counter()
+        loss, following = batch.loss.loss(), self._batch(step + 1)
+        self._largest = torch.zeros_like(self._largest)
         self._count += 1
         for panel in range(self.model.layout.panels):
             self._update(batch, self._stream.panel(panel), lr)
             self._add(following)
         self._ahead = step + 1, following
         self._steps += 1
+        transferred, waiting = self._stream.spent()
         self._seconds += time.perf_counter() - started
-        self._transferring += self._stream.times.transferred() - before
+        self._transferring += transferred - before
+        self._waiting += waiting - waited
         return loss
 
     def warm_up(self, step: int) -> float:
@@ -82,9 +91,9 @@ class Streamed:
         self._propagated(step)
         layout = self.model.layout
         rows = layout.rows_of(0)
-        block = Block(0, rows, [torch.zeros(rows.stop, layout.width) for _ in range(3)])
+        block = Block(0, rows, [self._zeros(rows.stop) for _ in range(3)])
         batch = self._batch(step)
-        batch.loss.add(*(torch.zeros(len(batch.loss.nodes), layout.width) for _ in range(2)))
+        batch.loss.add(*(self._zeros(len(batch.loss.nodes)) for _ in range(2)))
         batch.loss.loss()
         count, self._count = self._count, 1
         self._update(batch, iter([block]), lr=0.0)
@@ -101,10 +110,10 @@ class Streamed:
         return self.model.scorer()
 
     def keep_best(self) -> None:
-        """Remember the embeddings as they are now, in a file of their own."""
+        """Remember the embeddings as they are now, in a matrix of their own."""
         self._stream.drain()
         if self._best is None:
-            self._best = PanelMatrix(self.model.folder, "best", self.model.layout)
+            self._best = self.model.store.matrix("best", self.model.layout)
         self._best.copy_from(self.model.embedding)
 
     def take_best(self) -> None:
@@ -140,11 +149,11 @@ class Streamed:
         for moment in self.moments if self._count else []:
             fill(moment, optimizer, f"0.{moment.name}", where)
         if "best" in groups:
-            self._best = PanelMatrix(self.model.folder, "best", self.model.layout)
+            self._best = self.model.store.matrix("best", self.model.layout)
             fill(self._best, groups["best"], "embedding", where)
 
     def close(self, *, drain: bool = True) -> None:
-        """End the threads, by default after everything is written; a step starts new ones."""
+        """End transfers, by default after everything is written; a step starts new ones."""
         self._stream.close(drain=drain)
 
     def _propagated(self, step: int) -> _Batch:
@@ -161,22 +170,26 @@ class Streamed:
 
     def _batch(self, step: int) -> _Batch:
         (triples,) = self.sampler.batch(step)
-        loss = ops.BPRPanels(triples, self.loss.reg, hardest=self.loss.hardest)
-        return _Batch(loss, self.model.graph.norm_adjacency().select_rows(loss.nodes))
+        layout, size = self.model.layout, self.model.embedding.shape
+        loss = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest, device=self.device)
+        starts = torch.tensor([layout.rows_of(block).start for block in range(layout.blocks)] + [layout.rows])
+        borders = torch.searchsorted(loss.nodes.cpu(), starts).tolist()
+        return _Batch(loss, self.model.matrix.select_rows(loss.nodes), borders)
 
     def _add(self, batch: _Batch) -> None:
-        """Give a batch its rows of the panel that is in DRAM."""
+        """Give a batch its rows of the panel that is there."""
         nodes = batch.loss.nodes
         batch.loss.add(self.model.propagated_rows(nodes, batch.part), self.model.panel[nodes])
 
     def _update(self, batch: _Batch, blocks: Iterator[Block], lr: float) -> None:
-        """A step of Adam on a panel, whose embeddings then are in DRAM."""
+        """A step of Adam on a panel, whose embeddings then are there."""
         model, nodes, decay = self.model, batch.loss.nodes, batch.loss.decay
         model.panel.zero_()[nodes] = batch.loss.gradient()
         for block, gradient in model.propagated_blocks(blocks):
             embedding, *moments = block.tensors
             if decay is not None:
-                first, last = torch.searchsorted(nodes, torch.tensor([block.rows.start, block.rows.stop])).tolist()
+                number = block.rows.start // model.layout.block_rows
+                first, last = batch.borders[number : number + 2]
                 here = nodes[first:last] - block.rows.start
                 gradient[here] += embedding[here] * decay[first:last, None]
             adam_block(self.optimizer, embedding, gradient, *moments, lr=lr, step=self._count)
@@ -185,8 +198,11 @@ class Streamed:
                 self._largest = torch.maximum(self._largest, extreme.abs())
         model.panel, model.work = model.work, model.panel
 
+    def _zeros(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, self.model.layout.width, device=self.device)
 
-def fill(matrix: PanelMatrix, tensors: Mapping[str, Any], name: str, where: str) -> None:
+
+def fill(matrix: BlockMatrix, tensors: Mapping[str, Any], name: str, where: str) -> None:
     """Take a matrix from the `Rows` of a checkpoint.
 
     Raises:
@@ -199,7 +215,7 @@ def fill(matrix: PanelMatrix, tensors: Mapping[str, Any], name: str, where: str)
     matrix.fill_from(stored.read)
 
 
-def as_rows(matrix: PanelMatrix) -> Rows:
+def as_rows(matrix: BlockMatrix) -> Rows:
     """A matrix as a checkpoint takes it, block by block."""
     step = matrix.layout.block_rows
 

@@ -48,13 +48,14 @@ class StreamedLayers:
         self.model, self.loss, self.config = model, loss, optimizer
         self.device, self.as_rows = torch.device("cpu"), True
         self.sampler: sampler.Sampler = sampler.build(loss, model.graph, config, seed, pinned=False)
-        self.moments = [PanelMatrix(model.folder, name, model.layout) for name in optim.MOMENTS]
+        self.moments = [model.store.matrix(name, model.layout) for name in optim.MOMENTS]
         inner = len(model.inputs) - 1
-        self._gradient = PanelMatrix(model.folder, "gradient", model.layout) if inner else None
+        self._gradient = model.store.matrix("gradient", model.layout) if inner else None
+        self._size = model.layout.rows, model.layout.columns * (inner + 2)  # of the final embeddings
         self._norms = torch.empty(inner, model.layout.rows)
         self.optimizer = optim.build(optimizer, model)  # of all but the embedding
         self._count = 0  # of steps that Adam has done
-        self._passes = Passes(model.ring)
+        self._passes = Passes(model.store.ring)
         self._best: PanelMatrix | None = None
         self._best_weights: dict[str, torch.Tensor] = {}
         self._largest = torch.zeros(())
@@ -113,7 +114,7 @@ class StreamedLayers:
 
     def keep_best(self) -> None:
         """Remember the parameters as they are now, the embeddings in a file of their own."""
-        self._best = self._best or PanelMatrix(self.model.folder, "best", self.model.layout)
+        self._best = self._best or self.model.store.matrix("best", self.model.layout)
         self._best.copy_from(self.model.embedding)
         self._best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
 
@@ -155,7 +156,7 @@ class StreamedLayers:
                 optimizer["state"].setdefault(int(index) - 1, {})[key] = whole(value)
         self.optimizer.load_state_dict(optimizer)
         if "best" in groups:
-            self._best = self._best or PanelMatrix(self.model.folder, "best", self.model.layout)
+            self._best = self._best or self.model.store.matrix("best", self.model.layout)
             fill(self._best, groups["best"], "embedding", where)
             self._best_weights = {name: whole(x) for name, x in groups["best"].items() if name != "embedding"}
 
@@ -165,7 +166,7 @@ class StreamedLayers:
 
     def _batch(self, step: int) -> ops.BPRPanels:
         (triples,) = self.sampler.batch(step)
-        return ops.BPRPanels(triples, self.loss.reg, hardest=self.loss.hardest)
+        return ops.BPRPanels(triples, self._size, self.loss.reg, hardest=self.loss.hardest)
 
     def _forward(self, layers: list[ops.NGCFBlocks], loss: ops.BPRPanels) -> _Last:
         """Give the loss the batch's rows of every layer, and leave inputs and aggregates in the files; gives the rows

@@ -11,6 +11,7 @@ import torch
 
 from gnnrec.graph import _build
 from gnnrec.graph.schedule import balanced_chunks
+from gnnrec.ops import _arguments
 from gnnrec.ops._numba import VERSION, kernel
 from gnnrec.ops._parallel import items, new_counter, workers
 from gnnrec.ops._row_math import row_fma, row_fold, row_mul, row_scale, row_sub
@@ -121,6 +122,39 @@ def decay_factors(pairs: Pairs, reg: float) -> Any:
     factors = np.empty(len(indptr) - 1, weights.dtype)
     _decay_factors(indptr, places, batch, len(triples), factors.dtype.type(reg / batch), factors)
     return factors
+
+
+class Panels:
+    """What `BPRPanels` does with the panels of a batch.
+
+    Args:
+        triples: int64 [2 + n, batch], within so many nodes.
+        reg, hardest: as for `bpr_loss`.
+    """
+
+    def __init__(self, triples: Any, nodes: int, reg: float, hardest: bool) -> None:
+        self._triples, self._nodes, self._reg, self._hardest = triples, nodes, reg, hardest
+        self._margins = new_margins(triples, np.float32)
+        self._squares = new_squares(triples, self._margins, reg > 0)
+        self._pairs: Pairs | None = None
+
+    def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
+        """The next columns of the embeddings of the nodes."""
+        add_margins(_arguments.array(final), self._triples, self._margins)
+        if self._reg and ego is not None:
+            add_squares(_arguments.array(ego), self._triples, self._squares)
+
+    def loss(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and the nodes' factors of the L2 term where there is one."""
+        margins, triples, squares = counted(self._margins, self._triples, self._squares, self._hardest)
+        self._pairs = grouped(1.0, margins, triples, self._nodes)
+        decay = torch.from_numpy(decay_factors(self._pairs, self._reg)) if self._reg else None
+        return torch.tensor(mean(margins, squares, self._reg), dtype=torch.float32), decay
+
+    def fill_gradient(self, final: torch.Tensor, out: torch.Tensor) -> None:
+        """The gradient by these columns, after the loss."""
+        assert self._pairs is not None, "the loss comes first"
+        fill_gradient(self._pairs, _arguments.array(final), _arguments.array(out))
 
 
 def _fill_decay(factors: Any, ego: Any, out: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from gnnrec.ops import _arguments
+from gnnrec import device as devices
 from gnnrec.ops.bpr_loss import cpu
 
 
@@ -12,11 +14,13 @@ class BPRPanels:
     """`bpr_loss` of one batch from panels of columns: bit-equal to it for every width that is a multiple of 16.
 
     First `add` takes the panels from left to right; then `loss` is known, and `gradient` gives that of each panel,
-    once. Until then the final embeddings of the batch's nodes are kept. CPU tensors only.
+    once. Until then the final embeddings of the batch's nodes are kept.
 
     Args:
-        triples: int64 [2 + n, batch], as for `bpr_loss`.
+        triples: int64 [2 + n, batch], as for `bpr_loss`. On a GPU, the number of different nodes is waited for.
+        size: nodes and columns of the embeddings, which decide about launches on a GPU.
         reg, hardest: as for `bpr_loss`.
+        device: where the panels lie.
 
     Attributes:
         nodes: int64 [m], the different nodes of the batch, rising.
@@ -24,14 +28,26 @@ class BPRPanels:
             that term.
     """
 
-    def __init__(self, triples: torch.Tensor, reg: float = 0.0, *, hardest: bool = False) -> None:
-        self.nodes, numbers = triples.unique(return_inverse=True)
+    def __init__(
+        self,
+        triples: torch.Tensor,
+        size: tuple[int, int],
+        reg: float = 0.0,
+        *,
+        hardest: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        nodes, numbers = (x.to(device) for x in triples.unique(return_inverse=True))
+        self.nodes = nodes
         self.decay: torch.Tensor | None = None
-        self._triples, self._reg, self._hardest = numbers.numpy(), reg, hardest
-        self._margins = cpu.new_margins(self._triples, torch.float32)
-        self._squares = cpu.new_squares(self._triples, self._margins, reg > 0)
         self._final: list[torch.Tensor] = []
-        self._pairs: cpu.Pairs | None = None
+        self._batch: Any
+        if devices.on_gpu(nodes):
+            from gnnrec.ops.bpr_loss import cuda
+
+            self._batch = cuda.Panels(numbers, len(nodes), size, reg, hardest)
+        else:
+            self._batch = cpu.Panels(numbers.numpy(), len(nodes), reg, hardest)
 
     def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
         """Take the next columns of the final and of the ego embeddings of `nodes`, float32 [m, columns] each; None
@@ -45,23 +61,18 @@ class BPRPanels:
             found = " and ".join(str(list(x.shape)) for x in (final, ego) if x is not None)
             raise ValueError(f"BPRPanels: must be [{len(self.nodes)}, a multiple of 16], got {found}")
         self._final.append(final)
-        cpu.add_margins(_arguments.array(final), self._triples, self._margins)
-        if self._reg and ego is not None:
-            cpu.add_squares(_arguments.array(ego), self._triples, self._squares)
+        self._batch.add(final, ego)
 
     def loss(self) -> torch.Tensor:
         """The loss of the batch, float32, after the last panel."""
-        margins, triples, squares = cpu.counted(self._margins, self._triples, self._squares, self._hardest)
-        self._pairs = cpu.grouped(1.0, margins, triples, len(self.nodes))
-        if self._reg:
-            self.decay = torch.from_numpy(cpu.decay_factors(self._pairs, self._reg))
-        return torch.tensor(cpu.mean(margins, squares, self._reg), dtype=torch.float32)
+        loss: torch.Tensor
+        loss, self.decay = self._batch.loss()
+        return loss
 
     def gradient(self) -> torch.Tensor:
         """The loss's gradient by the next panel of the final embeddings of `nodes`, float32 [m, columns], from left to
         right again; the panel is then forgotten."""
-        assert self._pairs is not None, "the loss comes first"
         final = self._final.pop(0)
         result = torch.empty_like(final)
-        cpu.fill_gradient(self._pairs, _arguments.array(final), _arguments.array(result))
+        self._batch.fill_gradient(final, result)
         return result

@@ -39,8 +39,8 @@ def _run(kernel, join, matrix: Matrix, numbers: int, given, strides, out: torch.
 
     def go(rows, at_once, lanes, shared, stage):
         grid = -(-len(rows) // at_once), shape.panels
-        sizes = {"ROWS": at_once, "NEIGHBOURS": lanes, "PIECES": stage != "all", "STAGE": stage}
-        launch(kernel, grid, rows, len(rows), matrix.indptr, *given, shared, out, warps=shape.warps, **sizes, **kinds)
+        sizes = {"ROWS": at_once, "NEIGHBOURS": lanes, "STAGE": stage}
+        launch(kernel, grid, rows, len(rows), *given, shared, out, warps=shape.warps, **sizes, **kinds)
 
     if pieces := len(matrix.pieces):
         partial, whole = (
@@ -77,7 +77,6 @@ def over_lanes(top):
 def _softmax(
     rows,
     count,
-    indptr,
     logits,
     shared,
     out,
@@ -87,12 +86,11 @@ def _softmax(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
     STAGE: tl.constexpr,
 ):
     """`shared` [pieces, 2, heads]: at the stage "sums" the greatest logit and the sum of exp(logit - it), at "write"
     what is to be subtracted and 1 / sum."""
-    place, there, _, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, _, start, length = row_range(rows, count, ROWS)
     cols, lane = tl.program_id(1) * DIM + tl.arange(0, DIM), tl.arange(0, NEIGHBOURS)
     here = there[:, None] & (cols < heads)[None, :]
     at = shared + place[:, None] * (2 * heads) + cols[None, :] if STAGE != "all" else None
@@ -152,7 +150,6 @@ def _join_softmax(
 def _gradient(
     rows,
     count,
-    indptr,
     p,
     grad,
     shared,
@@ -163,11 +160,10 @@ def _gradient(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
     STAGE: tl.constexpr,
 ):
     """`shared` [pieces, 1, heads]: the sum of p * grad over the piece, at the stage "write" that over the row."""
-    place, there, _, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, _, start, length = row_range(rows, count, ROWS)
     cols, lane = tl.program_id(1) * DIM + tl.arange(0, DIM), tl.arange(0, NEIGHBOURS)
     here = there[:, None] & (cols < heads)[None, :]
     at = shared + place[:, None] * heads + cols[None, :] if STAGE != "all" else None

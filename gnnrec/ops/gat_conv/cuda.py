@@ -249,7 +249,6 @@ def _dropped(w, i, j, head, seed, threshold, scale, COUNT: tl.constexpr, WORK: t
 def _forward(
     rows,
     count,
-    indptr,
     indices,
     h,
     row_scores,
@@ -273,7 +272,7 @@ def _forward(
     PIECES: tl.constexpr,
 ):
     """Rows of stats and out; of PIECES the greatest logit, the sum of exp(logit - it) and that of h's rows times it."""
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, row, start, length = row_range(rows, count, ROWS)
     head, lane = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, NEIGHBOURS)
     own_heads = _heads(there, head, heads, HEADS)
     own = tl.load(row_scores + row[:, None] * row_scores_stride + head[None, :], mask=own_heads, other=0)
@@ -360,7 +359,6 @@ def _join_forward(
 def _rows(
     rows,
     count,
-    indptr,
     indices,
     h,
     row_scores,
@@ -392,7 +390,7 @@ def _rows(
     """What `_finish_rows` writes of rows, or of PIECES what it is made of, sums [pieces, 3, heads]."""
     wide: tl.constexpr = DIM // HEADS
     inner: tl.constexpr = min(VECTOR, wide)
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, row, start, length = row_range(rows, count, ROWS)
     head, lane = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, NEIGHBOURS)
     own_heads = _heads(there, head, heads, HEADS)
     own = tl.load(row_scores + row[:, None] * row_scores_stride + head[None, :], mask=own_heads, other=0)
@@ -489,7 +487,6 @@ def _join_rows(
 def _columns(
     rows,
     count,
-    indptr,
     indices,
     h,
     slope: tl.int64,
@@ -516,7 +513,7 @@ def _columns(
     """Over the transpose: the gradients of h's rows and their scores, or of PIECES their summands, into rows as h's."""
     wide: tl.constexpr = DIM // HEADS
     inner: tl.constexpr = min(VECTOR, wide)
-    place, there, column, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, column, start, length = row_range(rows, count, ROWS)
     head, lane = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, NEIGHBOURS)
     own_heads = _heads(there, head, heads, HEADS)
     own = tl.load(h + column[:, None] * stride + heads * dim + head[None, :], mask=own_heads, other=0)

@@ -23,8 +23,7 @@ from gnnrec.ops._launch import (
     power_of_2,
     rows_contiguous,
     tile,
-    walk,
-    walk_pieces,
+    walk_entries,
 )
 from gnnrec.ops._tiles import TYPES, entry_factors, row_range
 
@@ -117,8 +116,7 @@ def gmm_backward(
             else:
                 _collect(_differentiate, some, shape, arguments, sums, **constants, SUM=True, DOT=False)
                 whole = shape._replace(panels=1)
-                for go in (walk_pieces, walk):
-                    go(_differentiate, some, whole, *arguments, sums, **constants, SUM=False, DOT=True)
+                walk_entries(_differentiate, some, whole, *arguments, sums, **constants, SUM=False, DOT=True)
             torch.addmm(product, sums, factor, beta=min(number, 1), out=product)
             grad_weight[number].addmm_(sums.T, features)
             grad_gaussians[number] += changes.sum(dim=0)
@@ -161,21 +159,23 @@ def _rows_at_once(matrix: Matrix, width: int, dtype: torch.dtype) -> int:
 
 def _blocks(matrix: Matrix, most: int) -> Iterator[tuple[torch.Tensor, Matrix]]:
     """Blocks of rows of a kind, at most so many, each with a matrix that has no others."""
-    none = matrix._replace(short=matrix.short[:0], medium=matrix.medium[:0], pieces=matrix.pieces[:0])
+    nothing = matrix.alone[:0]
+    none = matrix._replace(pieces=nothing, medium=nothing, alone=nothing, short=nothing)
     if len(matrix.long):
-        yield matrix.long[:, 0], none._replace(pieces=matrix.pieces)
-    for kind in ("medium", "short"):
-        for rows in getattr(matrix, kind).split(most) if len(getattr(matrix, kind)) else ():
-            yield rows, none._replace(**{kind: rows})
+        yield matrix.long[:, 0], none._replace(pieces=matrix.pieces, alone=matrix.pieces)
+    for kinds in (("medium", "alone"), ("short",)):
+        rows = getattr(matrix, kinds[0])
+        for some in rows.split(most) if len(rows) else ():
+            yield some[:, 0], none._replace(**dict.fromkeys(kinds, some))
 
 
 def _collect(kernel, matrix: Matrix, shape: Tile, args: tuple, sums: torch.Tensor, **constants) -> None:
     """Launch a kernel whose last argument receives the sums of a block's rows, [rows, width]."""
     if len(matrix.pieces) == 0:
-        walk(kernel, matrix, shape, *args, sums, **constants)
+        walk_entries(kernel, matrix, shape, *args, sums, **constants)
         return
     partial = devices.empty(sums, (len(matrix.pieces), sums.shape[1]), "the sums of long rows' pieces")
-    walk_pieces(kernel, matrix, shape, *args, partial, **constants)
+    walk_entries(kernel, matrix, shape, *args, partial, **constants)
     width, dim = sums.shape[1], min(128, power_of_2(sums.shape[1]))
     launch(_join, (len(sums), -(-width // dim)), matrix.long, partial, sums, width=width, DIM=dim, warps=1)
 
@@ -224,7 +224,6 @@ def _weights(
 def _aggregate(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -244,10 +243,9 @@ def _aggregate(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
     """sums[place, k] = the row's neighbours in x, weighted by the k-th kernel."""
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, row, start, length = row_range(rows, count, ROWS)
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
     lane, kernel = tl.arange(0, NEIGHBOURS), tl.arange(0, LANES)[None, None, :]
     totals = ()
@@ -277,7 +275,6 @@ def _aggregate(
 def _differentiate(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -303,7 +300,6 @@ def _differentiate(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
     """Over the transpose: with SUM, the rows' sums of the upstream gradient, weighted by each kernel; with DOT, whose
     programs have all columns, the gradients of the coordinates and a program's part of those of the Gaussians.
@@ -314,7 +310,7 @@ def _differentiate(
         grad_pseudo: [nnz, coordinates], is added to with ADD.
         changes: [programs, 2, kernels, coordinates]: of mu, then of inv_sigma.
     """
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, row, start, length = row_range(rows, count, ROWS)
     lane, kernel = tl.arange(0, NEIGHBOURS), tl.arange(0, LANES)[None, None, :]
     totals, of_mu, of_inv_sigma = (), (), ()
     for _ in tl.static_range(KERNELS if SUM else 0):

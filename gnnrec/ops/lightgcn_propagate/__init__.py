@@ -69,7 +69,7 @@ def lightgcn_propagate(
 def lightgcn_propagate_into(
     out: torch.Tensor, work: torch.Tensor, matrix: SparseMatrix, x: torch.Tensor, *, layer_weights: Sequence[float]
 ) -> torch.Tensor:
-    """`lightgcn_propagate` in memory that is given, without gradients and on the CPU; bit-equal to it.
+    """`lightgcn_propagate` in memory that is given, without gradients; bit-equal to it.
 
     Args:
         out, work: like x, contiguous, and apart from it and each other; both are overwritten.
@@ -79,7 +79,7 @@ def lightgcn_propagate_into(
         `out`.
 
     Raises:
-        ValueError: as for `lightgcn_propagate`; shared memory; tensors on a GPU.
+        ValueError: as for `lightgcn_propagate`; shared memory.
     """
     _arguments.check_matrix("lightgcn_propagate_into", matrix, symmetric=True)
     _arguments.check_dense("lightgcn_propagate_into", "x", x, rows=matrix.shape[0])
@@ -87,13 +87,8 @@ def lightgcn_propagate_into(
         _arguments.check_dense("lightgcn_propagate_into", name, given, x.shape[0], x.shape[1], (x.dtype,))
         if not given.is_contiguous() or torch._C._overlaps(given, x) or torch._C._overlaps(out, work):
             raise ValueError(f"lightgcn_propagate_into: {name} must be contiguous and share no memory")
-    if devices.on_gpu(x):
-        raise ValueError("lightgcn_propagate_into: takes CPU tensors")
     _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work)
-    weights = [float(weight) for weight in layer_weights]
-    if len(weights) == 1:
-        return torch.mul(x, weights[0], out=out)
-    return _fill(_arguments.pack(matrix), x, weights, out, work)
+    return _fill(_arguments.pack(matrix), x, [float(weight) for weight in layer_weights], out, work)
 
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
@@ -103,19 +98,20 @@ def _propagate(
     if rows is not None:
         return _propagate_to(matrix, x, weights, rows)
     out = devices.empty(x, x.shape, "the propagated embeddings")
-    if len(weights) == 1:
-        return torch.mul(x, weights[0], out=out)
-    if devices.on_gpu(x):
-        from gnnrec.ops.lightgcn_propagate import cuda
-
-        cuda.propagate(unpack(matrix, x.dtype), x, weights, out)
-        return out
-    return _fill(matrix, x, weights, out, x.new_empty(x.shape if len(weights) > 2 else (0, x.shape[1])))
+    work = devices.empty(x, x.shape if len(weights) > 2 else (0, x.shape[1]), "a layer's embeddings")
+    return _fill(matrix, x, weights, out, work)
 
 
 def _fill(
     matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], out: torch.Tensor, work: torch.Tensor
 ) -> torch.Tensor:
+    if len(weights) == 1:
+        return torch.mul(x, weights[0], out=out)
+    if devices.on_gpu(x):
+        from gnnrec.ops.lightgcn_propagate import cuda
+
+        cuda.propagate(unpack(matrix, x.dtype), x, weights, out, work)
+        return out
     arrays, dtype = _arguments.matrix_arrays(matrix, x.dtype), _arguments.numpy_dtype(x.dtype)
     cpu.propagate(arrays, _arguments.array(x), weights, _arguments.array(work), _arguments.array(out), dtype)
     return out

@@ -12,15 +12,15 @@ from gnnrec import device as devices
 from gnnrec.graph import schedule
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import Matrix, bits, launch, rows_contiguous, tile
+from gnnrec.ops._sums import halves
 from gnnrec.ops._tiles import TYPES, entry_factors, joined
-from gnnrec.ops.spmm.cuda import _finish, _terms, spmm
+from gnnrec.ops.spmm.cuda import _add, _finish, spmm
 
 
-def propagate(matrix: Matrix, x: torch.Tensor, weights: Sequence[float], out: torch.Tensor) -> None:
-    """out = sum_l weights[l] A^l x for at least one layer."""
+def propagate(matrix: Matrix, x: torch.Tensor, weights: Sequence[float], out: torch.Tensor, work: torch.Tensor) -> None:
+    """out = sum_l weights[l] A^l x for at least one layer; work: room for a layer where there are several."""
     layers = len(weights) - 1
     x = rows_contiguous(x)
-    work = devices.empty(x, x.shape, "a layer's embeddings") if layers > 1 else None
     source, weight = x, weights[-1]
     for layer in range(1, layers + 1):
         target = work if (layers - layer) % 2 else out
@@ -92,8 +92,8 @@ def _sum(
         later = ((k + at_once + lane < length) & (lane < at_once))[None, :]
         next_j = tl.load(indices + e + at_once, mask=later, other=0)
         factor = entry_factors(start, j, e, inside, None, col_scale, None, False, WORK)
-        total += _terms(x, x_stride, None, 0, j, e, inside, cols, factor, dim, False, WORK)
-    return tl.sum(total, axis=1)
+        total = _add(total, x, x_stride, None, 0, j, e, inside, cols, factor, dim, False, WORK, False)
+    return halves(total)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from gnnrec import device as devices
 from gnnrec.ops import _dropout, tuning
-from gnnrec.ops._launch import Matrix, Tile, bits, launch, power_of_2, rows_contiguous, walk, walk_pieces
+from gnnrec.ops._launch import Matrix, Tile, bits, launch, power_of_2, rows_contiguous, walk_entries
 from gnnrec.ops._tiles import TYPES, kept_columns, kept_entries, number, row_range
 from gnnrec.ops.ngcf_layer import cpu
 from gnnrec.ops.ngcf_layer.passes import Dropout
@@ -179,8 +179,7 @@ def _kept(matrix: Matrix, dropout: Dropout, transposed: bool) -> torch.Tensor:
     """Which entries are kept, uint8 [nnz], in memory while one aggregation runs. Drawn where they are gathered, every
     thread that has a part of a row of x would draw them anew, and wait for them."""
     kept = devices.empty(matrix.indices, (matrix.nnz,), "which entries are kept", torch.uint8)
-    for go in (walk_pieces, walk):
-        go(_keep, matrix, THIN, *_drawn(dropout.seed, dropout.entries), kept, SWAPPED=transposed)
+    walk_entries(_keep, matrix, THIN, *_drawn(dropout.seed, dropout.entries), kept, SWAPPED=transposed)
     return kept
 
 
@@ -242,7 +241,6 @@ def _sum_over_rows(
 def _keep(
     rows,
     count,
-    indptr,
     indices,
     seed: tl.int64,
     threshold: tl.int64,
@@ -251,10 +249,9 @@ def _keep(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
     """Decides about entries; `SWAPPED` where their rows are the columns of the matrix whose entries are dropped."""
-    _, _, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    _, _, row, start, length = row_range(rows, count, ROWS)
     lane = tl.arange(0, NEIGHBOURS)
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < length[:, None]

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from gnnrec.ops import _arguments
-from gnnrec.ops._launch import Matrix, rows_contiguous, tile, walk, walk_pieces
+from gnnrec.ops._launch import Matrix, rows_contiguous, tile, walk_entries
 from gnnrec.ops._tiles import TYPES, entry_factors, row_range
 
 
@@ -28,8 +28,7 @@ def sddmm(matrix: Matrix, a: torch.Tensor, b: torch.Tensor | None, kind: str, ou
     a, b = rows_contiguous(a), None if b is None else rows_contiguous(b)
     given = matrix.row_scale, matrix.col_scale, matrix.entries, a, a.stride(0), b, 0 if b is None else b.stride(0), out
     kinds = {"dim": dim, "KIND": kind, "WORK": TYPES[_arguments.compute_dtype(a.dtype)]}
-    for go in (walk_pieces, walk):
-        go(_sddmm, matrix, shape, *given, **kinds)
+    walk_entries(_sddmm, matrix, shape, *given, **kinds)
 
 
 @triton.jit
@@ -43,7 +42,6 @@ def _left(a, a_stride, row, there, cols, dim: tl.constexpr, WORK: tl.constexpr):
 def _sddmm(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -59,9 +57,8 @@ def _sddmm(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
-    _, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    _, there, row, start, length = row_range(rows, count, ROWS)
     panel = tl.program_id(1) * DIM + tl.arange(0, DIM)
     lane = tl.arange(0, NEIGHBOURS)
     stays: tl.constexpr = KIND != "dot" or dim <= DIM  # the program's own rows fit its tile

@@ -8,8 +8,20 @@ import triton.language as tl
 
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
-from gnnrec.ops._launch import Matrix, Tile, bits, launch, rows_contiguous, tile, walk, walk_pieces
-from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range
+from gnnrec.ops._launch import (
+    Matrix,
+    Tile,
+    bits,
+    launch,
+    rows_contiguous,
+    tile,
+    walk,
+    walk_entries,
+    walk_once,
+    walk_pieces,
+)
+from gnnrec.ops._sums import halves
+from gnnrec.ops._tiles import TYPES, entry_factors, joined, number, row_range, rows_at
 
 
 def spmm(
@@ -61,16 +73,16 @@ def _reduce_rows(
     given = x, 0 if x is None else x.stride(0), values, 0 if values is None else values.stride(0), best
     kinds = {"dim": dim, "MODE": mode, "WIDE": values is not None and values.dim() == 2, "WORK": TYPES[wide]}
     scales = matrix.row_scale, matrix.col_scale, matrix.entries, kept
+    partial = None
     if len(matrix.pieces):
         partial = devices.empty(out, (len(matrix.pieces), dim), "the sums of long rows' pieces", wide)
-        nothing = None, 0, bits(1.0), bits(0.0)
-        walk_pieces(_reduce, matrix, shape, *scales, *given, *nothing, partial, dim, **kinds)
+    walk_once(_reduce, matrix, shape, *scales, *given, *added, partial, out, out.stride(0), **kinds)
+    if partial is not None:
         scale_too = None if mode != "sum" else matrix.row_scale
-        grid = len(matrix.long), shape.panels
         launched = matrix.long, scale_too, partial, dim, *added, out, out.stride(0)
         constants = {"dim": dim, "DIM": shape.dim, "MODE": mode, "WORK": TYPES[wide]}
-        launch(_join, grid, *launched, warps=shape.warps, **constants)  # as lightgcn_propagate joins: the same bits
-    walk(_reduce, matrix, shape, *scales, *given, *added, out, out.stride(0), **kinds)
+        # As lightgcn_propagate joins: the same bits.
+        launch(_join, (len(matrix.long), shape.panels), *launched, warps=shape.warps, **constants)
 
 
 def extreme_backward(
@@ -107,8 +119,7 @@ def extreme_backward(
     if grad_values is not None:
         scales = matrix.row_scale, matrix.col_scale, matrix.entries
         one_program = shape._replace(panels=1)
-        for go in (walk, walk_pieces):
-            go(_to_values, matrix, one_program, *scales, *given, grad_values, grad_values.stride(0), **kinds)
+        walk_entries(_to_values, matrix, one_program, *scales, *given, grad_values, grad_values.stride(0), **kinds)
 
 
 @triton.jit
@@ -138,11 +149,42 @@ def _terms(
     return tl.where(here, term, 0)
 
 
-@triton.jit(do_not_specialize=["count", "scale", "base_scale"])
+@triton.jit
+def _add(
+    total,
+    x,
+    x_stride: tl.constexpr,
+    values,
+    values_stride: tl.constexpr,
+    j,
+    e,
+    inside,
+    cols,
+    factor,
+    dim: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+    ALL: tl.constexpr,
+):
+    """total [ROWS, NEIGHBOURS, DIM] and the terms of entries; ALL where every lane has one. A multiplication and an
+    addition are rounded once, whichever kernel adds."""
+    if x is None or WIDE:
+        return total + _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
+    at = x + j[:, :, None] * x_stride + cols[None, None, :]
+    if ALL and dim == cols.shape[0]:
+        row = tl.load(at)
+    else:
+        row = tl.load(at, mask=inside[:, :, None] & (cols < dim)[None, None, :], other=0)
+    return tl.fma(row.to(WORK), tl.broadcast_to(factor[:, :, None], total.shape), total)
+
+
+@triton.jit(do_not_specialize=["pieces", "programs", "count", "scale", "base_scale"])
 def _reduce(
-    rows,
+    alone,
+    pieces,
+    programs,
+    short,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -157,6 +199,7 @@ def _reduce(
     base_stride: tl.constexpr,
     scale: tl.int64,
     base_scale: tl.int64,
+    partial,
     out,
     out_stride: tl.constexpr,
     dim: tl.constexpr,
@@ -166,59 +209,158 @@ def _reduce(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    """Two walks: programs with a row or piece each, gathering NEIGHBOURS at once, then those that have ROWS short rows
+    each, with a neighbour of every one at once."""
+    program = tl.program_id(0)
+    if program < programs:
+        _tile(
+            alone, programs, pieces, program, indices, row_scale, col_scale, entries, kept, x, x_stride, values,
+            values_stride, best, base, base_stride, scale, base_scale, partial, out, out_stride,
+            dim, MODE, WIDE, WORK, 1, NEIGHBOURS, DIM,
+        )  # fmt: skip
+    else:
+        _tile(
+            short, count, 0, program - programs, indices, row_scale, col_scale, entries, kept, x, x_stride, values,
+            values_stride, best, base, base_stride, scale, base_scale, None, out, out_stride,
+            dim, MODE, WIDE, WORK, ROWS, NEIGHBOURS if ROWS == 1 else 1, DIM,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    rows,
+    count,
+    pieces,
+    program,
+    indices,
+    row_scale,
+    col_scale,
+    entries,
+    kept,
+    x,
+    x_stride: tl.constexpr,
+    values,
+    values_stride: tl.constexpr,
+    best,
+    base,
+    base_stride: tl.constexpr,
+    scale,
+    base_scale,
+    partial,
+    out,
+    out_stride: tl.constexpr,
+    dim: tl.constexpr,
+    MODE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+    ROWS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """Compute and write the rows of a program, of which so many first places are pieces."""
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
-    lane = tl.arange(0, NEIGHBOURS)
+    place = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row, start, length = rows_at(rows, count, place)
+    here = (place < count)[:, None] & (cols < dim)[None, :]
+    wanted, own_scale = None, None
+    if MODE == "count":
+        wanted = tl.load(best + row[:, None] * dim + cols[None, :], mask=here, other=0)
+    if MODE == "sum":
+        if row_scale is not None:
+            own_scale = tl.load(row_scale + row)  # here, so that the end does not wait for it
+    result = _result(
+        row, start, length, cols, indices, row_scale, col_scale, entries, kept, x, x_stride, values, values_stride,
+        wanted, dim, MODE, WIDE, WORK, NEIGHBOURS,
+    )  # fmt: skip
+    if partial is not None:
+        piece = (place < pieces)[:, None]
+        tl.store(partial + place[:, None] * dim + cols[None, :], result, mask=here & piece)
+        here &= ~piece
+    if own_scale is not None:
+        result *= own_scale[:, None]
+    result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE, WORK)
+    tl.store(out + row[:, None] * out_stride + cols[None, :], result.to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _result(
+    row,
+    start,
+    length,
+    cols,
+    indices,
+    row_scale,
+    col_scale,
+    entries,
+    kept,
+    x,
+    x_stride: tl.constexpr,
+    values,
+    values_stride: tl.constexpr,
+    wanted,
+    dim: tl.constexpr,
+    MODE: tl.constexpr,
+    WIDE: tl.constexpr,
+    WORK: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+):
+    """Of rows [ROWS, DIM]: the extremes, how many terms equal those wanted, or the sums without the rows' factors.
+
+    A neighbour's number is there before its row is wanted: one wait for the memory for so many of them, not two. As
+    long as all lanes have a neighbour nothing is masked, which takes half the instructions, and these are the limit.
+    """
+    lane = tl.arange(0, NEIGHBOURS)[None, :]
     extreme: tl.constexpr = MODE == "max" or MODE == "min"
     lowest = float("-inf") if MODE == "max" else float("inf")
-    total = tl.full((ROWS, NEIGHBOURS, DIM), lowest if extreme else 0.0, WORK)
-    if MODE == "count":
-        wanted = tl.load(
-            best + row[:, None] * dim + cols[None, :], mask=there[:, None] & (cols < dim)[None, :], other=0
-        )
-    # A neighbour's number is there before its row is wanted: one wait for the memory in each turn, not two.
-    next_j = tl.load(indices + start[:, None] + lane[None, :], mask=lane[None, :] < length[:, None], other=0)
-    for k in range(0, tl.max(length, 0), NEIGHBOURS):
-        inside = (k + lane)[None, :] < length[:, None]
-        place_of = start[:, None] + (k + lane)[None, :]
-        j = next_j.to(tl.int64)
-        later = (k + NEIGHBOURS + lane)[None, :] < length[:, None]
-        next_j = tl.load(indices + place_of + NEIGHBOURS, mask=later, other=0)
-        if kept is not None:
-            inside &= tl.load(kept + place_of, mask=inside, other=0) != 0
-        e = place_of
+    total = tl.full((row.shape[0], NEIGHBOURS, cols.shape[0]), lowest if extreme else 0.0, WORK)
+    all_here = tl.full((row.shape[0], NEIGHBOURS), True, tl.int1)
+    whole = 0 * tl.min(length, 0)
+    if MODE == "sum" and kept is None:
+        whole = tl.min(length, 0) // NEIGHBOURS * NEIGHBOURS
+    first_j = tl.load(indices + start[:, None] + lane, mask=all_here & (whole > 0))
+    last_j = tl.load(indices + start[:, None] + (whole + lane), mask=whole + lane < length[:, None], other=0)
+    for k in range(0, whole, NEIGHBOURS):
+        place = start[:, None] + (k + lane)
+        j = first_j.to(tl.int64)
+        first_j = tl.load(indices + place + NEIGHBOURS, mask=all_here & (k + NEIGHBOURS < whole))
+        e = place
         if entries is not None:
-            e = tl.load(entries + place_of, mask=inside, other=0)
+            e = tl.load(entries + place)
+        factor = entry_factors(row, j, e, None, None, col_scale, values, WIDE, WORK)
+        total = _add(total, x, x_stride, values, values_stride, j, e, all_here, cols, factor, dim, WIDE, WORK, True)
+    for k in range(whole, tl.max(length, 0), NEIGHBOURS):
+        inside = k + lane < length[:, None]
+        place = start[:, None] + (k + lane)
+        j = last_j.to(tl.int64)
+        last_j = tl.load(indices + place + NEIGHBOURS, mask=k + NEIGHBOURS + lane < length[:, None], other=0)
+        if kept is not None:
+            inside &= tl.load(kept + place, mask=inside, other=0) != 0
+        e = place
+        if entries is not None:
+            e = tl.load(entries + place, mask=inside, other=0)
         # A sum takes the row's factor at the end, an extreme's terms have all of theirs before they are compared.
         factor = entry_factors(row, j, e, inside, None if MODE == "sum" else row_scale, col_scale, values, WIDE, WORK)
-        term = _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
         if MODE == "sum":
-            total += term
-        elif MODE == "count":
-            total += tl.where(inside[:, :, None] & (term == wanted[:, None, :]), 1, 0).to(WORK)
-        elif MODE == "max":
-            total = tl.maximum(total, tl.where(inside[:, :, None], term, lowest), propagate_nan=tl.PropagateNan.ALL)
+            total = _add(total, x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK, False)
         else:
-            total = tl.minimum(total, tl.where(inside[:, :, None], term, lowest), propagate_nan=tl.PropagateNan.ALL)
+            term = _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
+            if MODE == "count":
+                total += tl.where(inside[:, :, None] & (term == wanted[:, None, :]), 1, 0).to(WORK)
+            elif MODE == "max":
+                term = tl.where(inside[:, :, None], term, lowest)
+                total = tl.maximum(total, term, propagate_nan=tl.PropagateNan.ALL)
+            else:
+                term = tl.where(inside[:, :, None], term, lowest)
+                total = tl.minimum(total, term, propagate_nan=tl.PropagateNan.ALL)
     if extreme:
         unordered = tl.max((total != total).to(tl.int32), axis=1)
         result = tl.max(total, axis=1) if MODE == "max" else tl.min(total, axis=1)
         result = tl.where(unordered > 0, float("nan"), result)
         result = tl.where((length > 0)[:, None], result, 0)
     else:
-        result = tl.sum(total, axis=1)
-    target = row
-    if PIECES:
-        target = place
-    elif row_scale is not None:
-        if MODE == "sum":
-            result *= tl.load(row_scale + row)[:, None]
-    here = there[:, None] & (cols < dim)[None, :]
-    if MODE != "count" or not PIECES:
-        result = _finish(result, row, cols, here, base, base_stride, scale, base_scale, MODE, WORK)
-    tl.store(out + target[:, None] * out_stride + cols[None, :], result.to(out.dtype.element_ty), mask=here)
+        result = halves(total)
+    return result
 
 
 @triton.jit
@@ -278,7 +420,6 @@ def _join(
 def _collect(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -300,7 +441,7 @@ def _collect(
     PIECES: tl.constexpr,
 ):
     """Over the transpose: a row of x receives the shares of the rows whose extreme it attains."""
-    place, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    place, there, row, start, length = row_range(rows, count, ROWS)
     cols = tl.program_id(1) * DIM + tl.arange(0, DIM)
     lane = tl.arange(0, NEIGHBOURS)
     here = there[:, None] & (cols < dim)[None, :]
@@ -333,7 +474,6 @@ def _collect(
 def _to_values(
     rows,
     count,
-    indptr,
     indices,
     row_scale,
     col_scale,
@@ -352,10 +492,9 @@ def _to_values(
     ROWS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     DIM: tl.constexpr,
-    PIECES: tl.constexpr,
 ):
     """The gradient of an entry's value, [nnz] or, where values are wide, [nnz, dim]."""
-    _, there, row, start, length = row_range(rows, count, indptr, ROWS, PIECES)
+    _, there, row, start, length = row_range(rows, count, ROWS)
     lane = tl.arange(0, NEIGHBOURS)
     for k in range(0, tl.max(length, 0), NEIGHBOURS):
         inside = (k + lane)[None, :] < length[:, None]
