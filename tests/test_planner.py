@@ -215,6 +215,47 @@ def test_panels_read_the_graph_again_and_hold_less():
     assert workload(model=LightGCNConfig(dim=40)).panel_widths == [48, 16]
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_ngcf_in_files_holds_a_panel_and_moves_what_its_passes_do(layers):
+    of = workload(model=NGCFConfig(dim=64, layers=layers), flops=1e11, validated=True)
+    numbers = of.nodes * 64 * 4
+    for panel in (16, 64):
+        form = of.streamed(panel)
+        held, filed = ({demand.name: demand for demand in side} for side in (form.demands, form.files))
+        assert held["panels"].bytes == of.nodes * panel * 4
+        assert held["norms"].bytes == (layers - 1) * of.nodes * 4
+        assert sum(a.bytes for d in form.files for a in d.accesses) == (14 * layers - 7) * numbers
+        assert sum(a.bytes for one in form.passes for a in one.transfer) == (14 * layers - 7) * numbers
+        assert sum(a.bytes for a in form.update) == (14 * layers - 7) * numbers
+        in_passes = sum(a.bytes for one in form.passes for a in one.compute)
+        sampled = sum(a.bytes for a in held["interactions"].accesses)
+        everything = sum(a.bytes for d in form.demands for a in d.accesses) + sum(a.bytes for a in form.update)
+        assert in_passes + sampled == pytest.approx(everything)
+        times = {"embedding": 1, "exp_avg": 1, "exp_avg_sq": 1, "final": layers + 1, "best": 1}
+        times |= {"aggregates": max(layers - 1, 1)}
+        times |= {"layers": layers - 1, "gradient": 1} if layers > 1 else {}
+        assert {name: d.bytes / numbers for name, d in filed.items()} == times
+        # The last layer is made for the batch alone.
+        assert sum(one.flops for one in form.passes) < 12 * 64**2 * of.nodes * layers
+
+
+def test_ngcf_fits_where_its_state_is_many_times_the_limit():
+    of = workload(600_000, 4_000_000, model=NGCFConfig(dim=64, layers=3), flops=1e11)
+    resident, limit = sum(demand.bytes for demand in of.resident()), 400 << 20
+    assert resident > 6 * limit
+    found = plan(of, [DRAM, DISK], MemoryConfig("auto", limit=f"{limit}"))
+    assert found.mode == "stream"
+    assert found.tier_bytes()["dram"] <= limit
+    assert found.place("layers").tier == found.place("embedding").tier == "/disk"
+    # No shorter than what takes longest, no longer than one after the other.
+    assert max(found.resources.values()) * 0.999 < found.step_seconds <= sum(found.resources.values())
+    more = plan(of, [DRAM, DISK], MemoryConfig("stream", panel=found.panel))
+    assert more.buffer_bytes > found.buffer_bytes
+    assert more.step_seconds < found.step_seconds
+    with pytest.raises(PlanError, match="no placement fits: dram needs"):
+        plan(of, [DRAM, DISK], MemoryConfig("auto", limit="50MiB"))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -236,7 +277,8 @@ def test_what_cannot_be_streamed(options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"model": NGCFConfig()},
+        {"model": NGCFConfig(dim=40)},
+        {"model": NGCFConfig(), "loss": SoftmaxConfig()},
         {"model": LightGCNConfig(init="spectral")},
         {"model": LightGCNConfig(dim=40)},
         {"loss": SoftmaxConfig()},

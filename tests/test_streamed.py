@@ -247,7 +247,7 @@ def test_a_simulated_device_is_said_to_be_one(machine, resident, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": NGCFConfig(dim=16, layers=2, message_dropout=0.1)},
+        {"loss": SoftmaxConfig(temperature=0.2), "model": NGCFConfig(dim=16, layers=2, message_dropout=0.1)},
         {"loss": SoftmaxConfig(temperature=0.2), "model": LightGCNConfig(dim=16, layers=2, similarity="cosine")},
         {"optimizer": OptimizerConfig(lr=0.01, clip=0.01)},
     ],

@@ -158,6 +158,25 @@ def balanced_borders(indptr: Any, left_out: Any, chunks: Any, row_cost: Any) -> 
 
 
 @_jit
+def borders_of_work(indptr: Any, at_most: Any, chunks: Any, row_cost: Any) -> Any:
+    """Borders int64 [chunks + 1] of consecutive rows of equal work: of a row, so many of its entries at most, and
+    row_cost for itself."""
+    rows = len(indptr) - 1
+    total = row_cost * rows
+    for i in range(rows):
+        total += min(indptr[i + 1] - indptr[i], at_most)
+    borders = np.empty(chunks + 1, np.int64)
+    borders[0], borders[chunks] = 0, rows
+    chunk, work = 1, 0
+    for i in range(rows):
+        work += min(indptr[i + 1] - indptr[i], at_most) + row_cost
+        while chunk < chunks and work >= total * chunk // chunks:
+            borders[chunk] = i
+            chunk += 1
+    return borders
+
+
+@_jit
 def drop_repeated(indptr: Any, indices: Any) -> None:
     """Remove repeated columns of rows whose columns are sorted, in place: in `indices` up to the last pointer."""
     start, end = 0, 0

@@ -15,9 +15,9 @@ from gnnrec.config.checks import did_you_mean
 from gnnrec.config.memory import MemoryConfig
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.memtier.costs import Access, bandwidth, calibrate, seconds
-from gnnrec.memtier.stream import FEWEST, Layout
+from gnnrec.memtier.stream import FEWEST, SOURCES, Layout
 from gnnrec.memtier.tiers import Rate, Tier
-from gnnrec.memtier.workload import GROUP, STATE, Demand, Streamed, Workload
+from gnnrec.memtier.workload import GROUP, STATE, Demand, Pass, Streamed, Workload
 from gnnrec.units import in_bytes
 
 DIRECT = ("embedding", *STATE, "master")  # what memory=direct takes out of the tier that computes
@@ -438,7 +438,12 @@ class _Problem:
             return None
         placements = [self._placement(demand, self.home, "direct") for demand in (*streamed.demands, ring)]
         placements += [self._placement(demand, files, "stream") for demand in streamed.files]
-        resources = self._busy(placements)
+        resources = self._busy(placements, sum(one.flops for one in streamed.passes) if streamed.passes else None)
+        demands = [*streamed.demands, ring, *streamed.files]
+        if streamed.passes:
+            step = self.workload.sampling_seconds
+            step += sum(self._pass_seconds(one, streamed, files, ring.bytes) for one in streamed.passes)
+            return self._plan("stream", placements, resources, step, demands, streamed.panel, ring.bytes)
         update = placements[len(streamed.demands)].seconds
         transfer = resources[f"{files.name} (stream)"]
         compute = sum(resources.values()) - transfer - update
@@ -446,8 +451,17 @@ class _Problem:
         hidden = hidden_share(ring.bytes, streamed.panel_bytes, *ways)
         beside = sum(seconds(self.home, access, self.workload.threads) for access in streamed.beside)
         step = streamed_seconds(compute - beside, update + beside, transfer, hidden)
-        demands = [*streamed.demands, ring, *streamed.files]
         return self._plan("stream", placements, resources, step, demands, streamed.panel, ring.bytes)
+
+    def _pass_seconds(self, one: Pass, streamed: Streamed, files: Tier, ring: int) -> float:
+        """A pass: transfers go on beside computation, but for panels that it waits for, as far as they were not read
+        ahead into the ring."""
+        compute = sum(seconds(self.home, access, self.workload.threads) for access in one.compute)
+        compute += self.workload.seconds_of_products(one.flops)
+        transfer = sum(seconds(files, access, TRANSFERS) for access in one.transfer)
+        ahead = min(1.0, SOURCES * ring * streamed.panels / one.waited) if one.waited else 1.0
+        waited = (1 - ahead) * seconds(files, Access("read", one.waited), TRANSFERS // 2)
+        return waited + max(compute, transfer - waited)
 
     def _ring(self, streamed: Streamed, files: Tier, buffer_bytes: int) -> Demand:
         """The staging buffers: whole blocks, at least as many as a stream makes."""
@@ -456,21 +470,23 @@ class _Problem:
         return Demand("buffers", count * block, streamed.update)
 
     def _block_bytes(self, streamed: Streamed, files: Tier) -> int:
-        """Of a buffer of the ring, which holds a block of every file."""
-        matrices = sum(bool(demand.accesses) for demand in streamed.files)
-        return matrices * self._layout(streamed, files).block_bytes
+        """Of a buffer of the ring, which holds a block of several matrices."""
+        return streamed.matrices * self._layout(streamed, files).block_bytes
 
     def _layout(self, streamed: Streamed, files: Tier) -> Layout:
         columns = streamed.panel * streamed.panels
-        return Layout.of(self.workload.nodes, columns, streamed.panel, files.granularity)
+        return Layout.of(self.workload.nodes, columns, streamed.panel, files.granularity, streamed.block_bytes)
 
-    def _busy(self, placements: Sequence[Placement]) -> dict[str, float]:
-        """Seconds by resource: tiers that kernels work on, files that are streamed, what moves no tensor."""
+    def _busy(self, placements: Sequence[Placement], flops: float | None = None) -> dict[str, float]:
+        """Seconds by resource: tiers that kernels work on, files that are streamed, what moves no tensor; flops: of
+        dense products, where they are others than in memory."""
+        workload = self.workload
+        products = workload.product_seconds if flops is None else workload.seconds_of_products(flops)
         total: dict[str, float] = {}
         for placement in placements:
             name = placement.tier if placement.mode == "direct" else f"{placement.tier} (stream)"
             total[name] = total.get(name, 0.0) + placement.seconds
-        beside = {"sampling": self.workload.sampling_seconds, "dense products": self.workload.product_seconds}
+        beside = {"sampling": workload.sampling_seconds, "dense products": products}
         total |= {name: taken for name, taken in beside.items() if taken}
         return total
 
@@ -538,7 +554,7 @@ class _Problem:
             raise ConfigError(found, where="memory=stream", remedy=remedy)
         if memory.panel is not None and not self.workload.can_stream:
             found = f"has no effect with model={self.workload.model.name}, loss={self.workload.loss.name}"
-            remedy = "Panels take model=lightgcn, model.init=normal, loss=bpr and no optimizer.clip; or leave it out"
+            remedy = "Panels take model=ngcf or model=lightgcn with model.init=normal, loss=bpr and no optimizer.clip"
             raise ConfigError(found, where="memory.panel", remedy=remedy)
         if memory.panel is not None and memory.panel not in widths:
             remedy = f"It must be one of {', '.join(map(str, widths))}, which divide model.dim={self.workload.dim}"

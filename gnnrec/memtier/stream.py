@@ -13,8 +13,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from math import gcd
+from copy import copy
+from dataclasses import dataclass, field, replace
+from math import gcd, inf
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +27,9 @@ from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, align
 
 ITEM = 4  # bytes of a float32
 BLOCK_BYTES = 4 << 20  # of one matrix: large enough for the bandwidth of a disk, small enough for many in the ring
+ROWS_BYTES = 2 << 20  # of a block with all columns, where several matrices at a time are taken row by row
 FEWEST = 4  # buffers: one at work, one that is read, one that is written, one to spare
+SOURCES = 1 / 5  # of a ring that two streams share, for what a panel is read from; up to four matrices are made of it
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Layout:
         width: of a panel; divides the columns.
         block_rows: of a block; their bytes are a multiple of the alignment of the file.
         alignment: of the file, bytes.
+        first: panels of the file before these.
     """
 
     rows: int
@@ -45,6 +49,7 @@ class Layout:
     width: int
     block_rows: int
     alignment: int
+    first: int = 0
 
     @classmethod
     def of(cls, rows: int, columns: int, width: int, alignment: int, block_bytes: int = BLOCK_BYTES) -> Layout:
@@ -68,7 +73,7 @@ class Layout:
 
     @property
     def file_bytes(self) -> int:
-        return self.panels * self._panel_bytes
+        return (self.first + self.panels) * self._panel_bytes
 
     @property
     def _panel_bytes(self) -> int:
@@ -82,7 +87,7 @@ class Layout:
         """Offset and length of a block in the file, both multiples of the alignment."""
         rows = self.rows_of(block)
         length = self._rounded((rows.stop - rows.start) * self.width * ITEM)
-        return panel * self._panel_bytes + rows.start * self.width * ITEM, length
+        return (self.first + panel) * self._panel_bytes + rows.start * self.width * ITEM, length
 
     def _rounded(self, count: int) -> int:
         return -(-count // self.alignment) * self.alignment
@@ -150,6 +155,14 @@ class PanelMatrix(BlockMatrix):
         super().__init__(name, layout)
         self.file: TierFile = folder.create(f"{name}.bin", layout.file_bytes)
         self._buffer = aligned(layout.block_bytes)
+
+    def column_panels(self) -> list[PanelMatrix]:
+        """Its panels as matrices of one panel each, in the same file."""
+        layout, panels = self.layout, [copy(self) for _ in range(self.layout.panels)]
+        for number, panel in enumerate(panels):
+            panel.layout = replace(layout, columns=layout.width, first=layout.first + number)
+            panel.shape = layout.rows, layout.width
+        return panels
 
     def read_block(self, panel: int, block: int, out: torch.Tensor) -> None:
         """As BlockMatrix.read_block."""
@@ -220,20 +233,24 @@ class StreamTimes:
     transferring: float = 0.0
     _active: int = field(default=0, repr=False)
     _since: float = field(default=0.0, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)  # streams may share it
 
     def begin(self) -> None:
-        if self._active == 0:
-            self._since = time.perf_counter()
-        self._active += 1
+        with self._lock:
+            if self._active == 0:
+                self._since = time.perf_counter()
+            self._active += 1
 
     def transferred(self) -> float:
         """`transferring` up to now."""
-        return self.transferring + (time.perf_counter() - self._since if self._active else 0.0)
+        with self._lock:
+            return self.transferring + (time.perf_counter() - self._since if self._active else 0.0)
 
     def end(self) -> None:
-        self._active -= 1
-        if self._active == 0:
-            self.transferring += time.perf_counter() - self._since
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self.transferring += time.perf_counter() - self._since
 
 
 class Stream:
@@ -261,6 +278,7 @@ class Stream:
         self.times = StreamTimes()
         self.moved = {matrix.name: Traffic() for matrix in self.matrices}
         self._total = self.layout.panels * self.layout.blocks
+        self._end: float = inf  # blocks that are read
         self._limits: dict[Direction, int] = {"read": ring.readers, "write": ring.writers}
         self._changed = threading.Condition()
         self._slots: list[_Slot] = []
@@ -371,12 +389,18 @@ class Stream:
 
     def _transfer(self, direction: Direction, position: int) -> None:
         panel, block = divmod(position % self._total, self.layout.blocks)
-        offset, length = self.layout.place(panel, block)
         for matrix, buffer in zip(self.matrices, self._slot(position).buffers):
+            if not self._moves(direction, matrix):
+                continue
+            offset, length = matrix.layout.place(panel, block)
             move = matrix.file.read if direction == "read" else matrix.file.write
             started = time.perf_counter()
             move(offset, buffer[:length])
             self.moved[matrix.name].add(direction, length, time.perf_counter() - started)
+
+    def _moves(self, direction: Direction, matrix: PanelMatrix) -> bool:
+        """Whether blocks of a matrix go this way."""
+        return True
 
     def _next_task(self) -> tuple[Direction, int] | None:
         with self._changed:
@@ -396,7 +420,8 @@ class Stream:
 
     def _direction(self) -> Direction | None:
         """Which way the next transfer goes: writing comes first, for it makes room to read into."""
-        possible: dict[Direction, bool] = {"read": self._slot(self._load).free, "write": bool(self._dirty)}
+        more = self._load < self._end and self._slot(self._load).free
+        possible: dict[Direction, bool] = {"read": more, "write": bool(self._dirty)}
         free = {way: possible[way] and self._at_work[way] < self._limits[way] for way in possible}
         if not self.ring.phased:
             return "write" if free["write"] else "read" if free["read"] else None
@@ -423,6 +448,70 @@ class Stream:
 
     def _slot(self, position: int) -> _Slot:
         return self._slots[position % len(self._slots)]
+
+
+class Passes:
+    """Streams that go over their matrices once each, several at a time, with one account.
+
+    Args:
+        ring: of all streams of a time.
+
+    Attributes:
+        moved, times: as a Stream's, of all of them.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring, self.moved, self.times = ring, dict[str, Traffic](), StreamTimes()
+        self.streams: list[Stream] = []  # that are open
+
+    def close(self) -> None:
+        """End the threads of streams that were given up in the middle."""
+        while self.streams:
+            self.streams.pop().close(drain=False)
+
+    def open(
+        self,
+        read: Sequence[PanelMatrix] = (),
+        change: Sequence[PanelMatrix] = (),
+        write: Sequence[PanelMatrix] = (),
+        *,
+        share: float = 1.0,
+    ) -> Stream:
+        """A stream of matrices that are read, of some that are changed and of some that are written alone, in this
+        order; it is closed at the end of the pass.
+
+        Args:
+            share: of the ring's buffers.
+        """
+        return _Pass(self, read, change, write, share)
+
+
+class _Pass(Stream):
+    """See `Passes`."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        read: Sequence[PanelMatrix],
+        change: Sequence[PanelMatrix],
+        write: Sequence[PanelMatrix],
+        share: float,
+    ) -> None:
+        ring = replace(passes.ring, buffer_bytes=int(share * passes.ring.buffer_bytes))
+        super().__init__([*read, *change, *write], ring)
+        self._end, self.times = self._total, passes.times
+        self.moved = {name: passes.moved.setdefault(name, traffic) for name, traffic in self.moved.items()}
+        self._all = passes.streams
+        self._all.append(self)
+        self._left_out: dict[Direction, list[PanelMatrix]] = {"read": list(write), "write": list(read)}
+
+    def close(self, *, drain: bool = True) -> None:
+        if self in self._all:
+            self._all.remove(self)
+        super().close(drain=drain)
+
+    def _moves(self, direction: Direction, matrix: PanelMatrix) -> bool:
+        return not any(matrix is other for other in self._left_out[direction])
 
 
 def buffer_count(layout: Layout, matrices: int, buffer_bytes: int) -> int:

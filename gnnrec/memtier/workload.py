@@ -25,9 +25,11 @@ from gnnrec.config import (
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.costs import Access
+from gnnrec.memtier.stream import BLOCK_BYTES, ROWS_BYTES
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam.reference import bytes_moved as adam_bytes
 from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_bytes
+from gnnrec.ops.ngcf_layer.passes import CHUNK_ROWS, CHUNKS
 from gnnrec.ops.ngcf_layer.reference import bytes_moved as ngcf_bytes
 
 LINE = 64  # bytes of a cache line: of the least that a draw or a scale is fetched with
@@ -60,6 +62,23 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A part of a step that goes over files by itself.
+
+    Args:
+        compute: what is moved in memory meanwhile.
+        flops: of dense products.
+        transfer: what is moved of the files.
+        waited: bytes of it that are read panel by panel before there is something to compute on.
+    """
+
+    compute: tuple[Access, ...]
+    flops: float
+    transfer: tuple[Access, ...]
+    waited: float = 0.0
+
+
+@dataclass(frozen=True)
 class Streamed:
     """A step in column panels, whose embeddings and state lie in files.
 
@@ -71,6 +90,9 @@ class Streamed:
         update: what the optimizer moves of the ring in a step, while files are read and written.
         beside: what of the demands is moved meanwhile too: by the last layer of the backward pass.
         files: what lies in files.
+        matrices: of the blocks that a buffer of the ring has room for.
+        block_bytes: of such a block, about.
+        passes: the parts that the step consists of, where it is no single one.
     """
 
     panel: int
@@ -79,7 +101,10 @@ class Streamed:
     demands: tuple[Demand, ...]
     update: tuple[Access, ...]
     files: tuple[Demand, ...]
+    matrices: int
     beside: tuple[Access, ...] = ()
+    block_bytes: int = BLOCK_BYTES
+    passes: tuple[Pass, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,8 +227,10 @@ class Workload:
     @property
     def can_stream(self) -> bool:
         """Whether the training has a form in column panels, with embeddings in files too."""
-        columns = isinstance(self.model, LightGCNConfig) and self.model.init == "normal" and self.dim % GROUP == 0
-        columns = columns and isinstance(self.loss, BPRConfig) and self.optimizer.clip is None
+        drawn = isinstance(self.model, NGCFConfig) or (
+            isinstance(self.model, LightGCNConfig) and self.model.init == "normal"
+        )
+        columns = drawn and self.dim % GROUP == 0 and isinstance(self.loss, BPRConfig) and self.optimizer.clip is None
         return columns and self.can_stream_state
 
     @property
@@ -225,6 +252,14 @@ class Workload:
         if isinstance(self.loss, SoftmaxConfig):  # scores, and their gradients by users and by items
             others = self.loss.negatives or self.items.nodes
             count += 6.0 * self.users.nodes / self.steps_per_epoch * others * self._final_dim
+        return self.seconds_of_products(count)
+
+    def seconds_of_products(self, count: float) -> float:
+        """Of so many operations in dense products.
+
+        Raises:
+            ConfigError: there are some, and it is not known how fast they are.
+        """
         if count and self.flops is None:
             found = "makes dense products, whose speed on that hardware is not known"
             raise ConfigError(
@@ -251,7 +286,7 @@ class Workload:
         update = tuple(access for demand in ("gradient", "embedding", *STATE) for access in optimizer.of(demand))
         files = tuple(Demand(name, self._sizes()[name], optimizer.of(name)) for name in STATE)
         demands = (*self._graph(moved), *self._demands(sizes, moved))
-        return Streamed(self.dim, 1, sum(demand.bytes for demand in files), demands, update, files)
+        return Streamed(self.dim, 1, sum(demand.bytes for demand in files), demands, update, files, len(files))
 
     def _step(self) -> _Moved:
         """What a step moves but for the optimizer."""
@@ -286,7 +321,11 @@ class Workload:
         return sizes
 
     def streamed(self, panel: int) -> Streamed:
-        """A step of LightGCN and BPR in panels of so many columns; every pass below happens once a panel."""
+        """A step with BPR in panels of so many columns, embeddings and state in files."""
+        return self._ngcf_streamed(panel) if isinstance(self.model, NGCFConfig) else self._lightgcn_streamed(panel)
+
+    def _lightgcn_streamed(self, panel: int) -> Streamed:
+        """Of LightGCN; every pass below happens once a panel."""
         moved, panels = _Moved(self.cache_bytes), ceil(self.dim / panel)
         dense, columns = self.nodes * panel * FLOAT, panel * panels
         numbers = self.nodes * columns * FLOAT
@@ -315,7 +354,87 @@ class Workload:
         demands = (*self._graph(moved), *self._demands(sizes, moved))
         last = _Moved(self.cache_bytes)
         self._propagate(last, "panels", "panels", panel, FLOAT, times=panels, layers=min(self.layers, 1))
-        return Streamed(panel, panels, 3 * dense, demands, update, tuple(files), last.accesses())
+        return Streamed(panel, panels, 3 * dense, demands, update, tuple(files), 3, last.accesses())
+
+    def _ngcf_streamed(self, panel: int) -> Streamed:
+        """Of NGCF: see `gnnrec.models.streamed_ngcf`."""
+        panels, inner = ceil(self.dim / panel), self.layers - 1
+        numbers, norms = self.nodes * self.dim * FLOAT, self.nodes * FLOAT
+        rows, entries = self._batch_rows()
+        batch, products = rows * self.dim * FLOAT, 4.0 * self.dim**2  # a row's two products, forward
+        state = dict.fromkeys(("embedding", *STATE), (1, 1))
+        total, files, passes = _Moved(self.cache_bytes), _Moved(self.cache_bytes), list[Pass]()
+
+        def add(moved: _Moved, ways: dict[str, tuple[int, int]], flops: float = 0.0, waited: float = 0.0) -> None:
+            """A pass that reads and writes the files so many times each."""
+            transfer = _Moved(self.cache_bytes)
+            pattern = "mixed" if any(write for _, write in ways.values()) else "read"
+            for name, counts in ways.items():
+                transfer.all(name, **{pattern: sum(counts) * numbers})
+            moved.all("buffers", mixed=sum(map(sum, ways.values())) * numbers)
+            for whole, part in ((total, moved), (files, transfer)):
+                for name, accesses in part.bytes.items():
+                    whole.add(name, *(replace(access, bytes=count) for access, count in accesses.items()))
+            passes.append(Pass(moved.accesses(), flops, transfer.accesses(), waited))
+
+        def gathered(share: float = 1.0) -> _Moved:
+            """What is moved where neighbours are gathered, panel by panel, for rows with this share of all entries."""
+            moved = _Moved(self.cache_bytes)
+            moved.all("panels", write=numbers)
+            self._gather_neighbours(moved, "panels", panel * FLOAT, panels * share)
+            self._read_graph(moved, panels * share)
+            return moved
+
+        for layer in range(self.layers):
+            source = "layers" if layer else "embedding"
+            last = layer == inner
+            moved = gathered(entries / max(self.entries, 1) if last else 1.0)
+            moved.all("batch_rows", mixed=(4 if last else 2) * batch)
+            add(moved, {source: (1, 0)} | ({} if last else {"aggregates": (0, 1)}), waited=numbers)
+            if not last:
+                moved = _Moved(self.cache_bytes)
+                moved.all("blocks", mixed=6 * numbers)  # rows put together and taken apart
+                moved.all("norms", write=norms)
+                ways = {source: (1, 0), "aggregates": (1, 0)}
+                ways["layers"] = (ways.get("layers", (0, 0))[0], 1)
+                add(moved, ways, self.nodes * products)
+        moved = _Moved(self.cache_bytes)
+        moved.all("batch_rows", mixed=(12 + 2 * (self.layers + 1)) * batch)
+        self._triples(moved, "batch_rows", self._final_dim * FLOAT)
+        self._places(moved, rows)
+        add(moved, {}, 3 * rows * products)
+        add(gathered(), {"gradient": (0, 1)} if inner else state)
+        for layer in reversed(range(inner)):
+            moved = _Moved(self.cache_bytes)
+            moved.all("blocks", mixed=17 * numbers)
+            moved.all("norms", read=norms)
+            ways = {"aggregates": (1, 1), "gradient": (1, 1)}
+            ways |= {"layers": (2, 0)} if layer else {"embedding": (1, 0), "layers": (1, 0)}
+            add(moved, ways, 2 * self.nodes * products)
+            ways = {"gradient": (1, 1)} if layer else {"gradient": (1, 0)} | state
+            add(gathered(), {"aggregates": (1, 0)} | ways, waited=numbers)
+
+        most = min(self.nodes, (2 + self._negatives) * self.batch)
+        # Rows of all columns: inputs, outputs and gradients of a layer; a block of every file. Of the weights, parts of
+        # the gradients of one layer too.
+        sizes = {"panels": self.nodes * panel * FLOAT, "norms": inner * norms}
+        sizes |= {"batch_rows": most * (self.layers + 6) * self.dim * FLOAT}
+        sizes |= {"blocks": (8 + self.layers) * min(ROWS_BYTES, numbers)}
+        parts = min(max(self.nodes // CHUNK_ROWS, 1), CHUNKS)
+        sizes |= {"weights": (4 * self.layers + parts) * 2 * (self.dim + 1) * self.dim * FLOAT}
+        lying = {"embedding": 1, STATE[0]: 1, STATE[1]: 1, "layers": inner, "aggregates": max(inner, 1)}
+        lying |= {"gradient": min(inner, 1), "final": self.layers + 1, "best": int(self.validated)}
+        return Streamed(
+            panel,
+            panels,
+            5 * self.nodes * panel * FLOAT,
+            (*self._graph(total), *self._demands(sizes, total)),
+            total.of("buffers"),
+            tuple(Demand(name, count * numbers, files.of(name)) for name, count in lying.items() if count),
+            max(5, 4 * panels),
+            block_bytes=ROWS_BYTES // panels,
+            passes=tuple(passes),
+        )
 
     @property
     def _size(self) -> int:

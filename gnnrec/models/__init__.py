@@ -15,6 +15,7 @@ from gnnrec.models.ngcf import NGCF
 from gnnrec.models.scorer import FactorScorer, FilterScorer, Scorer
 from gnnrec.models.simgcl import SimGCL, XSimGCL
 from gnnrec.models.streamed import StreamedLightGCN
+from gnnrec.models.streamed_ngcf import StreamedNGCF
 
 __all__ = [
     "GFCF",
@@ -24,13 +25,16 @@ __all__ = [
     "LightGCN",
     "Scorer",
     "SimGCL",
+    "Streamed",
     "StreamedLightGCN",
+    "StreamedNGCF",
     "XSimGCL",
     "build",
 ]
 
 Trainable = LightGCN | NGCF  # those with embeddings that a loss trains; SimGCL and XSimGCL are kinds of LightGCN
 Model = Trainable | GFCF
+Streamed = StreamedLightGCN | StreamedNGCF  # those with embeddings in files
 
 
 def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> Model:

@@ -59,8 +59,7 @@ class NGCF(nn.Module):
         self._seeds: torch.Tensor | None = None
         generator = torch.Generator().manual_seed(seed)
         self.embedding = nn.Parameter(embeddings(graph, dim, init_std, generator))  # of users, then items
-        self.w1, self.w2 = (nn.ParameterList(xavier(dim, dim, generator) for _ in range(layers)) for _ in range(2))
-        self.b1, self.b2 = (nn.ParameterList(xavier(1, dim, generator)[0] for _ in range(layers)) for _ in range(2))
+        self.w1, self.w2, self.b1, self.b2 = layer_parameters(dim, layers, generator)
 
     def start_step(self, step: int) -> None:
         """Let dropout be a function of (seed, step) from now on, so that training can go on from any step."""
@@ -114,3 +113,10 @@ class NGCF(nn.Module):
             )
             outputs.append(output)
         return outputs
+
+
+def layer_parameters(dim: int, layers: int, generator: torch.Generator) -> list[nn.ParameterList]:
+    """w1, w2 [dim, dim], b1 and b2 [dim] of all layers, drawn in this order."""
+    weights = [nn.ParameterList(xavier(dim, dim, generator) for _ in range(layers)) for _ in range(2)]
+    biases = [nn.ParameterList(xavier(1, dim, generator)[0] for _ in range(layers)) for _ in range(2)]
+    return weights + biases

@@ -23,6 +23,7 @@ from gnnrec.ops import uniformity_loss as _uniformity_loss
 from gnnrec.ops._numba import set_num_threads
 from gnnrec.ops.autotune import autotune
 from gnnrec.ops.bpr_loss.panels import BPRPanels
+from gnnrec.ops.ngcf_layer.blocks import NGCFBlocks
 
 OPS = (
     _spmm.OP,
@@ -68,6 +69,7 @@ edge_softmax = _edge_softmax.edge_softmax
 __all__ = [
     "OPS",
     "BPRPanels",
+    "NGCFBlocks",
     "SparseMatrix",
     "adam_step",
     "autotune",

@@ -82,6 +82,11 @@ class Rows:
         return self.read(slice(0, self.shape[0]))
 
 
+def whole(value: torch.Tensor | Rows) -> torch.Tensor:
+    """A tensor, in memory."""
+    return value.whole() if isinstance(value, Rows) else value
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in memory.

@@ -66,6 +66,22 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
+def adam_block(
+    config: OptimizerConfig,
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    exp_avg: torch.Tensor,
+    exp_avg_sq: torch.Tensor,
+    *,
+    lr: float,
+    step: int,
+) -> None:
+    """A step of Adam, as configured, on a block of a parameter and of its state, float32 [rows, columns] each."""
+    options: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+    options |= {"lr": lr, "step": step, "decoupled": config.name == "adamw"}
+    ops.adam_step(parameter, gradient, exp_avg, exp_avg_sq, **options)
+
+
 class _Optimizer(torch.optim.Optimizer):
     """Calls `update` for every parameter that has a gradient. Parameters of more than two dimensions are taken as
     matrices whose rows are the last one, vectors as one row.

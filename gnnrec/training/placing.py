@@ -29,7 +29,7 @@ from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.planner import Plan
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, Stream
+from gnnrec.memtier.stream import ROWS_BYTES, Layout, PanelMatrix, Ring, Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import STATE, Workload
 from gnnrec.storage import storage_errors
@@ -213,7 +213,7 @@ def build(
     folder: Path,
     *,
     restored: bool = False,
-) -> tuple[models.Model | models.StreamedLightGCN, BipartiteGraph]:
+) -> tuple[models.Model | models.Streamed, BipartiteGraph]:
     """The model where the plan has it, and the graph, which may have moved too.
 
     Args:
@@ -230,8 +230,7 @@ def build(
     plan = places.plan
     if plan is not None and plan.mode == "stream" and plan.place("embedding").mode == "stream":
         assert plan.panel is not None
-        seed = None if restored else config.seed
-        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, seed), graph
+        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, drawn=not restored), graph
     if places.elsewhere and places.tier_of("graph").name != places.home:
         graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
     model = models.build(config.model, graph, config.seed)
@@ -256,13 +255,18 @@ def streamed(
     folder: Path,
     panel: int,
     buffer_bytes: int,
-    seed: int | None,
-) -> models.StreamedLightGCN:
-    """A model whose embeddings lie in a file, drawn from the seed, or zeros without one."""
-    assert isinstance(config.model, LightGCNConfig)
+    *,
+    drawn: bool,
+) -> models.Streamed:
+    """A model whose embeddings lie in a file, drawn from the seed or left to what a checkpoint holds."""
     files = places.open_files(tier_folder(config, folder), _throttle(config))
-    layout = Layout.of(graph.num_nodes, config.model.dim, panel, files.access.alignment)
-    return models.StreamedLightGCN(graph, config.model, FileStore(files, Ring(buffer_bytes)), layout, seed)
+    rows, alignment, store = graph.num_nodes, files.access.alignment, FileStore(files, Ring(buffer_bytes))
+    if isinstance(config.model, NGCFConfig):
+        layout = Layout.of(rows, config.model.dim, panel, alignment, ROWS_BYTES * panel // config.model.dim)
+        return models.StreamedNGCF(graph, config.model, store, layout, config.seed, drawn=drawn)
+    assert isinstance(config.model, LightGCNConfig)
+    layout = Layout.of(rows, config.model.dim, panel, alignment)
+    return models.StreamedLightGCN(graph, config.model, store, layout, config.seed if drawn else None)
 
 
 def _throttle(config: TrainConfig) -> Throttle | None:

@@ -16,7 +16,7 @@ from gnnrec.memtier.account import Actual
 from gnnrec.models import Scorer, SimGCL, Trainable
 from gnnrec.training import optim, sampler
 from gnnrec.training.capture import LARGEST, CapturedStep
-from gnnrec.training.checkpoint import Rows
+from gnnrec.training.checkpoint import whole
 from gnnrec.training.placing import Places
 from gnnrec.training.streamed import as_rows, fill
 
@@ -163,7 +163,7 @@ class Resident:
                 fill(moment, groups["optimizer"], f"{self._number}.{moment.name}", where)
             streamed = {f"{self._number}.{moment.name}" for moment in self.stream.matrices}
             groups = {
-                group: {name: _whole(value) for name, value in tensors.items() if name not in streamed}
+                group: {name: whole(value) for name, value in tensors.items() if name not in streamed}
                 for group, tensors in groups.items()
             }
         try:
@@ -194,7 +194,3 @@ class Resident:
         fixed = isinstance(self.loss, losses.BPR) and not hasattr(self.model, "start_step")
         on_gpu = self.device.type == "cuda" and isinstance(self.optimizer, optim.Adam)
         return on_gpu and fixed and sum(x.numel() for x in self.model.parameters()) <= LARGEST
-
-
-def _whole(value: Any) -> Any:
-    return value.whole() if isinstance(value, Rows) else value

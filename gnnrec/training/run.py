@@ -34,6 +34,7 @@ from gnnrec.training import checkpoint, placing, runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Places
 from gnnrec.training.streamed import fill
+from gnnrec.training.streamed_ngcf import load
 from gnnrec.training.trainer import Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
@@ -57,7 +58,7 @@ class Run:
     config: TrainConfig
     data: dataset.Dataset
     graph: BipartiteGraph
-    model: models.Model | models.StreamedLightGCN
+    model: models.Model | models.Streamed
     device: torch.device
     places: Places = field(default_factory=Places)
 
@@ -202,7 +203,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
                 where=str(saved.path),
                 remedy="Restore the config.yaml that the training wrote",
             ) from error
-        if not isinstance(model, models.StreamedLightGCN):
+        if not isinstance(model, models.Streamed):
             placing.place(model, found)
         failed.pop_all()
     return Run(config, data, graph, model, found, places)
@@ -241,11 +242,17 @@ def _restored(
     run_dir: Path,
     state: dict[str, Any],
     panels: tuple[int, int] | None,
-) -> models.Model | models.StreamedLightGCN:
+) -> models.Model | models.Streamed:
     """The model with the parameters of a checkpoint, where the training had it."""
     if panels is not None:
-        streamed = placing.streamed(config, graph, places, run_dir / TIER, *panels, None)
-        fill(streamed.embedding, state, "embedding", str(run_dir / "checkpoints"))
+        streamed, where = (
+            placing.streamed(config, graph, places, run_dir / TIER, *panels, drawn=False),
+            str(run_dir / "checkpoints"),
+        )
+        if isinstance(streamed, models.StreamedNGCF):
+            load(streamed, state, where)
+        else:
+            fill(streamed.embedding, state, "embedding", where)
         return streamed
     # What the checkpoint holds replaces the start, so none that takes long is made.
     shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model

@@ -18,7 +18,7 @@ from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.training import sampler
 from gnnrec.training.checkpoint import Rows
-from gnnrec.training.optim import MOMENTS
+from gnnrec.training.optim import MOMENTS, adam_block
 
 
 class _Batch(NamedTuple):
@@ -192,7 +192,7 @@ class Streamed:
                 first, last = batch.borders[number : number + 2]
                 here = nodes[first:last] - block.rows.start
                 gradient[here] += embedding[here] * decay[first:last, None]
-            self._adam(embedding, gradient, *moments, lr=lr, step=self._count)
+            adam_block(self.optimizer, embedding, gradient, *moments, lr=lr, step=self._count)
             model.work[block.rows] = embedding
             for extreme in embedding.aminmax():  # not by max(), which loses a NaN
                 self._largest = torch.maximum(self._largest, extreme.abs())
@@ -200,11 +200,6 @@ class Streamed:
 
     def _zeros(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, self.model.layout.width, device=self.device)
-
-    def _adam(self, *tensors: torch.Tensor, lr: float, step: int) -> None:
-        config = self.optimizer
-        options: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
-        ops.adam_step(*tensors, lr=lr, step=step, decoupled=config.name == "adamw", **options)
 
 
 def fill(matrix: BlockMatrix, tensors: Mapping[str, Any], name: str, where: str) -> None:

@@ -18,7 +18,8 @@ from gnnrec import device as devices
 from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
 from gnnrec.memtier.account import Actual
-from gnnrec.models import Scorer, StreamedLightGCN, Trainable
+from gnnrec.models import Scorer, StreamedLightGCN, StreamedNGCF, Trainable
+from gnnrec.models import Streamed as StreamedModel
 from gnnrec.training import checkpoint, sampler
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Places
@@ -27,6 +28,7 @@ from gnnrec.training.runlog import Progress, RunLog
 from gnnrec.training.scaling import scaled
 from gnnrec.training.schedule import learning_rate
 from gnnrec.training.streamed import Streamed
+from gnnrec.training.streamed_ngcf import StreamedLayers
 
 LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
 READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do when they end
@@ -62,7 +64,7 @@ class Position:
 
 
 class Learner(Protocol):
-    """A model with everything that changes it, wherever that lies: `Resident` or `Streamed`."""
+    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed` or `StreamedLayers`."""
 
     sampler: sampler.Sampler
     device: torch.device
@@ -102,7 +104,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Trainable | StreamedLightGCN,
+        model: Trainable | StreamedModel,
         config: TrainerConfig,
         loss: LossConfig,
         optimizer: OptimizerConfig,
@@ -122,6 +124,9 @@ class Trainer:
         if isinstance(model, StreamedLightGCN):
             assert isinstance(loss, BPRConfig)
             self.learner = Streamed(model, config, loss, optimizer, seed)
+        elif isinstance(model, StreamedNGCF):
+            assert isinstance(loss, BPRConfig)
+            self.learner = StreamedLayers(model, config, loss, optimizer, seed)
         else:
             self.learner = Resident(model, config, loss, optimizer, seed, places)
         self.sampler = self.learner.sampler

@@ -138,10 +138,10 @@ class Panels:
         self._squares = new_squares(triples, self._margins, reg > 0)
         self._pairs: Pairs | None = None
 
-    def add(self, final: torch.Tensor, ego: torch.Tensor) -> None:
+    def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
         """The next columns of the embeddings of the nodes."""
         add_margins(_arguments.array(final), self._triples, self._margins)
-        if self._reg:
+        if self._reg and ego is not None:
             add_squares(_arguments.array(ego), self._triples, self._squares)
 
     def loss(self) -> tuple[torch.Tensor, torch.Tensor | None]:

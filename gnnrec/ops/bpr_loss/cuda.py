@@ -178,10 +178,10 @@ class Panels:
         self._pairs: Pairs | None = None
         self._groups: segment.Groups | None = None
 
-    def add(self, final: torch.Tensor, ego: torch.Tensor) -> None:
+    def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
         """The next columns of the embeddings of the nodes."""
         self._margins = add_margins(final, self._triples, self._margins)
-        if self._reg:
+        if self._reg and ego is not None:
             self._squares = add_squares(ego, self._triples, self._squares)
 
     def loss(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -49,14 +49,16 @@ class BPRPanels:
         else:
             self._batch = cpu.Panels(numbers.numpy(), len(nodes), reg, hardest)
 
-    def add(self, final: torch.Tensor, ego: torch.Tensor) -> None:
-        """Take the next columns of the final and of the ego embeddings of `nodes`, float32 [m, columns] each.
+    def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
+        """Take the next columns of the final and of the ego embeddings of `nodes`, float32 [m, columns] each; None
+        where the ego embeddings have no more.
 
         Raises:
             ValueError: another number of rows, or columns that are no multiple of 16.
         """
-        if final.shape != ego.shape or len(final) != len(self.nodes) or final.shape[1] % 16:
-            found = f"{list(final.shape)} and {list(ego.shape)}"
+        wrong = [x for x in (final, ego) if x is not None and (len(x) != len(self.nodes) or x.shape[1] % 16)]
+        if wrong or (ego is not None and final.shape != ego.shape):
+            found = " and ".join(str(list(x.shape)) for x in (final, ego) if x is not None)
             raise ValueError(f"BPRPanels: must be [{len(self.nodes)}, a multiple of 16], got {found}")
         self._final.append(final)
         self._batch.add(final, ego)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gnnrec.graph import _build
 from gnnrec.graph.schedule import LONG
 from gnnrec.ops._dropout import threshold
 from gnnrec.ops._vector import MAX_DIM
@@ -62,19 +63,18 @@ def rows(matrix: tuple[Any, ...], x: Any, weights: Any, dropout: Dropout, weight
     totals = np.empty((len(indptr) - 1 if weighted else 0, 1), dtype)
     if weighted:
         aggregate(matrix, np.ones((len(x), 1), dtype), totals, dtype, dropout)
-    return Rows(_borders(indptr, len(weights)), long[:, 0].copy(), sums, totals.ravel())
+    return Rows(borders(indptr, len(weights)), long[:, 0].copy(), sums, totals.ravel())
 
 
-def _borders(indptr: npt.NDArray[np.int64], out: int) -> npt.NDArray[np.int64]:
+def borders(indptr: npt.NDArray[np.int64], out: int) -> npt.NDArray[np.int64]:
     """Chunks of rows whose number does not depend on the number of threads.
 
     A row's products take about as long as the gathers of as many entries as it has columns.
     """
     count = len(indptr) - 1
     chunks = min(max(count // CHUNK_ROWS, 1), CHUNKS)
-    work = np.minimum(np.diff(indptr), LONG).cumsum() + out * np.arange(1, count + 1)
-    inner = np.searchsorted(work, work[-1:] * np.arange(1, chunks) // chunks)
-    return np.concatenate([[0], inner, [count]])
+    found: npt.NDArray[np.int64] = _build.borders_of_work(indptr, LONG, chunks, out)
+    return found
 
 
 def aggregate(
@@ -85,12 +85,14 @@ def aggregate(
     dropout: Dropout,
     base: Any = None,
     transposed: bool = False,
+    numbers: Any = None,
 ) -> None:
     """out = matrix @ x + base without the dropped entries; base may be out itself.
 
     Args:
         matrix: as `_arguments.matrix_arrays` gives it; where `transposed`, the transpose of the one whose entries are
             dropped.
+        numbers: of the rows in a matrix of which they are a part, int64 [rows]; None where they are all.
     """
     if not dropout.entries:
         spmm_cpu.spmm(matrix, x, out, dtype, base=base, base_scale=1.0)
@@ -101,7 +103,8 @@ def aggregate(
         target, added = out[:, panel], None if base is None else base[:, panel]
         partial = np.empty((len(matrix[5]), target.shape[1]), dtype)
         run = cpu.compile_aggregate(target.shape[1])
-        run(*arrays, x[:, panel], added, dropout.seed, *dropout.of_entries(dtype), transposed, partial, target)
+        drop = dropout.seed, *dropout.of_entries(dtype)
+        run(*arrays, x[:, panel], added, numbers, *drop, transposed, partial, target)
 
 
 def forward(
