@@ -257,7 +257,7 @@ def _restored(
     # What the checkpoint holds replaces the start, so none that takes long is made.
     shape = replace(config.model, init="normal") if isinstance(config.model, LightGCNConfig) else config.model
     model = models.build(shape, graph, config.seed)
-    model.load_state_dict({name: x.whole() if isinstance(x, checkpoint.Rows) else x for name, x in state.items()})
+    model.load_state_dict({name: checkpoint.whole(value) for name, value in state.items()})
     return model
 
 
