@@ -32,6 +32,7 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import planner
 from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds
 from gnnrec.memtier.planner import PlanError, hidden_share, place, plan, simulated, streamed_seconds
+from gnnrec.memtier.staging import host_layout
 from gnnrec.memtier.stream import FEWEST, Layout
 from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.memtier.workload import Side, Workload
@@ -56,6 +57,10 @@ DISK = tier("/disk", 2, kind="file", granularity=4096, direct=False, persistent=
 
 
 DISK = replace(DISK, rates=tuple(rate for rate in DISK.rates if rate.pattern != "gather"))
+
+
+GPU = tier("gpu0", 2000, kind="gpu", granularity=32)
+GPU = replace(GPU, rates=(*GPU.rates, Rate("to_gpu", 50), Rate("from_gpu", 40)))
 
 
 def sides(nodes: int, edges: int) -> tuple[Side, Side]:
@@ -220,17 +225,62 @@ def test_panels_read_the_graph_again_and_hold_less():
     [
         {"trainer": TrainerConfig(epochs=1, batch_size=64, storage="bfloat16")},
         {"optimizer": OptimizerConfig(state_dtype="bfloat16")},
-        {"on_gpu": True},
+        {"on_gpu": True, "optimizer": OptimizerConfig(state_dtype="bfloat16")},
+        {"on_gpu": True, "optimizer": OptimizerConfig(clip=1.0)},
+        {"on_gpu": True, "model": LightGCNConfig(dim=40)},
     ],
 )
 def test_what_cannot_be_streamed(options):
     of = workload(**options)
-    tiers = [DRAM, DISK] if not of.on_gpu else [tier("gpu0", 2000, kind="gpu"), DRAM, DISK]
-    with pytest.raises(ConfigError, match="memory=stream: streams float32 alone, on a CPU"):
+    tiers = [DRAM, DISK] if not of.on_gpu else [GPU, DRAM, DISK]
+    with pytest.raises(ConfigError, match="memory=stream: streams float32 "):
         plan(of, tiers, MemoryConfig("stream"))
     found = plan(of, tiers, MemoryConfig("auto"))
     assert found.mode == "dram"
     assert len({placement.tier for placement in found.placements}) == 1
+
+
+def test_a_gpu_is_streamed_to_once_its_memory_does_not_do():
+    of = workload(on_gpu=True, validated=True)
+    whole = sum(demand.bytes for demand in of.resident())
+    assert plan(of, [GPU, DRAM, DISK], MemoryConfig("auto")).mode == "dram"
+    for memory, free in (
+        (MemoryConfig("auto", limit=str(whole // 2)), 1 << 40),
+        (MemoryConfig("stream"), 1 << 40),
+        (MemoryConfig("auto"), whole // 2),
+    ):
+        found = plan(of, [replace(GPU, free=free), DRAM, DISK], memory)
+        assert found.mode == "stream"
+        assert found.tier_bytes()["gpu0"] <= min(free, memory.limit_bytes or free)
+        elsewhere = {placement.name for placement in found.placements if placement.tier == "dram"}
+        assert elsewhere == {"embedding", "exp_avg", "exp_avg_sq", "final", "best"}
+        numbers = of.nodes * of.dim * 4
+        # The link takes both ways at a time; it reads at 50 GB/s and writes at 40.
+        assert found.resources["dram (stream)"] == pytest.approx(3 * numbers / 40e9)
+        assert {(speed.tier, speed.pattern) for speed in found.speeds} >= {("gpu0", "to_gpu"), ("gpu0", "from_gpu")}
+        assert {speed.tier for speed in found.speeds} == {"gpu0"}
+        layout = host_layout(of.nodes, of.dim, found.panel)
+        assert found.buffer_bytes % (3 * layout.block_bytes) == 0
+        assert found.buffer_bytes >= FEWEST * 3 * layout.block_bytes
+    files = plan(of, [GPU, DRAM, DISK], MemoryConfig("stream", folder="/disk"))
+    assert files.place("embedding").tier == "/disk"
+    assert files.resources["/disk (stream)"] == pytest.approx(6 * numbers / 2e9)  # the link is far from busy
+    unmeasured = plan(of, [GPU, replace(DRAM, rates=())], MemoryConfig("stream"))
+    assert unmeasured.step_seconds > 0
+
+
+def test_what_a_gpu_cannot_do():
+    of = workload(on_gpu=True)
+    with pytest.raises(ConfigError, match="memory=direct: has tensors where a GPU's kernels do not reach them"):
+        plan(of, [GPU, DRAM, DISK], MemoryConfig("direct"))
+    with pytest.raises(ConfigError, match=r"memory\.simulate: has no effect on DRAM"):
+        plan(of, [GPU, DRAM], MemoryConfig("stream", simulate=SimulateConfig(1.0, 1.0)))
+    with pytest.raises(PlanError, match=r"no placement fits: gpu0 needs .* and has 20.00 MiB.*memory.limit="):
+        plan(of, [GPU, DRAM], MemoryConfig("stream", limit="20MiB"))
+    with pytest.raises(PlanError, match=r"dram needs .* and has 1.00 MiB"):
+        plan(of, [GPU, replace(DRAM, free=MIB)], MemoryConfig("stream"))
+    with pytest.raises(UnknownRateError, match="gpu0: has no rate of"):
+        plan(of, [replace(GPU, rates=()), DRAM], MemoryConfig("stream"))
 
 
 @pytest.mark.parametrize(
@@ -570,6 +620,18 @@ def composed(*overrides: str) -> dict:
 
 SMALL = [f"data.synthetic.num_{name}" for name in ("users=300", "items=200", "interactions=3000")]
 PRESETS = sorted(file.stem for file in (CONF / "hardware").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("mode", ["auto", "stream"])
+@pytest.mark.parametrize("hardware", ["a100", "h100", "h200"])
+def test_what_if_there_were_a_gpu(hardware, mode, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    app(composed(f"hardware={hardware}", f"memory={mode}", "loss=bpr", "out=plan.json", *SMALL), tmp_path, "")
+    assert "declared" in capsys.readouterr().out
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert (content["hardware"], content["mode"]) == (hardware, "dram" if mode == "auto" else "stream")
+    assert all(rate["sources"] for rate in content["rates"])
 
 
 @pytest.mark.parametrize("hardware", [name for name in PRESETS if name.startswith(("optane", "cxl"))])

@@ -28,7 +28,8 @@ from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.planner import Plan
-from gnnrec.memtier.stores import FileStore
+from gnnrec.memtier.staging import host_layout
+from gnnrec.memtier.stores import FileStore, HostStore, Store
 from gnnrec.memtier.stream import Layout, PanelMatrix, Ring, Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import STATE, Workload
@@ -108,7 +109,7 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         config: of the training.
         graph: the training graph.
         validated: whether the best parameters so far are kept.
-        folder: for files, where memory.folder is not set.
+        folder: for files, where memory.folder is not set; a GPU is then streamed to from DRAM.
 
     Raises:
         PlanError: nothing fits.
@@ -118,22 +119,23 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
     memory = config.memory
     if memory.name == "dram":
         return Places()
-    files, memory = tier_folder(config, folder), normalised(memory)
-    if memory.name != "direct":
+    on_gpu, memory = devices.resolve(config.device).type != "cpu", normalised(memory)
+    files = None if on_gpu and memory.folder is None else tier_folder(config, folder)
+    if memory.name != "direct" and files is not None:
         memory = replace(memory, folder=str(files))
-    named = [files, *(Path(name) for name in memory.pins.values() if "/" in name)]
+    named = [*filter(None, [files]), *(Path(name) for name in memory.pins.values() if "/" in name)]
     for name in named:
         with storage_errors(name):
             name.mkdir(parents=True, exist_ok=True)
         remove_leftovers(name)  # of a killed run, before free space is looked at
     tiers = calibrate.calibrated(discover(named))
-    wanted, kind = {str(files), *memory.pins.values()}, devices.resolve(config.device).type
+    wanted, kind = {*map(str, named), *memory.pins.values()}, "gpu" if on_gpu else "dram"
     unknown = [
         tier
         for tier in tiers
         if tier.provenance != "measured"
         and not tier.unavailable
-        and (tier.kind == {"cpu": "dram", "cuda": "gpu"}[kind] or {tier.name, tier.where} & wanted)
+        and (tier.kind == kind or {tier.name, tier.where} & wanted)
     ]
     if unknown:
         names = " and ".join(tier.name for tier in unknown)
@@ -141,7 +143,7 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
         tiers = calibrate.calibrated(tiers)
     found = planner.plan(workload(config, graph, tiers, validated=validated), tiers, memory)
-    if found.mode == "dram":
+    if found.mode == "dram" and files is not None:
         with suppress(OSError):  # not empty, or somebody's
             files.rmdir()
     return Places(found, {tier.name: tier for tier in tiers}, found.place("batch").tier, str(folder.parent))
@@ -181,7 +183,7 @@ def workload(
     assert config.optimizer is not None
     compute = None if hardware is None else hardware.compute
     trainer, loss = scaled(config.trainer, config.loss, graph)
-    on_gpu = config.device != "cpu" and (declared_gpu or devices.resolve(config.device).type == "cuda")
+    on_gpu = config.device != "cpu" and (declared_gpu or devices.resolve(config.device).type != "cpu")
     products = isinstance(config.model, NGCFConfig) or isinstance(loss, SoftmaxConfig)
     here = compute is None and not on_gpu
     return Workload.of(
@@ -230,8 +232,9 @@ def build(
     plan = places.plan
     if plan is not None and plan.mode == "stream" and plan.place("embedding").mode == "stream":
         assert plan.panel is not None
-        seed = None if restored else config.seed
-        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, seed), graph
+        seed, buffers = None if restored else config.seed, plan.buffer_bytes
+        host = in_dram(plan.place("embedding").tier)
+        return streamed(config, graph, places, device, None if host else folder, plan.panel, buffers, seed), graph
     if places.elsewhere and places.tier_of("graph").name != places.home:
         graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
     model = models.build(config.model, graph, config.seed)
@@ -253,16 +256,30 @@ def streamed(
     config: TrainConfig,
     graph: BipartiteGraph,
     places: Places,
-    folder: Path,
+    device: torch.device,
+    folder: Path | None,
     panel: int,
     buffer_bytes: int,
     seed: int | None,
 ) -> models.StreamedLightGCN:
-    """A model whose embeddings lie in a file, drawn from the seed, or zeros without one."""
+    """A model whose embeddings lie in a file, or without a folder in DRAM beside the device, a GPU.
+
+    They are drawn from the seed, or zeros without one.
+    """
     assert isinstance(config.model, LightGCNConfig)
-    files = places.open_files(tier_folder(config, folder), _throttle(config))
-    layout = Layout.of(graph.num_nodes, config.model.dim, panel, files.access.alignment)
-    return models.StreamedLightGCN(graph, config.model, FileStore(files, Ring(buffer_bytes)), layout, seed)
+    store: Store
+    if folder is None:
+        store, layout = HostStore(device, buffer_bytes), host_layout(graph.num_nodes, config.model.dim, panel)
+    else:
+        files = places.open_files(tier_folder(config, folder), _throttle(config))
+        layout = Layout.of(graph.num_nodes, config.model.dim, panel, files.access.alignment)
+        store = FileStore(files, Ring(buffer_bytes), device)
+    return models.StreamedLightGCN(graph, config.model, store, layout, seed)
+
+
+def in_dram(tier: str) -> bool:
+    """Whether the tier of this name is DRAM, as `tiers.Tier` has it."""
+    return tier.startswith("dram")
 
 
 def _throttle(config: TrainConfig) -> Throttle | None:

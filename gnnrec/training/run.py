@@ -185,7 +185,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     config = _read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
-    panels = _panels(run_dir)
+    panels = _panels(run_dir, found)
     saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=panels is not None)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
@@ -194,7 +194,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     with ExitStack() as failed:
         failed.callback(places.close)
         try:
-            model = _restored(config, graph, places, run_dir, state, panels)
+            model = _restored(config, graph, places, found, run_dir, state, panels)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"does not fit the configuration in {run_dir / 'config.yaml'}",
@@ -215,8 +215,18 @@ def _keep_plan(plan: Plan | None, file: Path) -> None:
         file.unlink()
 
 
-def _panels(run_dir: Path) -> tuple[int, int] | None:
-    """Width of panels and bytes of buffers where the run's plan has its embeddings in files, too large for memory.
+@dataclass(frozen=True)
+class _Panels:
+    """How a run's plan has its embeddings outside of where it computes: width of panels, bytes of buffers, and the
+    folder of files, unless they are in DRAM."""
+
+    width: int
+    buffer_bytes: int
+    folder: Path | None
+
+
+def _panels(run_dir: Path, device: torch.device) -> _Panels | None:
+    """Of a run whose embeddings are too large for memory; those in DRAM beside a GPU are not for processors.
 
     Raises:
         CheckpointError: the plan is damaged.
@@ -224,11 +234,14 @@ def _panels(run_dir: Path) -> tuple[int, int] | None:
     file = run_dir / PLAN
     try:
         plan = json.loads(file.read_bytes())
-        modes = {tensor["name"]: tensor["mode"] for tensor in plan["tensors"]}
-        return (plan["panel_columns"], plan["buffer_bytes"]) if modes["embedding"] == "stream" else None
+        embedding = next(tensor for tensor in plan["tensors"] if tensor["name"] == "embedding")
+        host = placing.in_dram(embedding["tier"])
+        if embedding["mode"] != "stream" or (host and device.type == "cpu"):
+            return None
+        return _Panels(plan["panel_columns"], plan["buffer_bytes"], None if host else run_dir / TIER)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         remedy = "Restore it from a copy, or resume the run, which makes a new one"
         raise CheckpointError(f"cannot be read: {error!r}", where=str(file), remedy=remedy) from error
 
@@ -237,13 +250,15 @@ def _restored(
     config: TrainConfig,
     graph: BipartiteGraph,
     places: Places,
+    device: torch.device,
     run_dir: Path,
     state: dict[str, Any],
-    panels: tuple[int, int] | None,
+    panels: _Panels | None,
 ) -> models.Model | models.StreamedLightGCN:
     """The model with the parameters of a checkpoint, where the training had it."""
     if panels is not None:
-        streamed = placing.streamed(config, graph, places, run_dir / TIER, *panels, None)
+        how = panels.folder, panels.width, panels.buffer_bytes
+        streamed = placing.streamed(config, graph, places, device, *how, None)
         fill(streamed.embedding, state, "embedding", str(run_dir / "checkpoints"))
         return streamed
     # What the checkpoint holds replaces the start, so none that takes long is made.
