@@ -94,6 +94,13 @@ def whole(matrix):
     return torch.cat([matrix.rows(block) for block in range(matrix.layout.blocks)])
 
 
+def go_over(stream, rounds=1):
+    """Rounds in which nothing changes."""
+    for panel in [*range(stream.layout.panels)] * rounds:
+        for _ in stream.panel(panel):
+            pass
+
+
 def staged(made, buffer_bytes, ring=0):
     source = Held(made) if isinstance(made[0], HostMatrix) else Stream(made, Ring(ring))
     return Staged(source, [matrix.name for matrix in made], CPU, buffer_bytes)
@@ -132,9 +139,7 @@ def test_what_was_moved_is_counted(monkeypatch):
     monkeypatch.setattr(staging, "copies", lambda device: Lazy(False))
     made, _ = matrices(None, 1 << 12)
     stream = staged(made, 0)
-    for panel in range(made[0].layout.panels):
-        for _ in stream.panel(panel):
-            pass
+    go_over(stream)
     stream.drain()
     assert stream.spent() == (0.5, 0.125)
     size = 4 * ROWS * COLUMNS
@@ -161,10 +166,7 @@ def test_an_error_of_a_file_is_raised_where_blocks_are_taken(tmp_path, monkeypat
         stream = staged(made, 0)
         monkeypatch.setattr(TierFile, "write", fail)
         with pytest.raises(StorageError, match="is broken"):
-            for _ in range(3):
-                for panel in range(made[0].layout.panels):
-                    for _block in stream.panel(panel):
-                        pass
+            go_over(stream, rounds=3)
         stream.close(drain=False)
 
 
