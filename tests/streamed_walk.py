@@ -11,13 +11,26 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from made_up_tiers import disk, dram
+from made_up_tiers import gpu as gpu_tier
 
-from gnnrec import models
-from gnnrec.config import BPRConfig, LightGCNConfig, OptimizerConfig, TrainerConfig
+from gnnrec import models, recommend
+from gnnrec.config import (
+    BPRConfig,
+    DataConfig,
+    EvaluationConfig,
+    LightGCNConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    SyntheticConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from gnnrec.graph import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.stores import FileStore, HostStore
 from gnnrec.memtier.stream import Layout, Ring
+from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Trainer
 
 STEPS = 3
@@ -91,3 +104,79 @@ def test_bits_are_those_of_a_gpu_for_every_panel_and_ring(graph, gpu, sizes, tmp
             size = 4 * graph.num_nodes * sizes.dim
             for read, written in moved.values():
                 assert STEPS * size <= written <= read  # the ring is read ahead of what there is to do
+
+
+DATA = DataConfig(
+    source="synthetic",
+    name="synthetic",
+    synthetic=SyntheticConfig(num_users=20, num_items=16, num_interactions=120, communities=2),
+)
+STREAM = MemoryConfig(name="stream", panel=16)
+
+
+def config(memory, **changes) -> TrainConfig:
+    given = {
+        "model": LightGCNConfig(dim=32, layers=1),
+        "loss": BPRConfig(reg=1e-3),
+        "optimizer": OptimizerConfig(lr=0.02),
+        "trainer": TrainerConfig(epochs=2, batch_size=60, eval_every=1, monitor="recall@5"),
+        "evaluation": EvaluationConfig(k=[5]),
+        "device": "cuda",
+    }
+    return TrainConfig(data=DATA, memory=memory, **(given | changes))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with a GPU, DRAM, and a disk wherever a folder is named."""
+    monkeypatch.setattr(placing, "discover", lambda folders: [gpu_tier(), dram(), *map(disk, folders)])
+    monkeypatch.setattr(placing.calibrate, "calibrated", lambda tiers: list(tiers))
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory, gpu):
+    folder = tmp_path_factory.mktemp("resident") / "run"
+    return folder, *run.train(config(MemoryConfig()), folder)
+
+
+def close(found, expected):
+    """Rankings on a GPU and on a CPU differ by rounding."""
+    return all(found[part] == pytest.approx(metrics, abs=0.02) for part, metrics in expected.items())
+
+
+@pytest.mark.parametrize("files", [False, True], ids=["dram", "files"])
+def test_a_streamed_run_leaves_what_a_resident_one_does(machine, resident, tmp_path, files):
+    folder, expected, theirs = resident
+    memory = MemoryConfig(name="stream", panel=16, folder=str(tmp_path / "tier")) if files else STREAM
+    short = config(memory, trainer=TrainerConfig(epochs=1, batch_size=60, eval_every=1, monitor="recall@5"))
+    run.train(short, tmp_path / "run")[0].places.close()
+    done, summary = run.train(config(memory, resume=True), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), expected.model.embedding.cpu())
+    assert close(summary["metrics"], theirs["metrics"])
+    saved, reference = (checkpoint.load_latest(path / "checkpoints")[0].tensors for path in (tmp_path / "run", folder))
+    assert saved.keys() == reference.keys()
+    assert all(torch.equal(saved[name], reference[name]) for name in saved)
+    tensors = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
+    for name in ("embedding", "exp_avg", "exp_avg_sq"):
+        assert tensors[name]["tier"] == (str(tmp_path / "tier") if files else "dram")
+        assert tensors[name]["actual_bytes_per_step"] >= 0.9 * tensors[name]["predicted_bytes_per_step"]
+    assert tensors["panels"]["tier"] == "gpu0"
+    for device in ("cuda", "cpu"):
+        with run.open_run(tmp_path / "run", device) as opened:
+            assert isinstance(opened.model, models.StreamedLightGCN) == (files or device == "cuda")
+            assert close(run.evaluate(opened, [5]), theirs["metrics"])
+            log = opened.data.train
+            table = recommend.recommend(opened.model.scorer(), log.user_ids, log.item_ids, None, None, 3)
+            assert len(table) == 3 * log.num_users
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "resident"])
+def test_a_run_goes_on_in_other_memory(machine, resident, tmp_path, streamed):
+    """From a GPU to DRAM beside it, and the other way."""
+    first, second = (MemoryConfig(), STREAM) if streamed else (STREAM, MemoryConfig())
+    short = config(first, trainer=TrainerConfig(epochs=1, batch_size=60, eval_every=1, monitor="recall@5"))
+    run.train(short, tmp_path / "run")
+    done, _ = run.train(config(second, resume=True), tmp_path / "run")
+    found = whole(done.model.embedding) if streamed else done.model.embedding.cpu()
+    assert torch.equal(found, resident[1].model.embedding.cpu())

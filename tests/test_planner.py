@@ -30,8 +30,9 @@ from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import planner
-from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds
+from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds, transfers
 from gnnrec.memtier.planner import PlanError, hidden_share, place, plan, simulated, streamed_seconds
+from gnnrec.memtier.staging import host_layout
 from gnnrec.memtier.stream import FEWEST, Layout
 from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.memtier.workload import Side, Workload
@@ -56,6 +57,10 @@ DISK = tier("/disk", 2, kind="file", granularity=4096, direct=False, persistent=
 
 
 DISK = replace(DISK, rates=tuple(rate for rate in DISK.rates if rate.pattern != "gather"))
+
+
+GPU = tier("gpu0", 2000, kind="gpu", granularity=32)
+GPU = replace(GPU, rates=(*GPU.rates, Rate("to_gpu", 50), Rate("from_gpu", 40)))
 
 
 def sides(nodes: int, edges: int) -> tuple[Side, Side]:
@@ -261,17 +266,62 @@ def test_ngcf_fits_where_its_state_is_many_times_the_limit():
     [
         {"trainer": TrainerConfig(epochs=1, batch_size=64, storage="bfloat16")},
         {"optimizer": OptimizerConfig(state_dtype="bfloat16")},
-        {"on_gpu": True},
+        {"on_gpu": True, "optimizer": OptimizerConfig(state_dtype="bfloat16")},
+        {"on_gpu": True, "optimizer": OptimizerConfig(clip=1.0)},
+        {"on_gpu": True, "model": LightGCNConfig(dim=40)},
     ],
 )
 def test_what_cannot_be_streamed(options):
     of = workload(**options)
-    tiers = [DRAM, DISK] if not of.on_gpu else [tier("gpu0", 2000, kind="gpu"), DRAM, DISK]
-    with pytest.raises(ConfigError, match="memory=stream: streams float32 alone, on a CPU"):
+    tiers = [DRAM, DISK] if not of.on_gpu else [GPU, DRAM, DISK]
+    with pytest.raises(ConfigError, match="memory=stream: streams float32 "):
         plan(of, tiers, MemoryConfig("stream"))
     found = plan(of, tiers, MemoryConfig("auto"))
     assert found.mode == "dram"
     assert len({placement.tier for placement in found.placements}) == 1
+
+
+def test_a_gpu_is_streamed_to_once_its_memory_does_not_do():
+    of = workload(on_gpu=True, validated=True)
+    whole = sum(demand.bytes for demand in of.resident())
+    assert plan(of, [GPU, DRAM, DISK], MemoryConfig("auto")).mode == "dram"
+    for memory, free in (
+        (MemoryConfig("auto", limit=str(whole // 2)), 1 << 40),
+        (MemoryConfig("stream"), 1 << 40),
+        (MemoryConfig("auto"), whole // 2),
+    ):
+        found = plan(of, [replace(GPU, free=free), DRAM, DISK], memory)
+        assert found.mode == "stream"
+        assert found.tier_bytes()["gpu0"] <= min(free, memory.limit_bytes or free)
+        elsewhere = {placement.name for placement in found.placements if placement.tier == "dram"}
+        assert elsewhere == {"embedding", "exp_avg", "exp_avg_sq", "final", "best"}
+        numbers = of.nodes * of.dim * 4
+        # The link takes both ways at a time; it reads at 50 GB/s and writes at 40.
+        assert found.resources["dram (stream)"] == pytest.approx(3 * numbers / 40e9)
+        assert {(speed.tier, speed.pattern) for speed in found.speeds} >= {("gpu0", "to_gpu"), ("gpu0", "from_gpu")}
+        assert {speed.tier for speed in found.speeds} == {"gpu0"}
+        layout = host_layout(of.nodes, of.dim, found.panel)
+        assert found.buffer_bytes % (3 * layout.block_bytes) == 0
+        assert found.buffer_bytes >= FEWEST * 3 * layout.block_bytes
+    files = plan(of, [GPU, DRAM, DISK], MemoryConfig("stream", folder="/disk"))
+    assert files.place("embedding").tier == "/disk"
+    assert files.resources["/disk (stream)"] == pytest.approx(6 * numbers / 2e9)  # the link is far from busy
+    unmeasured = plan(of, [GPU, replace(DRAM, rates=())], MemoryConfig("stream"))
+    assert unmeasured.step_seconds > 0
+
+
+def test_what_a_gpu_cannot_do():
+    of = workload(on_gpu=True)
+    with pytest.raises(ConfigError, match="memory=direct: has tensors where a GPU's kernels do not reach them"):
+        plan(of, [GPU, DRAM, DISK], MemoryConfig("direct"))
+    with pytest.raises(ConfigError, match=r"memory\.simulate: has no effect on DRAM"):
+        plan(of, [GPU, DRAM], MemoryConfig("stream", simulate=SimulateConfig(1.0, 1.0)))
+    with pytest.raises(PlanError, match=r"no placement fits: gpu0 needs .* and has 20.00 MiB.*memory.limit="):
+        plan(of, [GPU, DRAM], MemoryConfig("stream", limit="20MiB"))
+    with pytest.raises(PlanError, match=r"dram needs .* and has 1.00 MiB"):
+        plan(of, [GPU, replace(DRAM, free=MIB)], MemoryConfig("stream"))
+    with pytest.raises(UnknownRateError, match="gpu0: has no rate of"):
+        plan(of, [replace(GPU, rates=()), DRAM], MemoryConfig("stream"))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +449,7 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float) -> float:
         compute = sum(seconds(home, a, of.threads) for d in form.demands for a in d.accesses) + of.sampling_seconds
         update = sum(seconds(home, a, of.threads) for a in form.update)
         beside = sum(seconds(home, a, of.threads) for a in form.beside)
-        transfer = sum(seconds(on, a, planner.TRANSFERS) for d in form.files for a in d.accesses)
+        transfer = sum(a.bytes for d in form.files for a in d.accesses) / (transfers(on).gb_per_s * 1e9)
         blocks = layout.panels * layout.blocks
         for count in range(min(FEWEST, blocks), blocks + 1):
             ring = count * len(streamed) * layout.block_bytes
@@ -407,6 +457,25 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float) -> float:
                 hidden = hidden_share(ring, form.panel_bytes, 2, 2)
                 best = min(best, streamed_seconds(compute - beside, update + beside, transfer, hidden))
     return best
+
+
+def test_transfers_are_as_the_device_likes():
+    def of(**rates: dict[int, float]) -> Tier:
+        found = tuple(Rate(way, rate, threads=n) for way, some in rates.items() for n, rate in some.items())
+        return Tier("/slow", "file", None, None, 4096, rates=found, provenance="measured")
+
+    # As many as it takes and no more: this device, as Optane, is slower with many writers.
+    found = transfers(of(read={1: 2.0, 2: 3.9, 4: 4.0, 8: 4.0}, write={1: 2.0, 2: 1.5, 4: 1.0}))
+    assert (found.readers, found.writers, found.phased) == (2, 1, False)
+    assert found.gb_per_s == pytest.approx(2 / (1 / 3.9 + 1 / 2.0))  # nobody measured both ways at once
+    slow = transfers(of(read={1: 4.0}, write={1: 4.0}, mixed={2: 2.0}))
+    assert slow.phased
+    assert slow.gb_per_s == pytest.approx(4.0)
+    fast = transfers(of(read={1: 4.0}, write={1: 4.0}, mixed={2: 6.0}))
+    assert not fast.phased
+    assert fast.gb_per_s == pytest.approx(6.0)
+    with pytest.raises(UnknownRateError, match="has no rate"):
+        transfers(of())
 
 
 def test_plans_equal_brute_force():
@@ -612,6 +681,18 @@ def composed(*overrides: str) -> dict:
 
 SMALL = [f"data.synthetic.num_{name}" for name in ("users=300", "items=200", "interactions=3000")]
 PRESETS = sorted(file.stem for file in (CONF / "hardware").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("mode", ["auto", "stream"])
+@pytest.mark.parametrize("hardware", ["a100", "h100", "h200"])
+def test_what_if_there_were_a_gpu(hardware, mode, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    app(composed(f"hardware={hardware}", f"memory={mode}", "loss=bpr", "out=plan.json", *SMALL), tmp_path, "")
+    assert "declared" in capsys.readouterr().out
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert (content["hardware"], content["mode"]) == (hardware, "dram" if mode == "auto" else "stream")
+    assert all(rate["sources"] for rate in content["rates"])
 
 
 @pytest.mark.parametrize("hardware", [name for name in PRESETS if name.startswith(("optane", "cxl"))])

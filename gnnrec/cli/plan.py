@@ -41,13 +41,20 @@ def show(plan: Plan) -> None:
         print(f"  {tier}: {source}")
     table(plan.rows())
     busy = ", ".join(f"{name} {in_seconds(seconds)}" for name, seconds in plan.resources.items())
-    panel = "" if plan.panel is None else f", panels of {plan.panel} columns, buffers of {in_bytes(plan.buffer_bytes)}"
-    print(f"mode: {plan.mode}{panel}")
+    print(f"mode: {plan.mode}{_panels(plan)}")
     print("memory: " + ", ".join(f"{tier} {in_bytes(count)}" for tier, count in plan.tier_bytes().items()))
     stamp = "SIMULATED " if plan.simulated else ""
     print(f"{stamp}predicted step: {in_seconds(plan.step_seconds)} with {plan.threads} threads ({busy})")
     print(f"{stamp}predicted epoch: {in_seconds(plan.epoch_seconds)}, {plan.steps_per_epoch} steps, without evaluation")
     print(f"binding resource: {plan.binding}")
+
+
+def _panels(plan: Plan) -> str:
+    if plan.panel is None or plan.ring is None:
+        return ""
+    ring = plan.ring
+    ways = f"{ring.readers} reading and {ring.writers} writing at a time{', in turns' if ring.phased else ''}"
+    return f", panels of {plan.panel} columns, buffers of {in_bytes(plan.buffer_bytes)}, {ways}"
 
 
 def _speed_row(speed: Any) -> dict[str, str]:

@@ -56,7 +56,7 @@ class MemoryConfig:
 
     @property
     def limit_bytes(self) -> int | None:
-        """The most DRAM that tensors and buffers may take."""
+        """The most memory of what computes, DRAM or a GPU's, that tensors and buffers may take."""
         return None if self.limit is None else parse_bytes("memory.limit", self.limit)
 
     @property

@@ -51,7 +51,7 @@ class Bandwidth:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Transfers:
     """How blocks pass to and from a tier: transfers at a time each way, whether the ways take turns, and 10^9 bytes a
     second of reading and writing alone, and of as much of both as the tier is given."""
 
@@ -107,7 +107,7 @@ def bandwidth(tier: Tier, access: Access, threads: int) -> Bandwidth:
     raise UnknownRateError(f"has no rate of {access.pattern}", where=tier.name, remedy=f"Run {calibrate(tier)} first")
 
 
-def traffic(tier: Tier) -> Traffic:
+def transfers(tier: Tier) -> Transfers:
     """What a tier that blocks are read from and written to likes best, by its rates: the fewest threads that reach
     what most do, and turns where both ways at once are slower. Optane, for one, wants few writers.
 
@@ -118,12 +118,13 @@ def traffic(tier: Tier) -> Traffic:
     read, write = (
         bandwidth(tier, Access(way, 1), threads).gb_per_s for way, threads in (("read", readers), ("write", writers))
     )
-    together = bandwidth(tier, Access("mixed", 1), readers + writers)
     in_turns = 2 / (1 / read + 1 / write)
-    measured = any(rate.pattern == "mixed" for rate in tier.rates)
-    phased = measured and in_turns > TURN * together.gb_per_s
-    basis = f"{tier.provenance}, read and written in turns" if phased else together.basis
-    return Traffic(readers, writers, phased, read, write, in_turns if phased else together.gb_per_s, basis)
+    if not any(rate.pattern == "mixed" for rate in tier.rates):
+        return Transfers(readers, writers, False, read, write, in_turns, f"{tier.provenance}, from read and write")
+    together = bandwidth(tier, Access("mixed", 1), readers + writers)
+    if in_turns > TURN * together.gb_per_s:
+        return Transfers(readers, writers, True, read, write, in_turns, f"{tier.provenance}, read and written in turns")
+    return Transfers(readers, writers, False, read, write, together.gb_per_s, together.basis)
 
 
 def _fewest(tier: Tier, way: str) -> int:

@@ -14,8 +14,9 @@ from typing import Any
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.memory import MemoryConfig
 from gnnrec.errors import ConfigError, GnnrecError
-from gnnrec.memtier.costs import Access, bandwidth, calibrate, seconds
-from gnnrec.memtier.stream import FEWEST, SOURCES, Layout
+from gnnrec.memtier.costs import Access, Bandwidth, Transfers, bandwidth, calibrate, seconds, transfers
+from gnnrec.memtier.staging import host_layout
+from gnnrec.memtier.stream import FEWEST, SOURCES, Layout, Ring
 from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.memtier.workload import GROUP, STATE, Demand, Pass, Streamed, Workload
 from gnnrec.units import in_bytes
@@ -23,7 +24,6 @@ from gnnrec.units import in_bytes
 DIRECT = ("embedding", *STATE, "master")  # what memory=direct takes out of the tier that computes
 PRICE_STEPS = 100
 ROUNDING = 1e-12  # of a plan's seconds: what is shorter by less is no better
-TRANSFERS = 4  # threads that read and write files, both ways together, as stream.Stream has them
 
 
 class PlanError(GnnrecError):
@@ -61,9 +61,9 @@ class Plan:
 
     Args:
         mode: "dram": all where the computation is; "direct": some tensors elsewhere, as they lie; "stream": embeddings
-            and state in files, by panels.
+            and state in files, or in DRAM beside a GPU, by panels.
         panel: columns of a panel; None unless streamed; all of them where the optimizer's state alone is.
-        buffer_bytes: of the ring of staging buffers; 0 unless streamed.
+        ring: staging buffers and threads of the stream; None unless streamed.
         placements: of every tensor and buffer.
         resources: seconds of a step by what is busy; what is streamed goes on beside the rest.
         step_seconds: of a step.
@@ -75,7 +75,7 @@ class Plan:
 
     mode: str
     panel: int | None
-    buffer_bytes: int
+    ring: Ring | None
     placements: tuple[Placement, ...]
     resources: dict[str, float]
     step_seconds: float
@@ -83,6 +83,11 @@ class Plan:
     threads: int
     speeds: tuple[Speed, ...]
     simulated: bool = False
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of the staging buffers; 0 unless streamed."""
+        return 0 if self.ring is None else self.ring.buffer_bytes
 
     @property
     def epoch_seconds(self) -> float:
@@ -128,6 +133,7 @@ class Plan:
             "mode": self.mode,
             "panel_columns": self.panel,
             "buffer_bytes": self.buffer_bytes,
+            "transfers": None if self.ring is None else self.ring.transfers(),
             "tensors": [_with_units(placement) for placement in self.placements],
             "tier_bytes": self.tier_bytes(),
             "resource_seconds_per_step": self.resources,
@@ -298,7 +304,7 @@ class _Problem:
         if not homes:
             raise ConfigError(f"there is no usable tier of kind {kind}", where="memory", remedy="See gnnrec tiers")
         self.home = max(homes, key=lambda tier: tier.free or tier.capacity or 0)
-        # A GPU's kernels take tensors on it alone.
+        # A GPU's kernels take tensors on it alone; blocks come to it from DRAM, or from a folder that is named.
         others = [] if workload.on_gpu else [tier for tier in usable if tier != self.home and tier.kind != "gpu"]
         # Whoever leaves it to us need not calibrate what is not wanted.
         wanted = {memory.folder, *memory.pins.values()}
@@ -307,7 +313,9 @@ class _Problem:
         ]
         self.others = [tier for tier in others if tier not in self.uncalibrated]
         self.resident = workload.resident()
-        self.tiers = {tier.name: tier for tier in (self.home, *self.others)}
+        self.transfers: dict[str, Transfers] = {}
+        self.stores = self._stores(usable if workload.on_gpu else self.others)
+        self.tiers = {tier.name: tier for tier in (self.home, *self.others, *self.stores)}
         staying, leaving = (sum(d.bytes for d in self.resident if d.movable == movable) for movable in (False, True))
         beside = self._free(self.home, self.resident) - staying
         self.cached = min(1.0, max(0.0, beside / leaving)) if leaving else 1.0  # of mapped files, by the page cache
@@ -378,7 +386,7 @@ class _Problem:
         return self._plan(mode, placements, resources, sum(resources.values()), self.resident)
 
     def _placement(self, demand: Demand, tier: Tier, mode: str) -> Placement:
-        taken = self._seconds(tier, demand, TRANSFERS if mode == "stream" else None)
+        taken = self._transfer(tier, demand) if mode == "stream" else self._seconds(tier, demand)
         return Placement(demand.name, demand.bytes, tier.name, mode, _moved(demand), taken)
 
     def _options(self, demand: Demand) -> list[Tier]:
@@ -386,7 +394,8 @@ class _Problem:
         if not demand.movable:
             return [self.home]
         if demand.name in self.memory.pins:
-            return [self.tiers[self.memory.pins[demand.name]]]
+            pinned = self.tiers[self.memory.pins[demand.name]]
+            return [pinned] if pinned == self.home or pinned in self.others else []
         if self.memory.name in ("dram", "stream"):
             return [self.home]
         forced = self.memory.name == "direct"
@@ -396,10 +405,16 @@ class _Problem:
         # The page cache before a file takes the DRAM that was to be saved: files where nothing else is there, or asked.
         return self._in_folder(self.others) if self.memory.folder or not direct else direct
 
-    def _in_folder(self, tiers: list[Tier]) -> list[Tier]:
+    def _in_folder(self, tiers: Sequence[Tier]) -> list[Tier]:
         """The tier of memory.folder, where it is set."""
         folder = self.memory.folder
         return [tier for tier in tiers if folder is None or folder in (tier.name, tier.where)]
+
+    def _stores(self, tiers: Sequence[Tier]) -> list[Tier]:
+        """Where streamed tensors may lie: files; beside a GPU DRAM, unless memory.folder is set."""
+        if self.workload.on_gpu and self.memory.folder is None:
+            return [tier for tier in tiers if tier.kind == "dram"]
+        return [tier for tier in self._in_folder(tiers) if tier.kind in ("file", "pmem")]
 
     def _streams(self) -> Iterator[tuple[Streamed, Tier]]:
         """Forms of the training with files, and the tiers that may hold these: panels of all widths; the optimizer's
@@ -409,7 +424,7 @@ class _Problem:
             return
         widths = workload.panel_widths if workload.can_stream else []
         forms = [workload.streamed(width) for width in widths if memory.panel in (None, width)]
-        tiers = [tier for tier in self._in_folder(self.others) if tier.kind in ("file", "pmem")]
+        tiers = self.stores
         pairs = [(form, tier) for tier in tiers for form in forms if self._agrees(form, tier)]
         if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
             state = workload.state_streamed()
@@ -443,24 +458,34 @@ class _Problem:
         if streamed.passes:
             step = self.workload.sampling_seconds
             step += sum(self._pass_seconds(one, streamed, files, ring.bytes) for one in streamed.passes)
-            return self._plan("stream", placements, resources, step, demands, streamed.panel, ring.bytes)
+            return self._plan("stream", placements, resources, step, demands, streamed.panel, self._used(files, ring))
         update = placements[len(streamed.demands)].seconds
         transfer = resources[f"{files.name} (stream)"]
         compute = sum(resources.values()) - transfer - update
-        ways = [bandwidth(files, Access(way, 1), TRANSFERS // 2).gb_per_s for way in ("read", "write")]
+        if files.kind == "dram":
+            ways = [bandwidth(self.home, Access(way, 1), 1).gb_per_s for way in ("to_gpu", "from_gpu")]
+        else:
+            ways = [self._transfers(files).read_gb_per_s, self._transfers(files).write_gb_per_s]
         hidden = hidden_share(ring.bytes, streamed.panel_bytes, *ways)
         beside = sum(seconds(self.home, access, self.workload.threads) for access in streamed.beside)
         step = streamed_seconds(compute - beside, update + beside, transfer, hidden)
-        return self._plan("stream", placements, resources, step, demands, streamed.panel, ring.bytes)
+        return self._plan("stream", placements, resources, step, demands, streamed.panel, self._used(files, ring))
+
+    def _used(self, files: Tier, buffers: Demand) -> Ring:
+        """The ring as training has it."""
+        if files.kind == "dram":
+            return Ring(buffers.bytes)
+        found = self._transfers(files)
+        return Ring(buffers.bytes, found.readers, found.writers, found.phased)
 
     def _pass_seconds(self, one: Pass, streamed: Streamed, files: Tier, ring: int) -> float:
         """A pass: transfers go on beside computation, but for panels that it waits for, as far as they were not read
         ahead into the ring."""
         compute = sum(seconds(self.home, access, self.workload.threads) for access in one.compute)
         compute += self.workload.seconds_of_products(one.flops)
-        transfer = sum(seconds(files, access, TRANSFERS) for access in one.transfer)
+        transfer = sum(self._streaming(files, access) for access in one.transfer)
         ahead = min(1.0, SOURCES * ring * streamed.panels / one.waited) if one.waited else 1.0
-        waited = (1 - ahead) * seconds(files, Access("read", one.waited), TRANSFERS // 2)
+        waited = (1 - ahead) * self._streaming(files, Access("read", one.waited))
         return waited + max(compute, transfer - waited)
 
     def _ring(self, streamed: Streamed, files: Tier, buffer_bytes: int) -> Demand:
@@ -475,6 +500,8 @@ class _Problem:
 
     def _layout(self, streamed: Streamed, files: Tier) -> Layout:
         columns = streamed.panel * streamed.panels
+        if files.kind == "dram":
+            return host_layout(self.workload.nodes, columns, streamed.panel)
         return Layout.of(self.workload.nodes, columns, streamed.panel, files.granularity, streamed.block_bytes)
 
     def _busy(self, placements: Sequence[Placement], flops: float | None = None) -> dict[str, float]:
@@ -498,29 +525,66 @@ class _Problem:
         step: float,
         demands: Sequence[Demand],
         panel: int | None = None,
-        buffer_bytes: int = 0,
+        ring: Ring | None = None,
     ) -> Plan:
         speeds = dict.fromkeys(
-            self._speed(self.tiers[placement.tier], access, placement.mode)
+            self._speed(tier, access, placement.mode)
             for placement, demand in zip(placements, demands, strict=True)
-            for access in demand.accesses
+            for tier, accesses in self._movers(self.tiers[placement.tier], demand, placement.mode)
+            for access in accesses
             if not access.serial
         )
         steps, threads = self.workload.steps_per_epoch, self.workload.threads
         ordered = sorted(speeds, key=lambda speed: (speed.tier, speed.pattern, speed.row_bytes, speed.working_set))
         simulated = any(self.tiers[placement.tier].provenance == "simulated" for placement in placements)
         busy = tuple(placements), resources, step, steps, threads, tuple(ordered)
-        return Plan(mode, panel, buffer_bytes, *busy, simulated)
+        return Plan(mode, panel, ring, *busy, simulated)
 
     def _speed(self, tier: Tier, access: Access, mode: str) -> Speed:
-        found = bandwidth(tier, access, TRANSFERS if mode == "stream" else self.workload.threads)
+        streamed = mode == "stream" and tier != self.home
+        found = self._passing(tier, access) if streamed else bandwidth(tier, access, self.workload.threads)
         return Speed(
             tier.name, access.pattern, access.row_bytes, access.working_set, found.gb_per_s, found.basis, found.sources
         )
 
-    def _seconds(self, tier: Tier, demand: Demand, threads: int | None = None) -> float:
-        taken = sum(seconds(tier, access, threads or self.workload.threads) for access in demand.accesses)
-        if tier.kind != "file" or threads is not None:
+    def _movers(self, tier: Tier, demand: Demand, mode: str) -> list[tuple[Tier, Sequence[Access]]]:
+        """What moves a tensor, and how: the tier that it lies in, and beside a GPU, its link."""
+        if mode == "direct" or not self.workload.on_gpu:
+            return [(tier, demand.accesses)]
+        link = (self.home, demand.accesses)
+        return [link] if tier.kind == "dram" else [link, (tier, (Access("mixed", _moved(demand)),))]
+
+    def _transfer(self, tier: Tier, demand: Demand) -> float:
+        """Seconds in which a tensor is streamed. A GPU's link takes both ways at a time, and files beside them."""
+        if not self.workload.on_gpu:
+            return sum(self._streaming(tier, access) for access in demand.accesses)
+        taken = [
+            self._streaming(mover, access)
+            for mover, accesses in self._movers(tier, demand, "stream")
+            for access in accesses
+        ]
+        return max(taken, default=0.0)
+
+    def _streaming(self, tier: Tier, access: Access) -> float:
+        """Seconds in which blocks pass."""
+        return access.bytes / (self._passing(tier, access).gb_per_s * 1e9) if access.bytes else 0.0
+
+    def _passing(self, tier: Tier, access: Access) -> Bandwidth:
+        """What blocks pass with: a GPU's link as it is, files as `costs.transfers` has it."""
+        if tier == self.home:
+            return bandwidth(tier, access, 1)
+        found, sources = self._transfers(tier), bandwidth(tier, access, 1).sources
+        rates = {"read": found.read_gb_per_s, "write": found.write_gb_per_s, "mixed": found.gb_per_s}
+        return Bandwidth(rates[access.pattern], found.basis, sources)
+
+    def _transfers(self, files: Tier) -> Transfers:
+        if files.name not in self.transfers:
+            self.transfers[files.name] = transfers(files)
+        return self.transfers[files.name]
+
+    def _seconds(self, tier: Tier, demand: Demand) -> float:
+        taken = sum(seconds(tier, access, self.workload.threads) for access in demand.accesses)
+        if tier.kind != "file":
             return taken
         # Processors see a mapped file through the page cache: what fits beside everything else is found there.
         near = sum(seconds(self.home, access, self.workload.threads) for access in demand.accesses)
@@ -548,10 +612,11 @@ class _Problem:
     def _check(self) -> None:
         """Raise a ConfigError for what the workload and the tiers do not know."""
         memory, widths = self.memory, self.workload.panel_widths
-        if memory.name == "stream" and not self.workload.can_stream_state:
-            found = "streams float32 alone, on a CPU"
-            remedy = "Leave out trainer.storage and optimizer.state_dtype, and take device=cpu; or memory=dram"
-            raise ConfigError(found, where="memory=stream", remedy=remedy)
+        if self.workload.on_gpu:
+            self._check_gpu()
+        elif memory.name == "stream" and not self.workload.can_stream_state:
+            remedy = "Leave out trainer.storage and optimizer.state_dtype; or take memory=dram"
+            raise ConfigError("streams float32 alone", where="memory=stream", remedy=remedy)
         if memory.panel is not None and not self.workload.can_stream:
             found = f"has no effect with model={self.workload.model.name}, loss={self.workload.loss.name}"
             remedy = "Panels take model=ngcf or model=lightgcn with model.init=normal, loss=bpr and no optimizer.clip"
@@ -559,7 +624,7 @@ class _Problem:
         if memory.panel is not None and memory.panel not in widths:
             remedy = f"It must be one of {', '.join(map(str, widths))}, which divide model.dim={self.workload.dim}"
             raise ConfigError(f"is {memory.panel}", where="memory.panel", remedy=remedy)
-        if memory.name in ("direct", "stream") and not self._in_folder(self.others):
+        if memory.name in ("direct", "stream") and not (self.stores or self._in_folder(self.others)):
             remedy = "Give a folder on it by memory.folder, as gnnrec tiers lists it"
             named = [tier for tier in self.every if memory.folder in (tier.name, tier.where) and tier.unavailable]
             why = "".join(f": {tier.name} is unavailable, {tier.unavailable}" for tier in named)
@@ -568,6 +633,23 @@ class _Problem:
         movable = {demand.name: demand.movable for demand in self.resident}
         for tensor, name in memory.pins.items():
             self._check_pin(tensor, name, movable)
+
+    def _check_gpu(self) -> None:
+        """Raise a ConfigError for what a GPU cannot do, or has no use for."""
+        memory = self.memory
+        if memory.name == "direct":
+            found, remedy = "has tensors where a GPU's kernels do not reach them", "Take memory=stream, or device=cpu"
+            raise ConfigError(found, where="memory=direct", remedy=remedy)
+        if memory.name == "stream" and not self.workload.can_stream:
+            found = "streams float32 panels of LightGCN with BPR and Adam alone to a GPU"
+            remedy = (
+                "Take model=lightgcn, model.init=normal, a model.dim that 16 divides, loss=bpr, and leave out "
+                "optimizer.clip, trainer.storage and optimizer.state_dtype; or memory=dram, or device=cpu"
+            )
+            raise ConfigError(found, where="memory=stream", remedy=remedy)
+        if memory.slower is not None and memory.folder is None:
+            found, remedy = "has no effect on DRAM, from which a GPU is streamed to", "Give a folder by memory.folder"
+            raise ConfigError(found, where="memory.simulate", remedy=remedy)
 
     def _check_pin(self, tensor: str, name: str, movable: dict[str, bool]) -> None:
         where = f"memory.pin.{tensor}"

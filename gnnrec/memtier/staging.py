@@ -18,7 +18,15 @@ from gnnrec.memtier.copies import Event, copies, pinned
 from gnnrec.memtier.files import Direction, Traffic
 from gnnrec.memtier.stream import ITEM, Block, BlockMatrix, Layout, buffer_count, rows_in
 
-BLOCK_BYTES = 16 << 20  # of one matrix: its copy takes longer than the host takes to start what is done with it
+# Of a block of one matrix: its copy takes longer than the host takes to start what is done with it; but the ring takes
+# no more than half a panel has to.
+BLOCK_BYTES, BLOCKS = 16 << 20, 8
+LINE = 64  # bytes that blocks of rows are a multiple of
+
+
+def host_layout(rows: int, columns: int, width: int) -> Layout:
+    """How a matrix lies in DRAM beside a GPU."""
+    return Layout.of(rows, columns, width, LINE, min(BLOCK_BYTES, rows * width * ITEM // BLOCKS))
 
 
 class HostMatrix(BlockMatrix):

@@ -200,6 +200,10 @@ class Ring:
     writers: int = 2
     phased: bool = False
 
+    def transfers(self) -> dict[str, int | bool]:
+        """How blocks pass, for `plan.json`."""
+        return {"readers": self.readers, "writers": self.writers, "phased": self.phased}
+
 
 @dataclass
 class Block:

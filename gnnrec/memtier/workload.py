@@ -80,16 +80,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A step in column panels, whose embeddings and state lie in files.
+    """A step in column panels, whose embeddings and state lie in files, or in DRAM beside a GPU.
 
     Args:
         panel: columns of a panel.
         panels: how many there are.
         panel_bytes: of the embedding and its state in a panel: they are read and written once a step.
-        demands: what lies in memory, but for the ring of staging buffers.
-        update: what the optimizer moves of the ring in a step, while files are read and written.
+        demands: what lies where the computation is, but for the ring of staging buffers.
+        update: what the optimizer moves of the ring in a step, while panels come and go.
         beside: what of the demands is moved meanwhile too: by the last layer of the backward pass.
-        files: what lies in files.
+        files: what lies elsewhere, and what is moved of it; beside a GPU, from and to the GPU.
         matrices: of the blocks that a buffer of the ring has room for.
         block_bytes: of such a block, about.
         passes: the parts that the step consists of, where it is no single one.
@@ -221,17 +221,16 @@ class Workload:
 
     @property
     def can_stream_state(self) -> bool:
-        """Whether the optimizer's state may lie in files."""
-        return self.trainer.storage == "float32" and self.optimizer.state_dtype == "float32" and not self.on_gpu
+        """Whether the optimizer's state alone may lie in files: beside the processors of this machine."""
+        return self._float32 and not self.on_gpu
 
     @property
     def can_stream(self) -> bool:
-        """Whether the training has a form in column panels, with embeddings in files too."""
-        drawn = isinstance(self.model, NGCFConfig) or (
-            isinstance(self.model, LightGCNConfig) and self.model.init == "normal"
-        )
+        """Whether the training has a form in column panels, with embeddings elsewhere too."""
+        drawn = isinstance(self.model, NGCFConfig) and not self.on_gpu
+        drawn = drawn or (isinstance(self.model, LightGCNConfig) and self.model.init == "normal")
         columns = drawn and self.dim % GROUP == 0 and isinstance(self.loss, BPRConfig) and self.optimizer.clip is None
-        return columns and self.can_stream_state
+        return columns and self._float32
 
     @property
     def panel_widths(self) -> list[int]:
@@ -346,11 +345,16 @@ class Workload:
         # Final rows of this step's batch, which give way to those of the next one panel by panel.
         most = min(self.nodes, (2 + self._negatives) * self.batch)
         sizes = {"panels": 3 * dense, "batch_rows": most * (columns + 3 * panel) * FLOAT}
-        files = [Demand(name, numbers, (Access("mixed", 2 * numbers),)) for name in ("embedding", *STATE)]
+        ways = (
+            (Access("to_gpu", numbers), Access("from_gpu", numbers)) if self.on_gpu else (Access("mixed", 2 * numbers),)
+        )
+        files = [Demand(name, numbers, ways) for name in ("embedding", *STATE)]
         files.append(Demand("final", numbers))  # for evaluation, mapped
         if self.validated:
             files.append(Demand("best", numbers))
         update = (Access("mixed", 6 * numbers),)
+        if self.on_gpu:  # pointers of blocks of rows, and which rows of them are short
+            sizes["row_blocks"] = 16 * self.nodes
         demands = (*self._graph(moved), *self._demands(sizes, moved))
         last = _Moved(self.cache_bytes)
         self._propagate(last, "panels", "panels", panel, FLOAT, times=panels, layers=min(self.layers, 1))
@@ -435,6 +439,11 @@ class Workload:
             block_bytes=ROWS_BYTES // panels,
             passes=tuple(passes),
         )
+
+    @property
+    def _float32(self) -> bool:
+        """Whether embeddings and state are float32, as panels and blocks of them are."""
+        return self.trainer.storage == "float32" and self.optimizer.state_dtype == "float32"
 
     @property
     def _size(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from gnnrec import device as devices
 from gnnrec import losses, models
 from gnnrec.config import (
+    GFCFConfig,
     HardwareConfig,
     LightGCNConfig,
     LossConfig,
@@ -28,7 +29,8 @@ from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.planner import Plan
-from gnnrec.memtier.stores import FileStore
+from gnnrec.memtier.staging import host_layout
+from gnnrec.memtier.stores import FileStore, HostStore, Store
 from gnnrec.memtier.stream import ROWS_BYTES, Layout, PanelMatrix, Ring, Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import STATE, Workload
@@ -85,11 +87,11 @@ class Places:
 
     def stream(self, shape: Sequence[int]) -> Stream | None:
         """Adam's moments of a matrix [rows, dim] in files, where the plan streams these alone."""
-        if self.files is None or self.plan is None:
+        if self.files is None or self.plan is None or self.plan.ring is None:
             return None
         rows, dim = shape
         layout = Layout.of(rows, dim, dim, self.files.access.alignment)
-        return Stream([PanelMatrix(self.files, name, layout) for name in STATE], Ring(self.plan.buffer_bytes))
+        return Stream([PanelMatrix(self.files, name, layout) for name in STATE], self.plan.ring)
 
     def open_files(self, folder: Path, throttle: Throttle | None) -> TierFolder:
         """The folder for what is streamed."""
@@ -108,7 +110,7 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         config: of the training.
         graph: the training graph.
         validated: whether the best parameters so far are kept.
-        folder: for files, where memory.folder is not set.
+        folder: for files, where memory.folder is not set; a GPU is then streamed to from DRAM.
 
     Raises:
         PlanError: nothing fits.
@@ -118,22 +120,23 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
     memory = config.memory
     if memory.name == "dram":
         return Places()
-    files, memory = tier_folder(config, folder), normalised(memory)
-    if memory.name != "direct":
+    on_gpu, memory = devices.resolve(config.device).type != "cpu", normalised(memory)
+    files = None if on_gpu and memory.folder is None else tier_folder(config, folder)
+    if memory.name != "direct" and files is not None:
         memory = replace(memory, folder=str(files))
-    named = [files, *(Path(name) for name in memory.pins.values() if "/" in name)]
+    named = [*filter(None, [files]), *(Path(name) for name in memory.pins.values() if "/" in name)]
     for name in named:
         with storage_errors(name):
             name.mkdir(parents=True, exist_ok=True)
         remove_leftovers(name)  # of a killed run, before free space is looked at
     tiers = calibrate.calibrated(discover(named))
-    wanted, kind = {str(files), *memory.pins.values()}, devices.resolve(config.device).type
+    wanted, kind = {*map(str, named), *memory.pins.values()}, "gpu" if on_gpu else "dram"
     unknown = [
         tier
         for tier in tiers
         if tier.provenance != "measured"
         and not tier.unavailable
-        and (tier.kind == {"cpu": "dram", "cuda": "gpu"}[kind] or {tier.name, tier.where} & wanted)
+        and (tier.kind == kind or {tier.name, tier.where} & wanted)
     ]
     if unknown:
         names = " and ".join(tier.name for tier in unknown)
@@ -141,7 +144,7 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
         calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
         tiers = calibrate.calibrated(tiers)
     found = planner.plan(workload(config, graph, tiers, validated=validated), tiers, memory)
-    if found.mode == "dram":
+    if found.mode == "dram" and files is not None:
         with suppress(OSError):  # not empty, or somebody's
             files.rmdir()
     return Places(found, {tier.name: tier for tier in tiers}, found.place("batch").tier, str(folder.parent))
@@ -181,7 +184,7 @@ def workload(
     assert config.optimizer is not None
     compute = None if hardware is None else hardware.compute
     trainer, loss = scaled(config.trainer, config.loss, graph)
-    on_gpu = config.device != "cpu" and (declared_gpu or devices.resolve(config.device).type == "cuda")
+    on_gpu = config.device != "cpu" and (declared_gpu or devices.resolve(config.device).type != "cpu")
     products = isinstance(config.model, NGCFConfig) or isinstance(loss, SoftmaxConfig)
     here = compute is None and not on_gpu
     return Workload.of(
@@ -230,7 +233,9 @@ def build(
     plan = places.plan
     if plan is not None and plan.mode == "stream" and plan.place("embedding").mode == "stream":
         assert plan.panel is not None
-        return streamed(config, graph, places, folder, plan.panel, plan.buffer_bytes, drawn=not restored), graph
+        assert plan.ring is not None
+        where = None if in_dram(plan.place("embedding").tier) else folder
+        return streamed(config, graph, places, device, where, plan.panel, plan.ring, drawn=not restored), graph
     if places.elsewhere and places.tier_of("graph").name != places.home:
         graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
     model = models.build(config.model, graph, config.seed)
@@ -252,21 +257,34 @@ def streamed(
     config: TrainConfig,
     graph: BipartiteGraph,
     places: Places,
-    folder: Path,
+    device: torch.device,
+    folder: Path | None,
     panel: int,
-    buffer_bytes: int,
+    ring: Ring,
     *,
     drawn: bool,
 ) -> models.Streamed:
-    """A model whose embeddings lie in a file, drawn from the seed or left to what a checkpoint holds."""
-    files = places.open_files(tier_folder(config, folder), _throttle(config))
-    rows, alignment, store = graph.num_nodes, files.access.alignment, FileStore(files, Ring(buffer_bytes))
-    if isinstance(config.model, NGCFConfig):
-        layout = Layout.of(rows, config.model.dim, panel, alignment, ROWS_BYTES * panel // config.model.dim)
-        return models.StreamedNGCF(graph, config.model, store, layout, config.seed, drawn=drawn)
+    """A model whose embeddings lie in a file, or without a folder in DRAM beside the device, a GPU; drawn from the seed
+    or left to what a checkpoint holds."""
+    assert not isinstance(config.model, GFCFConfig)
+    rows, dim = graph.num_nodes, config.model.dim
+    store: Store
+    if folder is None:
+        store, layout = HostStore(device, ring.buffer_bytes), host_layout(rows, dim, panel)
+    else:
+        files = places.open_files(tier_folder(config, folder), _throttle(config))
+        store = FileStore(files, ring, device)
+        if isinstance(config.model, NGCFConfig):
+            layout = Layout.of(rows, dim, panel, files.access.alignment, ROWS_BYTES * panel // dim)
+            return models.StreamedNGCF(graph, config.model, store, layout, config.seed, drawn=drawn)
+        layout = Layout.of(rows, dim, panel, files.access.alignment)
     assert isinstance(config.model, LightGCNConfig)
-    layout = Layout.of(rows, config.model.dim, panel, alignment)
     return models.StreamedLightGCN(graph, config.model, store, layout, config.seed if drawn else None)
+
+
+def in_dram(tier: str) -> bool:
+    """Whether the tier of this name is DRAM, as `tiers.Tier` has it."""
+    return tier.startswith("dram")
 
 
 def _throttle(config: TrainConfig) -> Throttle | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.files import is_tier_folder
 from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.stream import Ring
 from gnnrec.ops import set_num_threads
 from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
 from gnnrec.training import checkpoint, placing, runlog
@@ -186,7 +187,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     config = _read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
-    panels = _panels(run_dir)
+    panels = _panels(run_dir, found)
     # Matrices stay in their files: those of the optimizer are not needed, and may be larger than memory.
     saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=True)
     for warning in warnings:
@@ -196,7 +197,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     with ExitStack() as failed:
         failed.callback(places.close)
         try:
-            model = _restored(config, graph, places, run_dir, state, panels)
+            model = _restored(config, graph, places, found, run_dir, state, panels)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"does not fit the configuration in {run_dir / 'config.yaml'}",
@@ -217,8 +218,17 @@ def _keep_plan(plan: Plan | None, file: Path) -> None:
         file.unlink()
 
 
-def _panels(run_dir: Path) -> tuple[int, int] | None:
-    """Width of panels and bytes of buffers where the run's plan has its embeddings in files, too large for memory.
+class _Panels(NamedTuple):
+    """How a run's plan has its embeddings outside of where it computes: the folder of files, unless they are in DRAM,
+    the width of panels, buffers and threads."""
+
+    folder: Path | None
+    width: int
+    ring: Ring
+
+
+def _panels(run_dir: Path, device: torch.device) -> _Panels | None:
+    """Of a run whose embeddings are too large for memory; those in DRAM beside a GPU are not for processors.
 
     Raises:
         CheckpointError: the plan is damaged.
@@ -226,11 +236,15 @@ def _panels(run_dir: Path) -> tuple[int, int] | None:
     file = run_dir / PLAN
     try:
         plan = json.loads(file.read_bytes())
-        modes = {tensor["name"]: tensor["mode"] for tensor in plan["tensors"]}
-        return (plan["panel_columns"], plan["buffer_bytes"]) if modes["embedding"] == "stream" else None
+        embedding = next(tensor for tensor in plan["tensors"] if tensor["name"] == "embedding")
+        host = placing.in_dram(embedding["tier"])
+        if embedding["mode"] != "stream" or (host and device.type == "cpu"):
+            return None
+        ring = Ring(plan["buffer_bytes"], **plan["transfers"])
+        return _Panels(None if host else run_dir / TIER, plan["panel_columns"], ring)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         remedy = "Restore it from a copy, or resume the run, which makes a new one"
         raise CheckpointError(f"cannot be read: {error!r}", where=str(file), remedy=remedy) from error
 
@@ -239,16 +253,15 @@ def _restored(
     config: TrainConfig,
     graph: BipartiteGraph,
     places: Places,
+    device: torch.device,
     run_dir: Path,
     state: dict[str, Any],
-    panels: tuple[int, int] | None,
+    panels: _Panels | None,
 ) -> models.Model | models.Streamed:
     """The model with the parameters of a checkpoint, where the training had it."""
     if panels is not None:
-        streamed, where = (
-            placing.streamed(config, graph, places, run_dir / TIER, *panels, drawn=False),
-            str(run_dir / "checkpoints"),
-        )
+        streamed = placing.streamed(config, graph, places, device, *panels, drawn=False)
+        where = str(run_dir / "checkpoints")
         if isinstance(streamed, models.StreamedNGCF):
             load(streamed, state, where)
         else:

@@ -71,12 +71,14 @@ class Streamed:
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
         batch, (before, waited), started = self._propagated(step), self._stream.spent(), time.perf_counter()
-        loss, following = batch.loss.loss(), self._batch(step + 1)
+        loss, following = batch.loss.loss(), None
         self._largest = torch.zeros_like(self._largest)
         self._count += 1
         for panel in range(self.model.layout.panels):
             self._update(batch, self._stream.panel(panel), lr)
+            following = following or self._batch(step + 1)  # drawn while a GPU has something to do
             self._add(following)
+        assert following is not None
         self._ahead = step + 1, following
         self._steps += 1
         transferred, waiting = self._stream.spent()
@@ -173,7 +175,7 @@ class Streamed:
         layout, size = self.model.layout, self.model.embedding.shape
         loss = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest, device=self.device)
         starts = torch.tensor([layout.rows_of(block).start for block in range(layout.blocks)] + [layout.rows])
-        borders = torch.searchsorted(loss.nodes.cpu(), starts).tolist()
+        borders = torch.searchsorted(loss.nodes, starts.to(self.device)).tolist()
         return _Batch(loss, self.model.matrix.select_rows(loss.nodes), borders)
 
     def _add(self, batch: _Batch) -> None:

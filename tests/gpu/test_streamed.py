@@ -12,4 +12,4 @@ def gpu():
 @pytest.fixture(scope="module")
 def sizes():
     """About a fifth of Gowalla, blocks of 1 MiB."""
-    return Sizes(6000, 8000, 160_000, 128, 2048, 1 << 20, ((16, 0), (32, 1 << 23), (64, 0), (128, 1 << 25)))
+    return Sizes(6000, 8000, 160_000, 128, 2048, 1 << 20, ((16, 0), (64, 0), (64, 1 << 23), (128, 1 << 25)))

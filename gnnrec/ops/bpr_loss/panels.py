@@ -17,7 +17,7 @@ class BPRPanels:
     once. Until then the final embeddings of the batch's nodes are kept.
 
     Args:
-        triples: int64 [2 + n, batch], as for `bpr_loss`. On a GPU, the number of different nodes is waited for.
+        triples: int64 [2 + n, batch], as for `bpr_loss`. The number of different nodes is waited for on a GPU.
         size: nodes and columns of the embeddings, which decide about launches on a GPU.
         reg, hardest: as for `bpr_loss`.
         device: where the panels lie.
@@ -37,7 +37,7 @@ class BPRPanels:
         hardest: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        nodes, numbers = (x.to(device) for x in triples.unique(return_inverse=True))
+        nodes, numbers = triples.to(device).unique(return_inverse=True)
         self.nodes = nodes
         self.decay: torch.Tensor | None = None
         self._final: list[torch.Tensor] = []
