@@ -347,6 +347,38 @@ def test_a_mistake_ends_with_2_and_one_message(args, says, folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_are_no_markup(folder, tmp_path):
+    name = '_<b>&"$x$|*'
+    shutil.copytree(folder / "plain", tmp_path / name, ignore=shutil.ignore_patterns("checkpoints", "data"))
+    shutil.copytree(folder / "plain", tmp_path / "$x$", ignore=shutil.ignore_patterns("checkpoints", "data"))
+    text, markdown = report(tmp_path, tmp_path, name, "$x$")
+    Page(text)
+    assert "<b>" not in text
+    assert markdown.startswith('# gnnrec report: \\_\\<b\\>&"$x$\\|\\*, $x$\n')
+    (legend,) = re.findall('id="loss-legend_1".*', text, re.DOTALL)
+    assert "_&lt;b&gt;&amp;" in legend.split("</svg>")[0]
+
+
+def luminance(colour: str) -> float:
+    """Relative, as WCAG defines it."""
+    digits = "".join(2 * digit for digit in colour) if len(colour) == 3 else colour
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colours_differ_enough_from_the_paper_in_light_and_dark_and_print(written):
+    """WCAG AA: 4.5 for text, 3 for lines and bars."""
+    themes = [dict(re.findall(r"--([\w-]+): #(\w+)", theme)) for theme in re.findall(r":root \{([^}]*)\}", written[2])]
+    assert [len(theme) for theme in themes] == [13, 13, 6]
+    for theme in themes:
+        for name, colour in theme.items():
+            for paper in ("paper", "shade"):
+                ends = sorted((luminance(colour), luminance(theme[paper])))
+                least = 3 if name.startswith("series") else 4.5
+                assert name in ("paper", "shade", "rule") or (ends[1] + 0.05) / (ends[0] + 0.05) >= least, name
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_a_package_that_is_not_installed_is_named(package, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -52,7 +52,7 @@ def loss(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes) -> None:
         for number, run in enumerate(runs):
-            axes.plot([e.epoch for e in run.epochs], [e.loss for e in run.epochs], **_line(number, run.label))
+            axes.plot([e.epoch for e in run.epochs], [e.loss for e in run.epochs], **_line(number, f" {run.label}"))
         _by_epoch(axes, runs)
 
     return _figure("loss", "Loss by epoch", draw)
@@ -66,7 +66,7 @@ def metric(runs: Sequence[Run], name: str) -> Figure:
             known = [(e.epoch, value) for e in run.epochs if (value := e.valid.get(name)) is not None]
             if not known:
                 continue
-            axes.plot(*zip(*known, strict=True), **_line(number, run.label))
+            axes.plot(*zip(*known, strict=True), **_line(number, f" {run.label}"))
             kept = [(epoch, value) for epoch, value in known if epoch == run.best_epoch]
             axes.plot(*zip(*kept, strict=True), "*", color=SERIES[number % len(SERIES)], markersize=13)
             for epoch, value in kept:
@@ -161,7 +161,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _stamped(run: Run, label: str) -> str:
-    return f"{STAMP} {label}" if run.simulated else label
+    return f"{STAMP} {label}" if run.simulated else f" {label}"  # matplotlib hides labels that begin with an underscore
 
 
 def _figure(name: str, title: str, draw: Callable[[Axes], None], height: float = 2.7) -> Figure:
