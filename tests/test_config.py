@@ -141,7 +141,7 @@ def test_every_app_has_a_config_that_fills_its_dataclass():
     assert (tune.operators, tune.dims, tune.dtypes) == (["spmm"], TuneConfig().dims, TuneConfig().dtypes)
     assert PlanConfig.from_dict(composed("plan", "memory.limit=1GiB")).train.memory.limit_bytes == 2**30
     assert fill(CalibrateConfig, composed("calibrate", "folders=a", "seconds=9")).seconds == 9
-    known = {"train", "evaluate", "recommend", "tune", "tiers", "calibrate", "plan", "data"}
+    known = {"train", "evaluate", "recommend", "tune", "tiers", "calibrate", "plan", "data", "report"}
     assert {file.stem for file in CONF.glob("*.yaml")} == set(APPS) == known
 
 

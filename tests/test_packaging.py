@@ -74,7 +74,7 @@ def test_the_wheel_carries_code_configs_and_marker_and_nothing_else(unpacked):
     files = {file.relative_to(unpacked) for file in unpacked.rglob("*") if file.is_file()}
     meta = f"gnnrec-{importlib.metadata.version('gnnrec')}.dist-info"
     code = {file.relative_to(ROOT) for file in (ROOT / "gnnrec").rglob("*.py")}
-    data = {Path("gnnrec/py.typed"), Path("gnnrec/ops/launches.json")}
+    data = {Path("gnnrec/py.typed"), Path("gnnrec/ops/launches.json"), Path("gnnrec/report/page.html.j2")}
     expected = code | data | {Path("gnnrec/conf") / config for config in CONFIGS}
     assert {file for file in files if file.parts[0] != meta} == expected
     for config in CONFIGS:

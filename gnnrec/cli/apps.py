@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gnnrec.cli.calibrate import calibrate
 from gnnrec.cli.plan import plan
 from gnnrec.cli.plan import show as show_plan
+from gnnrec.cli.report import report
 from gnnrec.cli.show import (
     Percent,
     catalog_row,
@@ -179,6 +180,7 @@ APPS = {
     "train": App(train),
     "evaluate": App(evaluate),
     "recommend": App(recommend, ("new_users", "similar_items", "embeddings")),
+    "report": App(report),
     "tune": App(tune),
     "tiers": App(tiers),
     "calibrate": App(calibrate),

@@ -24,7 +24,7 @@ from gnnrec.config.tiers import TiersConfig
 from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, from_yaml
-from gnnrec.config.verbs import CatalogConfig, EvaluateConfig, RecommendConfig, TuneConfig
+from gnnrec.config.verbs import CatalogConfig, EvaluateConfig, RecommendConfig, ReportConfig, TuneConfig
 
 __all__ = [
     "LOSSES",
@@ -48,6 +48,7 @@ __all__ = [
     "OptimizerConfig",
     "PlanConfig",
     "RecommendConfig",
+    "ReportConfig",
     "SimGCLConfig",
     "SimulateConfig",
     "SoftmaxConfig",

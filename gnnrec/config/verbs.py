@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gnnrec.config.checks import at_least, cutoffs, one_of
 from gnnrec.config.data import ColumnsConfig, DataConfig
@@ -68,6 +69,26 @@ class RecommendConfig:
         at_least("k", self.k, 1)
         at_least("threads", self.threads, 1)
         one_of("device", self.device, DEVICES)
+
+
+@dataclass
+class ReportConfig:
+    """What `gnnrec report` is told."""
+
+    run: list[str] = field(default_factory=list)
+    out: str | None = None
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used."""
+        if not self.run:
+            raise _no_run()
+        if self.out is None:
+            return
+        if Path(self.out).suffix != ".html":
+            raise ConfigError(f"is {self.out!r}", where="out", remedy="Give a name that ends in .html")
+        if not (folder := Path(self.out).parent).is_dir():
+            found = f"is {self.out!r}, but there is no folder {str(folder)!r}"
+            raise ConfigError(found, where="out", remedy="Create it")
 
 
 @dataclass
