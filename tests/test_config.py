@@ -344,6 +344,7 @@ TYPES = [
     ("data.columns", None, "is None", "It must be a section with keys of its own"),
     ("seed", "x", "is 'x'", "It must be a whole number"),
     ("resume", "maybe", "is 'maybe'", "It must be true or false"),
+    ("profile", "of", "is 'of'", "Did you mean off?"),
     ("threads", "all", "is 'all'", "It must be a whole number or null"),
     ("optimizer.learning_rate", 1, "unknown key", "Known are: betas, clip, eps, lr"),
     ("data.split.bye", 1, "unknown key", "Did you mean by?"),

@@ -200,6 +200,7 @@ def _row(key: trace.Key, row: trace.Row, steps: int, seconds: float) -> dict[str
     def rate(count: int | None) -> float | None:
         return count / row.seconds / 1e9 if count and row.seconds > 0 else None
 
+    moved, flop = (row.bytes, row.flop) if row.calls else (None, None)
     return {
         "operator": key.operator,
         "direction": key.direction,
@@ -209,10 +210,10 @@ def _row(key: trace.Key, row: trace.Row, steps: int, seconds: float) -> dict[str
         "seconds": row.seconds,
         "seconds_per_step": row.seconds / steps,
         "share_ratio": row.seconds / seconds if seconds > 0 else 0.0,
-        "bytes": row.bytes,
-        "flop": row.flop,
-        "gb_per_s": rate(row.bytes),
-        "gflop_per_s": rate(row.flop),
+        "bytes": moved,
+        "flop": flop,
+        "gb_per_s": rate(moved),
+        "gflop_per_s": rate(flop),
     }
 
 
