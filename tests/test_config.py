@@ -205,6 +205,7 @@ def test_a_file_in_a_group_may_set_what_belongs_to_no_group(tmp_path):
 
 # Field, a value that it cannot have, what the message says of it, and what it advises.
 RULES = [
+    ("profile", "of", "is 'of'", "Did you mean off"),
     ("data.source", "web", "is 'web'", "Known are: catalog, files, fractal, synthetic"),
     ("data.source", "file", "is 'file'", "Did you mean files?"),
     ("data.duplicates", "lst", "is 'lst'", "Did you mean last"),
@@ -344,7 +345,6 @@ TYPES = [
     ("data.columns", None, "is None", "It must be a section with keys of its own"),
     ("seed", "x", "is 'x'", "It must be a whole number"),
     ("resume", "maybe", "is 'maybe'", "It must be true or false"),
-    ("profile", "of", "is 'of'", "Did you mean off?"),
     ("threads", "all", "is 'all'", "It must be a whole number or null"),
     ("optimizer.learning_rate", 1, "unknown key", "Known are: betas, clip, eps, lr"),
     ("data.split.bye", 1, "unknown key", "Did you mean by?"),

@@ -1,6 +1,8 @@
 """profile=on: where the time and the bytes of steps go."""
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -242,8 +244,13 @@ def test_another_value_is_refused(value):
 
 def test_a_model_without_steps_has_no_profile():
     closed = config(model="lightgcn", loss=None, optimizer=None, trainer=None)
-    with pytest.raises(ConfigError, match="profile=on: has no effect with model=gfcf"):
+    with pytest.raises(ConfigError, match="profile: is 'on', but model=gfcf is computed in closed form"):
         replace(closed, model=GFCFConfig()).validate()
+
+
+def test_off_imports_nothing():
+    words = "import sys, gnnrec.training.run; sys.exit('gnnrec.training.profile' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0
 
 
 # Of traces that were made up.

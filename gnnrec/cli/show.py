@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +63,8 @@ def show_account(summary: dict[str, Any]) -> None:
 
 def show_profile(run_dir: Path) -> None:
     """The operators that take most of a step, and how much memory there was, from a run's `profile.json`."""
+    import json
+
     profile = json.loads((run_dir / "profile.json").read_bytes())
     if not profile["steps"]:
         print("profile: no step was made")

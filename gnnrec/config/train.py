@@ -90,8 +90,8 @@ class TrainConfig(GeneralConfig):
     def _check_sections(self) -> None:
         """Refuse what another section has no use for."""
         if isinstance(self.model, GFCFConfig) and self.profile == "on":
-            found = f"has no effect with model={self.model.name}, which makes no steps"
-            raise ConfigError(found, where="profile=on", remedy="Leave it out")
+            found = f"is 'on', but model={self.model.name} is computed in closed form, without steps"
+            raise ConfigError(found, where="profile", remedy="Leave it out")
         if isinstance(self.model, GFCFConfig) and self.memory.name != "dram":
             found = f"has no effect with model={self.model.name}, which is computed in closed form"
             raise ConfigError(found, where=f"memory={self.memory.name}", remedy="Take memory=dram")
