@@ -20,6 +20,7 @@ from gnnrec.cli.show import (
     show_account,
     show_metrics,
     show_parts,
+    show_profile,
     show_recommendations,
     table,
 )
@@ -47,6 +48,8 @@ def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     with run:
         show_metrics(summary)
         show_account(summary)
+        if config.profile == "on":
+            show_profile(run_dir)
         show_recommendations(run)
     print(f"run directory: {run_dir}")
 

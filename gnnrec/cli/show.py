@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+PROFILED = 12  # rows of a profile that are shown
+
 
 def give(frame: pd.DataFrame, out: str | None) -> None:
     """Write the table to a file, or show its beginning."""
@@ -57,6 +59,27 @@ def show_account(summary: dict[str, Any]) -> None:
         print(f"{stamp}transfers {transfers} a step; {found['hidden_share']:.0%} of the shorter of both was hidden")
     if "likely_cause" in found:
         print(f"more than 25 % off: {found['likely_cause']}")
+
+
+def show_profile(run_dir: Path) -> None:
+    """The operators that take most of a step, and how much memory there was, from a run's `profile.json`."""
+    import json
+
+    profile = json.loads((run_dir / "profile.json").read_bytes())
+    if not profile["steps"]:
+        print("profile: no step was made")
+        return
+    print(f"profile of {profile['steps']} steps, {1000 * profile['seconds_per_step']:.2f} ms each")
+    shown, rows = 0.0, []
+    for row in profile["operators"][:PROFILED]:
+        shown += row["share_ratio"]
+        rows.append({"class": row["class"], "operator": row["operator"].removeprefix("gnnrec::")})
+        rows[-1] |= {"direction": row["direction"] or "", "calls a step": f"{row['calls_per_step']:g}"}
+        rows[-1] |= {"ms a step": 1000 * row["seconds_per_step"], "share": f"{row['share_ratio']:.1%}"}
+        rows[-1] |= {"GB/s": "" if row["gb_per_s"] is None else row["gb_per_s"]}
+    table(rows)
+    rest = len(profile["operators"]) - len(rows)
+    print(f"{rest} more rows, {1 - shown:.1%}, in profile.json; Perfetto (ui.perfetto.dev) opens {profile['trace']}")
 
 
 def show_recommendations(run: Any) -> None:

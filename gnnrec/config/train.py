@@ -24,6 +24,7 @@ class GeneralConfig:
     device: str = "auto"
     threads: int | None = None
     resume: bool = False
+    profile: str = "off"
 
 
 @dataclass(kw_only=True)
@@ -73,6 +74,7 @@ class TrainConfig(GeneralConfig):
         within("seed", self.seed, 0, 2**63 - 1)
         one_of("device", self.device, DEVICES)
         at_least("threads", self.threads, 1)
+        one_of("profile", self.profile, ("on", "off"))
         gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
         for name, section in gradient_sections.items():
             if not isinstance(self.model, GFCFConfig) and section is None:
@@ -87,6 +89,9 @@ class TrainConfig(GeneralConfig):
 
     def _check_sections(self) -> None:
         """Refuse what another section has no use for."""
+        if isinstance(self.model, GFCFConfig) and self.profile == "on":
+            found = f"is 'on', but model={self.model.name} is computed in closed form, without steps"
+            raise ConfigError(found, where="profile", remedy="Leave it out")
         if isinstance(self.model, GFCFConfig) and self.memory.name != "dram":
             found = f"has no effect with model={self.model.name}, which is computed in closed form"
             raise ConfigError(found, where=f"memory={self.memory.name}", remedy="Take memory=dram")

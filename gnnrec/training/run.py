@@ -40,7 +40,7 @@ from gnnrec.training.trainer import Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
 # What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
-RESUMABLE = {"resume", "device", "threads", "evaluation.k"}
+RESUMABLE = {"resume", "device", "threads", "profile", "evaluation.k"}
 RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
 RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
 MEMORY = "memory."  # every key of it too: results are the same wherever tensors lie
@@ -147,6 +147,12 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
     valid = None
     if run.data.valid is not None:
         valid = Evaluator(run.data.valid, run.graph.user_item(), config.evaluation.k)
+    profile = None
+    if config.profile == "on":
+        from gnnrec.training.profile import StepProfile  # imported where it is asked for
+
+        row_bytes = run.model.embedding.shape[1] * (2 if config.trainer.storage == "bfloat16" else 4)
+        profile = StepProfile(checkpoints.parent, row_bytes)
     trainer = Trainer(
         run.model,
         config.trainer,
@@ -158,8 +164,12 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
         log=log,
         resume=config.resume,
         places=run.places,
+        profile=profile,
     )
-    return trainer.fit(), trainer.learner.actual
+    position = trainer.fit()
+    if profile is not None:
+        profile.write()
+    return position, trainer.learner.actual
 
 
 def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:

@@ -6,11 +6,11 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -29,6 +29,9 @@ from gnnrec.training.scaling import scaled
 from gnnrec.training.schedule import learning_rate
 from gnnrec.training.streamed import Streamed
 from gnnrec.training.streamed_ngcf import StreamedLayers
+
+if TYPE_CHECKING:
+    from gnnrec.training.profile import StepProfile
 
 LIMIT = 1e15  # of an embedding's entries: their products are still finite in float32
 READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do when they end
@@ -100,6 +103,7 @@ class Trainer:
         log: where events go.
         resume: go on from the newest checkpoint in `checkpoints`.
         places: where its tensors lie, if not beside the model.
+        profile: records steps.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Trainer:
         log: RunLog | None = None,
         resume: bool = False,
         places: Places | None = None,
+        profile: StepProfile | None = None,
     ) -> None:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
@@ -131,7 +136,7 @@ class Trainer:
             self.learner = Resident(model, config, loss, optimizer, seed, places)
         self.sampler = self.learner.sampler
         self.read_seconds = READ_SECONDS if self.learner.device.type == "cuda" else 0.0
-        self.valid, self.checkpoints, self.log = valid, checkpoints, log
+        self.valid, self.checkpoints, self.log, self.profile = valid, checkpoints, log, profile
         self._event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
         self.position = Position()
         self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
@@ -153,6 +158,7 @@ class Trainer:
         total = epochs * self.sampler.steps_per_epoch
         with (
             _closed(self.learner),
+            nullcontext() if self.profile is None else self.profile.watch(self.learner, total - position.step),
             self._memory_errors(),
             _caught_signals() as caught,
             Progress(total, initial=position.step) as progress,
@@ -209,6 +215,8 @@ class Trainer:
 
     def _step(self, step: int) -> torch.Tensor:
         self._rate = learning_rate(self.config, self.lr, step, self.epochs * self.sampler.steps_per_epoch)
+        if self.profile is not None:
+            return self.profile.step(self.learner, step, self._rate)
         return self.learner.step(step, self._rate)
 
     def _end_epoch(self, progress: Progress) -> None:
@@ -217,6 +225,8 @@ class Trainer:
         largest = self.learner.largest()
         if not largest < LIMIT:
             raise self._diverged(f"the largest entry of the embeddings is {largest:.3g}")
+        if self.profile is not None:
+            self.profile.sample()
         position.epoch += 1
         loss = position.loss_sum / self.sampler.steps_per_epoch
         position.loss_sum = 0.0

@@ -55,3 +55,16 @@ def bytes_moved(case: Case, itemsize: int) -> int:
     kept = 3 if case.options.get("hardest") else roles
     columns = roles * case.tensors["final"][1] + (kept * case.tensors["ego"][1] if case.options["reg"] else 0)
     return batch * (8 * roles + columns * itemsize)
+
+
+def backward_bytes(case: Case, itemsize: int) -> int:
+    """What `bpr_loss_backward` moves: the rows of the scores again, once more those that the gradients of users and of
+    items sum up, all rows of the gradient of the final embeddings written; with reg also those of the ego embeddings
+    written, and the batch's read, here as if no node came twice."""
+    triples: torch.Tensor = case.options["triples"]
+    roles, batch = triples.shape
+    kept = 1 if case.options.get("hardest") else roles - 2
+    (nodes, dim), ego_dim = case.tensors["final"], case.tensors["ego"][1]
+    final = (batch * (roles + 2 * (1 + kept)) + nodes) * dim
+    ego = (min(nodes, batch * (2 + kept)) + nodes) * ego_dim if case.options["reg"] else 0
+    return batch * 8 * roles + (final + ego) * itemsize

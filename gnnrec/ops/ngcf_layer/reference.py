@@ -94,3 +94,22 @@ def bytes_moved(case: Case, itemsize: int) -> int:
     dense = (matrix.nnz + rows + 2 * out) * dim + rows * out + 2 * out * ("b1" in case.tensors)
     kept: int = rows * case.options.get("normalize", True) + rows * dim * case.options.get("keep_aggregate", False)
     return 8 * (rows + 1) + 4 * matrix.nnz + scales + dense * itemsize + kept * computed
+
+
+def backward_bytes(case: Case, itemsize: int) -> int:
+    """What `ngcf_layer_backward` moves: it aggregates again, unless the aggregates are kept; reads the rows' own
+    features, the output and its gradient; writes the gradients of the aggregates and of the rows; and gathers the
+    former over the transpose on top of the latter."""
+    matrix: SparseMatrix = case.options["matrix"]
+    (out, dim), (rows, cols), computed = case.tensors["w1"], matrix.shape, max(itemsize, 4)
+    scales = (matrix.row_scale is not None, matrix.col_scale is not None)
+    kept = bool(case.options.get("keep_aggregate", False))
+
+    def gathered(of: int, own: bool, other: bool) -> int:
+        return 8 * (of + 1) + 4 * matrix.nnz * (1 + other) + 4 * own * of + matrix.nnz * dim * itemsize
+
+    again = rows * dim * computed if kept else gathered(rows, *scales)
+    dense = rows * (3 * dim + 2 * out) + 2 * cols * dim
+    weights = 4 * out * dim + 2 * out * ("b1" in case.tensors)
+    norms = rows * bool(case.options.get("normalize", True))
+    return again + gathered(cols, *reversed(scales)) + dense * itemsize + (weights + norms) * computed

@@ -1,0 +1,225 @@
+"""`profile=on`: where the time and the bytes of training steps go, in `profile.json` and `trace.json`.
+
+A bounded number of steps is recorded by torch's profiler, which sees every operator, since all are torch.library's.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import mmap
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numba
+import torch
+from torch.profiler import ProfilerActivity, record_function
+
+from gnnrec.memtier import calibrate
+from gnnrec.memtier.account import Actual
+from gnnrec.memtier.costs import Access, UnknownRateError, bandwidth
+from gnnrec.memtier.discover import discover
+from gnnrec.memtier.tiers import Tier
+from gnnrec.storage import atomic_write
+from gnnrec.training import trace
+from gnnrec.training.runlog import peak_rss_bytes
+from gnnrec.training.sampler import Sampler
+
+if TYPE_CHECKING:
+    from gnnrec.training.trainer import Learner
+
+PROFILE, TRACE = "profile.json", "trace.json"
+SKIPPED = 3  # steps before: the first compiles kernels, the second may capture a CUDA graph
+STEPS, SECONDS = 30, 5.0  # are recorded at most, and one step at least
+SAMPLES, APART = 1000, 1.0  # of resident memory at most, and seconds between them at first
+LARGEST = 20e6  # bytes of a trace that is not compressed
+
+
+class StepProfile:
+    """Records some of the steps of a training, and its resident memory from begin to end.
+
+    Args:
+        folder: of the run.
+        row_bytes: of the embeddings, whose gathers give a ceiling.
+
+    Raises:
+        ConfigError: the calibration of the machine, if there is one, is damaged.
+    """
+
+    def __init__(self, folder: Path, row_bytes: int) -> None:
+        self.folder, self._row_bytes = folder, row_bytes
+        self._tiers = calibrate.calibrated(discover())
+        self._skip, self._left = 0, STEPS  # steps before, and those that are to be recorded
+        self._first: int | None = None
+        self._end = 0.0
+        self._profiler: torch.profiler.profile | None = None
+        self._trace = b'{"traceEvents": []}'
+        self._started, self._every = time.perf_counter(), APART
+        self._memory: list[dict[str, float]] = []
+        self._before = self._after = _Transfers(Actual(0, 0.0))
+        self._device = torch.device("cpu")
+
+    @contextmanager
+    def watch(self, learner: Learner, steps: int) -> Iterator[None]:
+        """Take part in a training that has so many steps before it."""
+        self._skip, self._device = max(min(SKIPPED, steps - 1), 0), learner.device
+        plain, learner.sampler = learner.sampler, cast(Sampler, _Recorded(learner.sampler))
+        self.sample()
+        try:
+            yield
+        finally:
+            if self._profiler is not None:
+                self._stop(self._profiler, learner)
+            learner.sampler = plain
+            self.sample()
+
+    def step(self, learner: Learner, step: int, lr: float) -> torch.Tensor:
+        """A step of the learner, recorded where it is time for that."""
+        if time.perf_counter() - self._started > self._memory[-1]["seconds"] + self._every:
+            self.sample()
+        if self._skip or not self._left:
+            self._skip = max(self._skip - 1, 0)
+            return learner.step(step, lr)
+        profiler = self._profiler or self._start(learner, step)
+        with record_function(trace.STEP):
+            loss = learner.step(step, lr)
+            self._synchronize()
+        self._left -= 1
+        if not self._left or time.perf_counter() > self._end:
+            self._left = 0
+            self._stop(profiler, learner)
+        return loss
+
+    def sample(self) -> None:
+        """Note the resident memory."""
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+        self._memory.append({"seconds": time.perf_counter() - self._started, "rss_bytes": resident})
+        if len(self._memory) > SAMPLES:
+            self._memory, self._every = self._memory[::2], 2 * self._every
+
+    def write(self) -> None:
+        """Leave both files in the run's folder.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        for name in (TRACE, f"{TRACE}.gz"):  # of a part of the run before
+            (self.folder / name).unlink(missing_ok=True)
+        name, data = TRACE, self._trace
+        if len(data) > LARGEST:
+            name, data = f"{TRACE}.gz", gzip.compress(data)
+        atomic_write(self.folder / name, data)
+        content = json.dumps(self._content() | {"trace": name}, indent=1)
+        atomic_write(self.folder / PROFILE, content.encode())
+
+    def _start(self, learner: Learner, step: int) -> torch.profiler.profile:
+        self._synchronize()
+        activities = [ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        profiler = self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+        profiler.start()
+        self._first, self._before = step, _Transfers(learner.actual)
+        self._end = time.perf_counter() + SECONDS
+        return profiler
+
+    def _stop(self, profiler: torch.profiler.profile, learner: Learner) -> None:
+        self._after, self._profiler = _Transfers(learner.actual), None
+        profiler.stop()
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-trace-") as folder:
+            file = Path(folder) / TRACE
+            profiler.export_chrome_trace(str(file))
+            self._trace = file.read_bytes()
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _content(self) -> dict[str, Any]:
+        found = trace.rows_of(json.loads(self._trace)["traceEvents"])
+        transfers = self._after.since(self._before)
+        trace.waited(found.rows, transfers["waiting_seconds"])
+        steps = max(found.steps, 1)
+        rows = [_row(key, row, steps, found.seconds) for key, row in found.rows.items()]
+        content: dict[str, Any] = {"device": self._device.type, "steps": found.steps, "first_step": self._first}
+        content |= {"steps_seconds": found.seconds, "seconds_per_step": found.seconds / steps}
+        content["operators"] = sorted(rows, key=lambda row: -row["seconds"])
+        content |= {"ceilings": self._ceilings(), "transfers": transfers}
+        return content | {"memory": {"peak_rss_bytes": peak_rss_bytes(), "timeline": self._memory}}
+
+    def _ceilings(self) -> list[dict[str, Any]]:
+        """Measured rates of the memory that operators work in; null where there are none."""
+        kinds = ("gpu",) if self._device.type == "cuda" else ("dram",)
+        return [
+            {
+                "tier": tier.name,
+                "read_gb_per_s": _rate(tier, Access("read", 1)),
+                "gather_gb_per_s": _rate(tier, Access("gather", 1, self._row_bytes)),
+                "gather_row_bytes": self._row_bytes,
+                "calibration": tier.facts.get(calibrate.FACT),
+            }
+            for tier in self._tiers
+            if tier.kind in kinds
+        ]
+
+
+class _Recorded:
+    """A sampler whose draws are a range of the trace."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.steps_per_epoch = sampler, sampler.steps_per_epoch
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """The batch of a step."""
+        with record_function(trace.SAMPLING):
+            return self.sampler.batch(step)
+
+
+class _Transfers:
+    """What a stream had moved when this was made."""
+
+    def __init__(self, actual: Actual) -> None:
+        self.seconds = {"transferring_seconds": actual.transferring, "waiting_seconds": actual.waiting}
+        names = ("read_bytes", "write_bytes", "read_seconds", "write_seconds")
+        self.files = {file: {name: getattr(moved, name) for name in names} for file, moved in actual.moved.items()}
+
+    def since(self, before: _Transfers) -> dict[str, Any]:
+        """What it has moved since then, by file, and the seconds of that; seconds of files are those of threads."""
+        files = [
+            {"file": file} | {name: count - before.files.get(file, {}).get(name, 0) for name, count in moved.items()}
+            for file, moved in self.files.items()
+        ]
+        return {name: seconds - before.seconds[name] for name, seconds in self.seconds.items()} | {"files": files}
+
+
+def _row(key: trace.Key, row: trace.Row, steps: int, seconds: float) -> dict[str, Any]:
+    def rate(count: int | None) -> float | None:
+        return count / row.seconds / 1e9 if count and row.seconds > 0 else None
+
+    moved, flop = (row.bytes, row.flop) if row.calls else (None, None)
+    return {
+        "operator": key.operator,
+        "direction": key.direction,
+        "class": key.kind,
+        "calls": row.calls,
+        "calls_per_step": row.calls / steps,
+        "seconds": row.seconds,
+        "seconds_per_step": row.seconds / steps,
+        "share_ratio": row.seconds / seconds if seconds > 0 else 0.0,
+        "bytes": moved,
+        "flop": flop,
+        "gb_per_s": rate(moved),
+        "gflop_per_s": rate(flop),
+    }
+
+
+def _rate(tier: Tier, access: Access) -> float | None:
+    """GB/s by the user's calibration, None without one."""
+    try:
+        return bandwidth(tier, access, numba.get_num_threads()).gb_per_s if tier.provenance == "measured" else None
+    except UnknownRateError:
+        return None

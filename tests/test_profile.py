@@ -1,0 +1,349 @@
+"""profile=on: where the time and the bytes of steps go."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from made_up_tiers import disk, dram
+
+from gnnrec.config import (
+    BPRConfig,
+    DataConfig,
+    GFCFConfig,
+    LightGCNConfig,
+    MemoryConfig,
+    NGCFConfig,
+    OptimizerConfig,
+    SyntheticConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from gnnrec.errors import ConfigError
+from gnnrec.memtier import calibrate
+from gnnrec.ops._operator import Case
+from gnnrec.ops.adam import reference as adam
+from gnnrec.training import placing, run, trace
+from gnnrec.training import profile as profiles
+from gnnrec.training.op_costs import Call, cost
+from gnnrec.training.resident import Resident
+from gnnrec.training.runlog import read_events
+
+DIM, LAYERS = 16, 2
+MODELS = {"lightgcn": LightGCNConfig(dim=DIM, layers=LAYERS), "ngcf": NGCFConfig(dim=DIM, layers=LAYERS)}
+
+
+@pytest.fixture(autouse=True)
+def no_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "user_file", lambda: tmp_path / "calibration.json")
+
+
+def config(model: str = "lightgcn", **changes) -> TrainConfig:
+    """An epoch is one step, of all interactions."""
+    small = SyntheticConfig(num_users=200, num_items=150, num_interactions=3000, communities=4)
+    return replace(
+        TrainConfig(
+            data=DataConfig(source="synthetic", name="synthetic", synthetic=small),
+            model=MODELS[model],
+            loss=BPRConfig(reg=1e-3),
+            optimizer=OptimizerConfig(),
+            trainer=TrainerConfig(epochs=6, batch_size=10_000, eval_every=3, checkpoint_every=3),
+            profile="on",
+        ),
+        **changes,
+    )
+
+
+def content(folder: Path) -> dict:
+    return json.loads((folder / "profile.json").read_bytes())
+
+
+def rows(profile: dict) -> dict:
+    return {(row["operator"].removeprefix("gnnrec::"), row["direction"]): row for row in profile["operators"]}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def profiled(request, tmp_path_factory):
+    """A run with its directory, and the seconds of every step by another clock."""
+    folder, seconds, real = tmp_path_factory.mktemp("runs") / request.param, [], Resident.step
+
+    def timed(self, step, lr):
+        started = time.perf_counter()
+        loss = real(self, step, lr)
+        seconds.append(time.perf_counter() - started)
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Resident, "step", timed)
+        trained, _ = run.train(config(request.param), folder)
+    return request.param, trained, folder, seconds
+
+
+def test_rows_sum_up_to_the_time_of_the_steps(profiled):
+    _, _, folder, seconds = profiled
+    profile = content(folder)
+    first, steps = profile["first_step"], profile["steps"]
+    assert (first, steps) == (profiles.SKIPPED, 3)
+    together = sum(row["seconds"] for row in profile["operators"])
+    assert all(row["seconds"] >= 0 for row in profile["operators"])
+    assert together == pytest.approx(profile["steps_seconds"], rel=1e-6)
+    assert sum(row["share_ratio"] for row in profile["operators"]) == pytest.approx(1, rel=1e-6)
+    assert together >= 0.95 * sum(seconds[first : first + steps])
+    assert profile["seconds_per_step"] == profile["steps_seconds"] / steps
+
+
+def test_every_operator_has_its_class_direction_and_calls(profiled):
+    model, _, folder, _ = profiled
+    found = {key: (row["class"], row["calls_per_step"]) for key, row in rows(content(folder)).items()}
+    expected = {
+        ("bpr_loss", "forward"): ("loss", 1),
+        ("bpr_loss_backward", "backward"): ("loss", 1),
+        ("gnnrec sampling", None): ("sampling", 1),
+        ("python / other", None): ("other", 0),
+    }
+    if model == "lightgcn":
+        expected |= {("lightgcn_propagate", way): ("SpMM", 1) for way in ("forward", "backward")}
+        expected[("adam_step", None)] = ("optimizer", 1)
+    else:
+        expected[("ngcf_layer", "forward")] = ("SpMM + GEMM", LAYERS)
+        expected[("ngcf_layer_backward", "backward")] = ("SpMM + GEMM", LAYERS)
+        expected[("adam_step", None)] = ("optimizer", 1 + 4 * LAYERS)
+    assert found | expected == found
+
+
+def test_bytes_agree_with_a_count_by_hand(profiled):
+    model, trained, folder, _ = profiled
+    matrix = trained.graph.norm_adjacency()
+    nodes, entries, batch = matrix.shape[0], matrix.nnz, trained.data.train.users.size
+    numbers, row = nodes * DIM * 4, DIM * 4
+    # Pointers, columns, the scale of a column for every entry and of every row; a row of x for every entry.
+    gather = 8 * nodes + 4 * entries + 4 * entries + 4 * nodes + entries * row
+    if model == "lightgcn":
+        final, trained_numbers = numbers, numbers
+        layers = 2 * LAYERS * (gather + 2 * numbers)  # forward and backward: the first input again, and the result
+    else:
+        final, trained_numbers = (LAYERS + 1) * numbers, numbers + LAYERS * (2 * DIM * DIM + 2 * DIM) * 4
+        weights = (2 * DIM * DIM + 2 * DIM) * 4
+        forward = gather + 2 * numbers + 4 * nodes + weights  # the rows themselves, the result, its norms
+        # Again; x, the result and its gradient read; gradients of aggregates and rows written, the latter changed.
+        backward = 2 * gather + 3 * numbers + 4 * numbers + 4 * nodes + 2 * weights
+        layers = LAYERS * (forward + backward)
+    final_row = final // nodes
+    loss = batch * (24 + 3 * final_row + 3 * row)
+    loss += batch * (24 + 3 * final_row + 4 * final_row) + final + min(nodes, 3 * batch) * row + numbers
+    by_hand = layers + loss + 7 * trained_numbers
+    profile = content(folder)
+    counted = sum(row["bytes"] for row in profile["operators"] if row["operator"].startswith("gnnrec::"))
+    assert counted / profile["steps"] == pytest.approx(by_hand, rel=0.1)
+
+
+def test_rates_follow_from_bytes_and_operations(profiled):
+    model, trained, folder, _ = profiled
+    found, matrix = rows(content(folder)), trained.graph.norm_adjacency()
+    if model == "lightgcn":
+        row = found["lightgcn_propagate", "forward"]
+        assert row["flop"] == row["calls"] * 2 * LAYERS * (matrix.nnz + matrix.shape[0]) * DIM
+    else:
+        row = found["ngcf_layer", "forward"]
+        assert row["flop"] == row["calls"] * (2 * matrix.nnz * DIM + 4 * matrix.shape[0] * DIM * DIM)
+    assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["seconds"] / 1e9)
+    assert row["gflop_per_s"] == pytest.approx(row["flop"] / row["seconds"] / 1e9)
+    assert found["python / other", None]["gb_per_s"] is None
+
+
+def test_a_trace_and_the_memory_of_the_run(profiled):
+    _, _, folder, _ = profiled
+    profile = content(folder)
+    events = json.loads((folder / "trace.json").read_bytes())["traceEvents"]
+    assert sum(event["name"] == trace.STEP for event in events) == profile["steps"]
+    memory = profile["memory"]
+    assert len(memory["timeline"]) >= 2 + 6  # begin, end, and every epoch
+    assert all(0 < sample["rss_bytes"] <= memory["peak_rss_bytes"] for sample in memory["timeline"])
+    times = [sample["seconds"] for sample in memory["timeline"]]
+    assert times == sorted(times)
+    assert [tier["read_gb_per_s"] for tier in profile["ceilings"]] == [None]  # nothing was calibrated
+    assert not [path for path in folder.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_off_leaves_no_files_and_the_same_bits(profiled, tmp_path):
+    model, trained, folder, _ = profiled
+    plain, _ = run.train(config(model, profile="off"), tmp_path / "off")
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(value, plain.model.state_dict()[name])
+    losses = [
+        [event["loss"] for event in read_events(path / "events.jsonl") if event["event"] == "epoch"]
+        for path in (folder, tmp_path / "off")
+    ]
+    assert losses[0] == losses[1]
+    left = {path.name for path in folder.iterdir()} - {path.name for path in (tmp_path / "off").iterdir()}
+    assert left == {"profile.json", "trace.json"}
+
+
+def test_a_run_of_one_step_has_it_recorded(tmp_path):
+    run.train(config(trainer=TrainerConfig(epochs=1, batch_size=10_000)), tmp_path / "one")
+    profile = content(tmp_path / "one")
+    assert (profile["steps"], profile["first_step"]) == (1, 0)
+
+
+def test_a_finished_run_that_is_resumed_has_nothing_to_record(tmp_path):
+    run.train(config(profile="off"), tmp_path / "run")
+    run.train(config(resume=True), tmp_path / "run")
+    profile = content(tmp_path / "run")
+    assert (profile["steps"], profile["operators"]) == (0, [])
+
+
+def test_a_large_trace_is_compressed(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles, "LARGEST", 10.0)
+    run.train(config(), tmp_path / "run")
+    assert content(tmp_path / "run")["trace"] == "trace.json.gz"
+    assert (tmp_path / "run" / "trace.json.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert not (tmp_path / "run" / "trace.json").exists()
+
+
+def test_an_interrupted_training_leaves_no_profiler_behind(tmp_path, monkeypatch):
+    real = Resident.step
+
+    def fails(self, step, lr):
+        if step == 4:
+            raise RuntimeError("in the middle")
+        return real(self, step, lr)
+
+    monkeypatch.setattr(Resident, "step", fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run.train(config(), tmp_path / "run")
+    assert not torch.autograd.profiler._is_profiler_enabled
+
+
+def test_streamed_files_and_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *map(disk, folders)])
+    monkeypatch.setattr(placing.calibrate, "calibrated", lambda tiers: list(tiers))
+    memory = MemoryConfig(name="stream", folder=str(tmp_path / "slow"), panel=16, buffer="1MiB")
+    (tmp_path / "slow").mkdir()
+    run.train(config(model="lightgcn", memory=memory), tmp_path / "run")
+    profile = content(tmp_path / "run")
+    files = {file["file"]: file for file in profile["transfers"]["files"]}
+    assert set(files) == {"embedding", "exp_avg", "exp_avg_sq"}
+    for file in files.values():  # whole numbers of blocks, once each way in a step
+        assert file["read_bytes"] == file["write_bytes"] >= profile["steps"] * 350 * DIM * 4
+    together = sum(row["seconds"] for row in profile["operators"])
+    assert together == pytest.approx(profile["steps_seconds"], rel=1e-6)
+    waiting = sum(row["seconds"] for row in profile["operators"] if row["class"] == "I/O")
+    assert waiting == pytest.approx(profile["transfers"]["waiting_seconds"])
+    assert {row["direction"] for row in profile["operators"]} == {None}
+
+
+@pytest.mark.parametrize("value", ["yes", "of", "true", ""])
+def test_another_value_is_refused(value):
+    with pytest.raises(ConfigError, match=rf"profile: is '{value}'"):
+        config(profile=value).validate()
+
+
+def test_a_model_without_steps_has_no_profile():
+    closed = config(model="lightgcn", loss=None, optimizer=None, trainer=None)
+    with pytest.raises(ConfigError, match="profile: is 'on', but model=gfcf is computed in closed form"):
+        replace(closed, model=GFCFConfig()).validate()
+
+
+def test_off_imports_nothing():
+    words = "import sys, gnnrec.training.run; sys.exit('gnnrec.training.profile' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0
+
+
+# Of traces that were made up.
+
+
+def event(name, ts, dur, *, cat="cpu_op", tid=1, **args):
+    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "cat": cat, "tid": tid, "args": args}
+
+
+def step(ts, dur):
+    return event(trace.STEP, ts, dur, cat="user_annotation")
+
+
+def seconds_of(found):
+    return {(key.operator, key.direction, key.kind): round(row.seconds * 1e6, 6) for key, row in found.rows.items()}
+
+
+def test_seconds_count_once_and_for_the_innermost_operator():
+    events = [
+        event("aten::mm", 0, 50),  # before the step
+        step(100, 100),
+        event("gnnrec::lightgcn_propagate", 110, 40),
+        event("GeneratedBackwardFor_gnnrec_lightgcn_propagate_default", 111, 38),
+        event("aten::empty", 112, 3),
+        event("gnnrec::spmm", 120, 10),
+        event("aten::linear", 155, 10),
+        event("aten::mm", 157, 6),
+        event("Optimizer.step#Adam.step", 170, 20, cat="user_annotation"),
+        event("gnnrec::adam_step", 172, 10),
+        event("aten::add_", 184, 2),
+        event("autograd::engine::evaluate_function: X", 192, 6),
+        event("aten::add", 193, 4),
+    ]
+    found = trace.rows_of(events)
+    assert (found.steps, found.seconds) == (1, 1e-4)
+    assert seconds_of(found) == {
+        ("gnnrec::lightgcn_propagate", "forward", "SpMM"): 30,
+        ("gnnrec::spmm", "forward", "SpMM"): 10,
+        ("aten::linear", "forward", "element-wise"): 4,
+        ("aten::mm", "forward", "GEMM"): 6,
+        ("Optimizer.step", None, "optimizer"): 8,
+        ("gnnrec::adam_step", None, "optimizer"): 10,
+        ("aten::add_", None, "optimizer"): 2,
+        ("autograd engine", "backward", "other"): 2,
+        ("aten::add", "backward", "element-wise"): 4,
+        ("python / other", None, "other"): 24,
+    }
+
+
+def test_on_a_gpu_the_time_is_that_of_kernels():
+    kernel = {"cat": "kernel", "tid": 7}
+    events = [
+        step(0, 100),
+        event("gnnrec::spmm", 5, 5, **{"External id": 3}),
+        event("_spmm_kernel", 20, 30, **kernel, **{"External id": 3}),
+        event("autograd::engine::evaluate_function: X", 10, 20, tid=2),
+        event("gnnrec::spmm", 12, 5, tid=2, **{"External id": 4}),
+        event("_spmm_kernel", 50, 25, **kernel, **{"External id": 4}),
+        event("_adam_kernel", 80, 10, **kernel),  # of a graph
+        event("_late_kernel", 120, 10, **kernel),  # after the step
+    ]
+    found = seconds_of(trace.rows_of(events))
+    assert {key: seconds for key, seconds in found.items() if seconds} == {
+        ("gnnrec::spmm", "forward", "SpMM"): 30,
+        ("gnnrec::spmm", "backward", "SpMM"): 25,
+        ("_adam_kernel", None, "other"): 10,
+        ("no kernel", None, "other"): 35,
+    }
+
+
+def test_time_that_was_waited_is_taken_from_python():
+    found = trace.rows_of([step(0, 100), event("gnnrec::adam_step", 0, 40)])
+    trace.waited(found.rows, 50e-6)
+    assert seconds_of(found) == {
+        ("gnnrec::adam_step", None, "optimizer"): 40,
+        ("python / other", None, "other"): 10,
+        ("waiting for transfers", None, "I/O"): 50,
+    }
+
+
+def test_bytes_and_operations_of_a_call():
+    graph, none = [[6], [9], [5], [7], [1], [0, 3], [0, 3], [0]], []
+    spmm = Call("gnnrec::spmm", [graph, none, [7, 4], *[none] * 6], ["TensorList", "", "float", *[""] * 6], [""] * 9)
+    assert cost(spmm) == (8 * 6 + 4 * 9 + 4 * 5 + 4 * 9 + (9 + 5) * 4 * 4, 2 * 9 * 4)
+    sddmm = Call("gnnrec::sddmm", [graph, none, [5, 4], [7, 4], none], ["", "", "double", "double", ""], [""] * 5)
+    assert cost(sddmm) == (8 * 6 + 4 * 9 + 4 * 5 + 4 * 9 + (5 + 9) * 4 * 8 + 9 * 8, 2 * 9 * 4)
+    assert cost(Call("aten::mm", [[3, 5], [5, 2]], ["float", "float"], ["", ""])) == (4 * (15 + 10 + 6), 60)
+    assert cost(Call("aten::bmm", [[2, 3, 5], [2, 5, 2]], ["c10::Half"] * 2, ["", ""])) == (2 * 2 * 31, 120)
+    assert cost(Call("aten::exp", [[3]], ["float"], [""])) == (None, None)
+
+
+def test_bytes_of_adam_with_tensors_of_several_types():
+    plain = Call("gnnrec::adam_step", [[10, 4]] * 4 + [[]] * 6, ["float"] * 4 + [""] * 6, [""] * 10)
+    assert cost(plain).bytes == adam.bytes_moved(Case("", {"parameter": (10, 4)}, {}), 4)
+    half = Call("gnnrec::adam_step", [[10, 4]] * 5 + [[]] * 5, ["c10::BFloat16"] * 4 + ["float"] + [""] * 5, [""] * 10)
+    assert cost(half).bytes == 40 * (2 + 2 + 2 * 2 + 2 * 2 + 2 * 4)
