@@ -217,6 +217,16 @@ def test_several_runs_are_compared_with_the_first(folder, tmp_path):
         assert list(csv.reader(file))[1:] == [["seed", "0", "1"]]
 
 
+def test_the_verdict_names_what_bounds_a_step(folder):
+    (plain,), (streamed,) = read(folder, "plain"), read(folder, "streamed")
+    assert any("memory=auto plans" in finding.helps for finding in findings(plain))
+    said = " ".join(finding.text for finding in findings(streamed))
+    assert streamed.plan.binding == max(streamed.plan.resources, key=lambda name: streamed.plan.resources[name])
+    assert f"By its plan a step is bound by {streamed.plan.binding}: busy " in said
+    assert re.search(r"By its account a step took .* for transfers; .*: bound by (transfers|computation)\.", said)
+    assert re.search(r"A step took .* where .* were predicted \([+-]\d+%\)", said)
+
+
 def test_an_interrupted_run_shows_what_there_is(folder, tmp_path):
     (found,) = read(folder, "interrupted")
     assert (found.state, [epoch.epoch for epoch in found.epochs]) == ("interrupted", [1])

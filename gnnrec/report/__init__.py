@@ -1,2 +1,2 @@
-"""A run's records in one page: records.py reads them, tables.py, figures.py and findings.py say what is in them,
+"""Runs' records in one page: records.py reads them, tables.py, figures.py and findings.py say what is in them,
 render.py writes HTML, Markdown and CSV."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gnnrec.errors import GnnrecError
+from gnnrec.report.cells import STAMP
 from gnnrec.report.records import Run
-from gnnrec.report.tables import STAMP, epoch_seconds, spent
+from gnnrec.report.tables import epoch_seconds, spent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

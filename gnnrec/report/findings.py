@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 from typing import NamedTuple
 
-from gnnrec.report.records import Plan, Run
-from gnnrec.report.tables import STAMP, best, deviates, epoch_seconds, spent
+from gnnrec.report.cells import STAMP
+from gnnrec.report.plans import Plan
+from gnnrec.report.records import Run
+from gnnrec.report.tables import best, deviates, epoch_seconds, spent
 from gnnrec.units import in_bytes, in_seconds
 
 LARGE = 0.5  # a share of the time that is worth a remark
 WAITING = 0.1  # of a step: less is no bound
 NEARLY_FULL = 0.9  # of the memory there is
+
+_KINDS = {"rest": "neither training nor evaluation", "evaluation and rest": "evaluation and all else beside training"}
 
 
 class Finding(NamedTuple):
@@ -69,11 +74,12 @@ def _time(run: Run) -> Iterator[Finding]:
         return
     kind = max(parts, key=lambda name: parts[name])
     helps = {
-        "compiling": "Nothing: kernels are kept on disk, and the next run with these shapes loads them.",
-        "evaluation": "A larger trainer.eval_every, or fewer cut-offs in evaluation.k.",
+        "compiling": "The next run with these shapes loads the kernels from the disk.",
+        "evaluation": "A larger trainer.eval_every." if run.epochs else "",
     }
-    words = f"Of {in_seconds(total)}, {in_seconds(parts[kind])} ({parts[kind] / total:.0%}) went into {kind}."
-    yield Finding(f"{_stamp(run)}{words}", helps.get(kind, "") if parts[kind] > LARGE * total else "")
+    most, into = parts[kind], _KINDS.get(kind, kind)
+    words = f"Of {in_seconds(total)}, {in_seconds(most)} ({most / total:.0%}) went into {into}."
+    yield Finding(f"{_stamp(run)}{words}", helps.get(kind, "") if most > LARGE * total else "")
 
 
 def _step(run: Run) -> Iterator[Finding]:
@@ -102,7 +108,7 @@ def _step(run: Run) -> Iterator[Finding]:
 
 
 def _unplanned(run: Run) -> tuple[str, str]:
-    steps, seconds = run.epochs[-1].step / run.epochs[-1].epoch, sorted(epoch_seconds(run))[len(run.epochs) // 2]
+    steps, seconds = run.epochs[-1].step / run.epochs[-1].epoch, median(epoch_seconds(run))
     words = f"The median epoch trains for {in_seconds(seconds)}: {steps:.0f} steps, each over the whole graph."
     fewer = "Fewer steps: a step's cost hardly depends on its batch (experiment=large_batch). " if steps > 1 else ""
     return words, f"{fewer}memory=auto plans, and says what bounds a step."

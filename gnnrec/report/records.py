@@ -6,22 +6,19 @@ end before.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from gnnrec.config import from_yaml
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.memtier.files import is_tier_folder
+from gnnrec.report.fields import damaged, get, json_object, optional
+from gnnrec.report.plans import Account, Plan, read_plan
 from gnnrec.training.runlog import read_events
 
-T = TypeVar("T")
 Metrics = Mapping[str, float | None]  # None: not a number
-
-_KINDS = {dict: "a section", list: "a list", str: "a text", float: "a number", int: "a whole number"}
-_SIMULATED = "memory.simulate"  # source of a rate that the configuration made up
 
 
 @dataclass(frozen=True)
@@ -33,72 +30,6 @@ class Epoch:
     loss: float
     seconds: float
     valid: Metrics
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where a tensor was planned to lie, with bytes and seconds of a step.
-
-    What happened is None where nobody counts it (tensors in memory) and where the run did not end.
-    """
-
-    name: str
-    bytes: int
-    tier: str
-    mode: str
-    predicted_bytes: float
-    predicted_seconds: float
-    actual_bytes: float | None = None
-    actual_seconds: float | None = None
-    on_tier: str = ""
-    simulated: bool = False
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A bandwidth that the plan counts on, 10^9 bytes a second."""
-
-    tier: str
-    pattern: str
-    row_bytes: int
-    working_set: int
-    gb_per_s: float
-    basis: str
-    sources: tuple[str, ...]
-
-    @property
-    def simulated(self) -> bool:
-        return _SIMULATED in self.sources
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`plan.json`: seconds of a step in all, and by what is busy."""
-
-    mode: str
-    panel: int | None
-    buffer_bytes: int
-    tensors: tuple[Tensor, ...]
-    tier_bytes: Mapping[str, int]
-    resources: Mapping[str, float]
-    binding: str
-    step_seconds: float
-    epoch_seconds: float
-    steps_per_epoch: int
-    rates: tuple[Rate, ...]
-    simulated: bool
-
-
-@dataclass(frozen=True)
-class Account:
-    """What steps took, seconds of a step; None without a step. Transfers are None where nothing was streamed."""
-
-    step_seconds: float | None
-    deviation: float | None
-    transfer_seconds: float | None
-    waiting_seconds: float | None
-    hidden_share: float | None
-    likely_cause: str
 
 
 @dataclass(frozen=True)
@@ -195,38 +126,38 @@ def read_run(folder: Path, label: str) -> Run:
     ends = {event["event"]: event for event in last}
     end = ends.get("end")
     state = "finished" if end else "interrupted" if "interrupted" in ends else "unfinished"
-    settings = _get(ends["settings"], "trainer", dict, where) if "settings" in ends else {}
+    settings = get(ends["settings"], "trainer", dict, where) if "settings" in ends else {}
     epochs = _epochs(events, where)
     summary = _summary(folder, end) if end else None
     at = where if summary is None else str(folder / "summary.json")
-    metrics = _get(summary or end, "metrics", dict, at) if end else {}
-    attainable = {} if summary is None else _get(summary, "data", dict, at).get("attainable", {})
-    plan, account = _memory(folder, summary)
+    metrics = get(summary or end, "metrics", dict, at) if end else {}
+    attainable = {} if summary is None else get(summary, "data", dict, at).get("attainable", {})
+    plan, account = read_plan(folder, summary)
     spent = Seconds(
-        training=_get(summary, "train_seconds", float, at) if summary else epochs[-1].seconds if epochs else None,
-        compiling=_get(summary, "compile_seconds", float, at) if summary else None,
-        evaluating=_get(summary, "eval_seconds", float, at) if summary else None,
+        training=get(summary, "train_seconds", float, at) if summary else epochs[-1].seconds if epochs else None,
+        compiling=get(summary, "compile_seconds", float, at) if summary else None,
+        evaluating=get(summary, "eval_seconds", float, at) if summary else None,
         recorded=_recorded(events, starts, where),
     )
-    counted = [_get(event, "step", int, where) for event in last if "step" in event]
+    counted = [get(event, "step", int, where) for event in last if "step" in event]
     return Run(
         label=label,
         state=state,
         starts=len(starts),
-        data=_get(last[0], "data", dict, where),
-        device=f"{_get(last[0], 'device', str, where)}, {_get(last[0], 'device_name', str, where)}",
-        machine=_get(last[0], "machine", dict, where),
-        versions=_get(last[0], "versions", dict, where),
+        data=get(last[0], "data", dict, where),
+        device=f"{get(last[0], 'device', str, where)}, {get(last[0], 'device_name', str, where)}",
+        machine=get(last[0], "machine", dict, where),
+        versions=get(last[0], "versions", dict, where),
         config=config,
         config_text=(folder / "config.yaml").read_text(),
         settings=settings,
         epochs=epochs,
-        steps=_get(summary, "steps", int, at) if summary else max(counted, default=0),
+        steps=get(summary, "steps", int, at) if summary else max(counted, default=0),
         metrics={part: _metrics(found, at) for part, found in metrics.items()},
-        best_epoch=_get(summary, "best_epoch", int, at) if summary else _best(epochs, str(settings.get("monitor"))),
+        best_epoch=get(summary, "best_epoch", int, at) if summary else _best(epochs, str(settings.get("monitor"))),
         seconds=spent,
-        peak_rss_bytes=_get(summary, "peak_rss_bytes", int, at) if summary else None,
-        peak_gpu_bytes=_get(summary, "peak_gpu_bytes", int, at) if summary and "peak_gpu_bytes" in summary else None,
+        peak_rss_bytes=get(summary, "peak_rss_bytes", int, at) if summary else None,
+        peak_gpu_bytes=get(summary, "peak_gpu_bytes", int, at) if summary and "peak_gpu_bytes" in summary else None,
         attainable=_metrics(attainable, at),
         plan=plan,
         account=account,
@@ -256,11 +187,11 @@ def _epochs(events: Sequence[dict[str, Any]], where: str) -> tuple[Epoch, ...]:
     for event in events:
         if event["event"] != "epoch":
             continue
-        number = _get(event, "epoch", int, where)
-        loss, seconds = (_get(event, name, float, where) for name in ("loss", "train_seconds"))
-        valid = _metrics(_get(event, "valid", dict, where), where)
+        number = get(event, "epoch", int, where)
+        loss, seconds = (get(event, name, float, where) for name in ("loss", "train_seconds"))
+        valid = _metrics(get(event, "valid", dict, where), where)
         found = {epoch: done for epoch, done in found.items() if epoch < number}
-        found[number] = Epoch(number, _get(event, "step", int, where), loss, seconds, valid)
+        found[number] = Epoch(number, get(event, "step", int, where), loss, seconds, valid)
     return tuple(found.values())
 
 
@@ -273,7 +204,7 @@ def _best(epochs: Sequence[Epoch], monitor: str) -> int:
 
 
 def _recorded(events: Sequence[dict[str, Any]], starts: Sequence[int], where: str) -> float:
-    times = [_get(event, "time", float, where) for event in events]
+    times = [get(event, "time", float, where) for event in events]
     lasts = [*(start - 1 for start in starts[1:]), len(events) - 1]
     return sum(times[last] - times[start] for start, last in zip(starts, lasts, strict=True))
 
@@ -281,109 +212,11 @@ def _recorded(events: Sequence[dict[str, Any]], starts: Sequence[int], where: st
 def _summary(folder: Path, end: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of this end; None where the run was killed before it was written."""
     file = folder / "summary.json"
-    summary = _json(file)
+    summary = json_object(file)
     return summary if summary is not None and summary.get("metrics") == end.get("metrics") else None
-
-
-def _memory(folder: Path, summary: Mapping[str, Any] | None) -> tuple[Plan | None, Account | None]:
-    """The plan, with what happened to its tensors, and the account of a step."""
-    file, where = folder / "plan.json", str(folder / "summary.json")
-    values = _json(file)
-    memory = None if summary is None or "memory" not in summary else _get(summary, "memory", dict, where)
-    if values is None:
-        if memory is None:
-            return None, None
-        remedy = "Restore it from a copy, or resume the run, which makes a new one"
-        raise CheckpointError("is missing, though summary.json has an account of it", where=str(file), remedy=remedy)
-    plan = _plan(values, str(file))
-    if memory is None:
-        return plan, None
-    happened = {_get(entry, "tensor", str, where): entry for entry in _get(memory, "tensors", list, where)}
-    tensors = [_happened(tensor, happened.get(tensor.name, {}), where) for tensor in plan.tensors]
-    account = Account(
-        step_seconds=_optional(memory, "actual_seconds_per_step", float, where),
-        deviation=_optional(memory, "deviation", float, where),
-        transfer_seconds=_optional(memory, "transfer_seconds_per_step", float, where),
-        waiting_seconds=_optional(memory, "waiting_seconds_per_step", float, where),
-        hidden_share=_optional(memory, "hidden_share", float, where),
-        likely_cause=str(memory.get("likely_cause", "")),
-    )
-    return replace(plan, tensors=tuple(tensors)), account
-
-
-def _plan(values: Mapping[str, Any], where: str) -> Plan:
-    stamped = "simulated" in values
-    rates = tuple(_rate(rate, where) for rate in _get(values, "rates", list, where))
-    slowed = {rate.tier for rate in rates if rate.simulated}
-    tensors = []
-    for entry in _get(values, "tensors", list, where):
-        name, tier, mode = (_get(entry, key, str, where) for key in ("name", "tier", "mode"))
-        moved, seconds = (_get(entry, key, float, where) for key in ("bytes_per_step", "seconds_per_step"))
-        simulated = stamped and tier in slowed
-        tensors.append(Tensor(name, _get(entry, "bytes", int, where), tier, mode, moved, seconds, simulated=simulated))
-    tier_bytes, resources = (_get(values, name, dict, where) for name in ("tier_bytes", "resource_seconds_per_step"))
-    return Plan(
-        mode=_get(values, "mode", str, where),
-        panel=_optional(values, "panel_columns", int, where),
-        buffer_bytes=_get(values, "buffer_bytes", int, where),
-        tensors=tuple(tensors),
-        tier_bytes={name: _get(tier_bytes, name, int, where) for name in tier_bytes},
-        resources={name: _get(resources, name, float, where) for name in resources},
-        binding=_get(values, "binding_resource", str, where),
-        step_seconds=_get(values, "seconds_per_step", float, where),
-        epoch_seconds=_get(values, "seconds_per_epoch", float, where),
-        steps_per_epoch=_get(values, "steps_per_epoch", int, where),
-        rates=rates,
-        simulated=stamped,
-    )
-
-
-def _rate(entry: Any, where: str) -> Rate:
-    tier, pattern, basis = (_get(entry, name, str, where) for name in ("tier", "pattern", "basis"))
-    row, within = (_get(entry, name, int, where) for name in ("row_bytes", "working_set_bytes"))
-    sources = tuple(map(str, _get(entry, "sources", list, where)))
-    return Rate(tier, pattern, row, within, _get(entry, "gb_per_s", float, where), basis, sources)
-
-
-def _happened(tensor: Tensor, entry: Mapping[str, Any], where: str) -> Tensor:
-    moved, seconds = (_optional(entry, f"actual_{kind}_per_step", float, where) for kind in ("bytes", "seconds"))
-    return replace(tensor, actual_bytes=moved, actual_seconds=seconds, on_tier=str(entry.get("on_tier", "")))
 
 
 def _metrics(values: Any, where: str) -> Metrics:
     if not isinstance(values, dict):
-        raise _damaged(f"metrics are {values!r}, not a section", where)
-    return {name: _optional(values, name, float, where) for name in values}
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is no file."""
-    try:
-        values = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _damaged(f"cannot be read: {error}", str(file)) from error
-    if not isinstance(values, dict):
-        raise _damaged("holds no JSON object", str(file))
-    return values
-
-
-def _get(values: Any, name: str, kind: type[T], where: str) -> T:
-    """A field of a JSON object, of the given kind. Whole numbers are numbers too."""
-    if not isinstance(values, dict):
-        raise _damaged(f"has {values!r} where a section should be", where)
-    if name not in values:
-        raise _damaged(f"has no {name!r}", where)
-    value = values[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise _damaged(f"{name!r} is {value!r}, not {_KINDS[kind]}", where)
-    return cast(T, value)
-
-
-def _optional(values: Mapping[str, Any], name: str, kind: type[T], where: str) -> T | None:
-    return None if values.get(name) is None else _get(values, name, kind, where)
-
-
-def _damaged(found: str, where: str) -> CheckpointError:
-    return CheckpointError(found, where=where, remedy="Restore it from a copy, or train anew")
+        raise damaged(f"metrics are {values!r}, not a section", where)
+    return {name: optional(values, name, float, where) for name in values}

@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from gnnrec.errors import GnnrecError
+from gnnrec.report.cells import STAMP, Table
 from gnnrec.report.records import Run
 from gnnrec.report.sections import Section, sections
-from gnnrec.report.tables import STAMP, Table
 from gnnrec.storage import atomic_write
 
 PAGE = "page.html.j2"
@@ -64,7 +64,7 @@ def markdown(runs: Sequence[Run], content: Sequence[Section]) -> str:
         lines += [f"## {_escaped(section.title)}", ""]
         for label, found in section.verdicts:
             lines += [f"**{_escaped(label)}**", ""] if len(section.verdicts) > 1 else []
-            lines += [f"- {_escaped(finding.text)} {_escaped(finding.helps)}".rstrip() for finding in found]
+            lines += [f"- {_escaped(text)}{f' → {_escaped(helps)}' if helps else ''}" for text, helps in found]
             lines.append("")
         for table in section.tables:
             lines += [f"### {_escaped(table.title)}", "", *_rows(table), ""]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gnnrec.report import figures, tables
+from gnnrec.report.cells import Table
 from gnnrec.report.figures import Figure
 from gnnrec.report.findings import Finding, findings
 from gnnrec.report.records import Run
-from gnnrec.report.tables import Table
 
 
 @dataclass(frozen=True)

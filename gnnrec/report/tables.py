@@ -1,86 +1,18 @@
-"""The tables of a report: cells that know their unit and whether a simulated device has touched them."""
+"""The tables of a report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from gnnrec.memtier.account import TOLERANCE
-from gnnrec.report.records import Epoch, Run, Tensor
-from gnnrec.units import in_bytes, in_seconds
+from gnnrec.report.cells import Cell, Table, beside, facts_beside, line
+from gnnrec.report.plans import Tensor
+from gnnrec.report.records import Epoch, Run
 
-STAMP = "SIMULATED"
 OFF = f"over {TOLERANCE:.0%} off"  # marks what deviates from its prediction
 BEST = "best"  # marks the epoch whose parameters were kept
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value, its unit (bytes, seconds, share, change, GB/s, or none) and what is to be seen beside it.
-
-    The unit of a text is that of the numbers beside or below it, which a CSV file holds without one.
-    """
-
-    value: str | int | float | None
-    unit: str = ""
-    simulated: bool = False
-    mark: str = ""
-
-    @property
-    def is_number(self) -> bool:
-        return isinstance(self.value, int | float)
-
-    @property
-    def text(self) -> str:
-        """For a reader; stamped, and marked."""
-        if self.value is None:
-            return ""
-        words = f"{self._stamp}{self.value if isinstance(self.value, str) else self._number(self.value)}"
-        return f"{words} ({self.mark})" if self.mark else words
-
-    @property
-    def raw(self) -> str:
-        """For a program: the number as it is, in the unit that row or column names; stamped too."""
-        if self.value is None:
-            return ""
-        if isinstance(self.value, str):
-            return f"{self.value} ({self.unit})" if self.unit else self.value
-        return f"{self._stamp}{self.value!r}"
-
-    @property
-    def _stamp(self) -> str:
-        return f"{STAMP} " if self.simulated else ""
-
-    def _number(self, value: float) -> str:
-        match self.unit:
-            case "bytes":
-                return in_bytes(value)
-            case "seconds":
-                return in_seconds(value)
-            case "share":
-                return f"{value:.1%}"
-            case "change":
-                return f"{value:+.0%}"
-            case "GB/s":
-                return f"{value:.2f} GB/s"
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table. name: of its CSV file; note: what has to be said about it."""
-
-    name: str
-    title: str
-    header: tuple[Cell, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-    @property
-    def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers."""
-        return tuple(any(row[column].is_number for row in self.rows) for column in range(len(self.header)))
 
 
 def summary(runs: Sequence[Run]) -> Table:
@@ -89,21 +21,21 @@ def summary(runs: Sequence[Run]) -> Table:
     for part in ("test", "valid"):
         found = [run.metrics.get(part, {}) for run in runs]
         names = dict.fromkeys(name for metrics in found for name in metrics)
-        lines += [_line(runs, f"{part} {name}", "", [metrics.get(name) for metrics in found]) for name in names]
+        lines += [line(runs, f"{part} {name}", "", [metrics.get(name) for metrics in found]) for name in names]
     for name in dict.fromkeys(name for run in runs for name in run.attainable):
-        lines.append(_line(runs, f"best attainable {name}", "", [run.attainable.get(name) for run in runs]))
+        lines.append(line(runs, f"best attainable {name}", "", [run.attainable.get(name) for run in runs]))
     predicted = [run.plan.step_seconds if run.plan else None for run in runs]
     actual = [run.account.step_seconds if run.account else None for run in runs]
     lines += [
-        _line(runs, "epochs", "", [len(run.epochs) or None for run in runs]),
-        _line(runs, "best epoch", "", [run.best_epoch or None for run in runs]),
-        _line(runs, "steps", "", [run.steps or None for run in runs]),
-        _line(runs, "training", "seconds", [run.seconds.training for run in runs], touched=True),
-        _line(runs, "step, predicted", "seconds", predicted, touched=True),
-        _line(runs, "step, actual", "seconds", actual, touched=True),
-        _line(runs, "peak memory of the process", "bytes", [run.peak_rss_bytes for run in runs]),
+        line(runs, "epochs", "", [len(run.epochs) or None for run in runs]),
+        line(runs, "best epoch", "", [run.best_epoch or None for run in runs]),
+        line(runs, "steps", "", [run.steps or None for run in runs]),
+        line(runs, "training", "seconds", [run.seconds.training for run in runs], touched=True),
+        line(runs, "step, predicted", "seconds", predicted, touched=True),
+        line(runs, "step, actual", "seconds", actual, touched=True),
+        line(runs, "peak memory of the process", "bytes", [run.peak_rss_bytes for run in runs]),
     ]
-    return _beside("summary", "Results", runs, lines)
+    return beside("summary", "Results", runs, lines)
 
 
 def epochs(runs: Sequence[Run]) -> Table:
@@ -140,13 +72,13 @@ def _about_compiling(runs: Sequence[Run]) -> str:
 def times(runs: Sequence[Run]) -> Table:
     """What the time of the runs went into."""
     kinds = list(dict.fromkeys(kind for run in runs for kind in spent(run)))
-    lines = [_line(runs, kind, "seconds", [spent(run).get(kind) for run in runs], touched=True) for kind in kinds]
-    lines.append(_line(runs, "all that is recorded", "seconds", [run.seconds.recorded for run in runs], touched=True))
+    lines = [line(runs, kind, "seconds", [spent(run).get(kind) for run in runs], touched=True) for kind in kinds]
+    lines.append(line(runs, "all that is recorded", "seconds", [run.seconds.recorded for run in runs], touched=True))
     note = (
         "The rest is what lies between the first record and the last beside these: initial numbers, checkpoints, and "
         "steps that were lost with a killed process. Reading data and planning come before the first record."
     )
-    return _beside("times", "What the time went into", runs, lines, note)
+    return beside("times", "What the time went into", runs, lines, note)
 
 
 def spent(run: Run) -> dict[str, float]:
@@ -154,10 +86,10 @@ def spent(run: Run) -> dict[str, float]:
     seconds = run.seconds
     if seconds.training is None:
         return {}
+    rest = max(0.0, seconds.recorded - seconds.training)
     if seconds.compiling is None or seconds.evaluating is None:
-        return {"training and compiling": seconds.training, "rest": max(0.0, seconds.recorded - seconds.training)}
-    rest = max(0.0, seconds.recorded - seconds.training - seconds.evaluating)
-    training = seconds.training - seconds.compiling
+        return {"training and compiling": seconds.training, "evaluation and rest": rest}
+    training, rest = seconds.training - seconds.compiling, max(0.0, rest - seconds.evaluating)
     return {"training": training, "compiling": seconds.compiling, "evaluation": seconds.evaluating, "rest": rest}
 
 
@@ -200,7 +132,14 @@ def tensors(run: Run) -> Table:
         "Traffic and time are those of a step. Those of tensors that kernels work on in memory are not counted while "
         "they run: only what is streamed has actual figures."
     )
-    return Table("tensors", "Tier map", tuple(header), tuple(map(_tensor, run.plan.tensors)), note)
+    return _filled(Table("tensors", "Tier map", tuple(header), tuple(map(_tensor, run.plan.tensors)), note))
+
+
+def _filled(table: Table) -> Table:
+    """Without columns in which nothing stands."""
+    kept = [number for number in range(len(table.header)) if any(row[number].text for row in table.rows)]
+    rows = tuple(tuple(row[number] for number in kept) for row in table.rows)
+    return replace(table, header=tuple(table.header[number] for number in kept), rows=rows)
 
 
 def _tensor(tensor: Tensor) -> tuple[Cell, ...]:
@@ -238,24 +177,24 @@ def rates(run: Run) -> Table:
         for rate in run.plan.rates
     ]
     title = "Bandwidths that the plan counts on"
-    return Table("rates", title, (*header, Cell("from"), Cell("source")), tuple(rows))
+    return _filled(Table("rates", title, (*header, Cell("from"), Cell("source")), tuple(rows)))
 
 
 def memory(runs: Sequence[Run]) -> Table:
     """What was planned, what was there, what was taken."""
     planned = [run.plan.tier_bytes if run.plan else {} for run in runs]
     tiers = dict.fromkeys(tier for by_tier in planned for tier in by_tier)
-    lines = [_line(runs, f"planned in {tier}", "bytes", [by_tier.get(tier) for by_tier in planned]) for tier in tiers]
+    lines = [line(runs, f"planned in {tier}", "bytes", [by_tier.get(tier) for by_tier in planned]) for tier in tiers]
     buffers = [(run.plan.buffer_bytes or None) if run.plan else None for run in runs]
     lines += [
-        _line(runs, "staging buffers within", "bytes", buffers),
-        _line(runs, "peak memory of the process", "bytes", [run.peak_rss_bytes for run in runs]),
-        _line(runs, "peak memory of the GPU's tensors", "bytes", [run.peak_gpu_bytes for run in runs]),
-        _line(runs, "limit of the control group", "bytes", [run.machine.get("memory_limit_bytes") for run in runs]),
-        _line(runs, "memory of the machine", "bytes", [run.machine.get("ram_bytes") for run in runs]),
+        line(runs, "staging buffers within", "bytes", buffers),
+        line(runs, "peak memory of the process", "bytes", [run.peak_rss_bytes for run in runs]),
+        line(runs, "peak memory of the GPU's tensors", "bytes", [run.peak_gpu_bytes for run in runs]),
+        line(runs, "limit of the control group", "bytes", [run.machine.get("memory_limit_bytes") for run in runs]),
+        line(runs, "memory of the machine", "bytes", [run.machine.get("ram_bytes") for run in runs]),
     ]
     note = "The process holds Python, libraries, data and evaluation beside the tensors and buffers that are planned."
-    return _beside("memory", "Planned, taken, and what there is", runs, lines, note)
+    return beside("memory", "Planned, taken, and what there is", runs, lines, note)
 
 
 def machine(runs: Sequence[Run]) -> Table:
@@ -264,13 +203,13 @@ def machine(runs: Sequence[Run]) -> Table:
     for run in runs:
         known = {name: value for name, value in run.machine.items() if not name.endswith("_bytes")}
         found.append({"device": run.device} | known | dict(run.versions))
-    return _values("machine", "Machine and versions", runs, found)
+    return facts_beside("machine", "Machine and versions", runs, found)
 
 
 def data(runs: Sequence[Run]) -> Table:
     """Counts of users, items and interactions."""
     found = [{"name": str(run.config["data"].get("name"))} | dict(run.data) for run in runs]
-    return _values("data", "Data", runs, found)
+    return facts_beside("data", "Data", runs, found)
 
 
 def differences(runs: Sequence[Run]) -> Table:
@@ -279,7 +218,7 @@ def differences(runs: Sequence[Run]) -> Table:
     names = dict.fromkeys(name for values in found for name in values)
     differing = [name for name in names if len({str(values.get(name)) for values in found}) > 1]
     kept = [{name: values[name] for name in differing if name in values} for values in found]
-    return _values("differences", "Differences between the configurations", runs, kept)
+    return facts_beside("differences", "Differences between the configurations", runs, kept)
 
 
 def deviation(predicted: float, actual: float | None) -> float | None:
@@ -296,49 +235,6 @@ def deviates(predicted: float, actual: float | None) -> bool:
 def best(run: Run) -> Epoch | None:
     """The record of the best epoch."""
     return next((epoch for epoch in run.epochs if epoch.epoch == run.best_epoch), None)
-
-
-Line = tuple[Cell, list[Cell]]
-
-
-def _line(runs: Sequence[Run], name: str, unit: str, values: Sequence[Any], *, touched: bool = False) -> Line:
-    """A quantity of every run. touched: by the speed of devices, so by simulated ones."""
-    cells = [Cell(value, unit, touched and run.simulated) for run, value in zip(runs, values, strict=True)]
-    return Cell(name, unit), cells
-
-
-def _beside(name: str, title: str, runs: Sequence[Run], lines: Sequence[Line], note: str = "") -> Table:
-    """Quantities by runs; of every run but the first also the difference from the first and the ratio to it."""
-    labels = [run.label for run in runs]
-    header = [Cell(""), *map(Cell, labels)]
-    header += [Cell(f"{label} {sign} {labels[0]}") for label in labels[1:] for sign in ("−", "/")]
-    rows = [
-        (label, *cells, *(cell for other in cells[1:] for cell in _compared(cells[0], other)))
-        for label, cells in lines
-        if any(cell.value is not None for cell in cells)
-    ]
-    return Table(name, title, tuple(header), tuple(rows), note)
-
-
-def _compared(first: Cell, other: Cell) -> tuple[Cell, Cell]:
-    if not isinstance(first.value, int | float) or not isinstance(other.value, int | float):
-        return Cell(None), Cell(None)
-    simulated = first.simulated or other.simulated
-    ratio = other.value / first.value if first.value else None
-    return Cell(other.value - first.value, first.unit, simulated), Cell(ratio, simulated=simulated)
-
-
-def _values(name: str, title: str, runs: Sequence[Run], found: Sequence[Mapping[str, Any]]) -> Table:
-    """Facts by runs; those that differ are marked."""
-    rows = []
-    for key in dict.fromkeys(key for values in found for key in values):
-        cells = [values.get(key) for values in found]
-        mark = "differs" if len(set(map(str, cells))) > 1 and name != "differences" else ""
-        rows.append((Cell(key), *(Cell(None if cell is None else str(cell)) for cell in cells), Cell(mark)))
-    if not any(row[-1].value for row in rows):
-        rows = [row[:-1] for row in rows]
-        return Table(name, title, (Cell(""), *(Cell(run.label) for run in runs)), tuple(rows))
-    return Table(name, title, (Cell(""), *(Cell(run.label) for run in runs), Cell("")), tuple(rows))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

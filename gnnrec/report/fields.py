@@ -1,0 +1,47 @@
+"""Fields of JSON objects, checked as they are read: whoever damaged a record is told where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from gnnrec.errors import CheckpointError
+
+T = TypeVar("T")
+
+_KINDS = {dict: "a section", list: "a list", str: "a text", float: "a number", int: "a whole number"}
+
+
+def json_object(file: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is no file."""
+    try:
+        values = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise damaged(f"cannot be read: {error}", str(file)) from error
+    if not isinstance(values, dict):
+        raise damaged("holds no JSON object", str(file))
+    return values
+
+
+def get(values: Any, name: str, kind: type[T], where: str) -> T:
+    """A field of a JSON object, of the given kind. Whole numbers are numbers too."""
+    if not isinstance(values, dict):
+        raise damaged(f"has {values!r} where a section should be", where)
+    if name not in values:
+        raise damaged(f"has no {name!r}", where)
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise damaged(f"{name!r} is {value!r}, not {_KINDS[kind]}", where)
+    return cast(T, value)
+
+
+def optional(values: Mapping[str, Any], name: str, kind: type[T], where: str) -> T | None:
+    return None if values.get(name) is None else get(values, name, kind, where)
+
+
+def damaged(found: str, where: str) -> CheckpointError:
+    return CheckpointError(found, where=where, remedy="Restore it from a copy, or train anew")
