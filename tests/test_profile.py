@@ -25,6 +25,7 @@ from gnnrec.config import (
 )
 from gnnrec.errors import ConfigError
 from gnnrec.memtier import calibrate
+from gnnrec.memtier.tiers import Rate
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam import reference as adam
 from gnnrec.training import placing, run, trace
@@ -37,9 +38,13 @@ DIM, LAYERS = 16, 2
 MODELS = {"lightgcn": LightGCNConfig(dim=DIM, layers=LAYERS), "ngcf": NGCFConfig(dim=DIM, layers=LAYERS)}
 
 
-@pytest.fixture(autouse=True)
-def no_calibration(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate, "user_file", lambda: tmp_path / "calibration.json")
+@pytest.fixture(autouse=True, scope="module")
+def no_calibration(tmp_path_factory):
+    """Whatever this machine's user has measured."""
+    file = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "user_file", lambda: file)
+        yield
 
 
 def config(model: str = "lightgcn", **changes) -> TrainConfig:
@@ -251,6 +256,19 @@ def test_a_model_without_steps_has_no_profile():
 def test_off_imports_nothing():
     words = "import sys, gnnrec.training.run; sys.exit('gnnrec.training.profile' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0
+
+
+def test_ceilings_are_what_was_measured(tmp_path, monkeypatch):
+    rates = (Rate("read", 20.0, threads=2), Rate("gather", 8.0, row_bytes=64, threads=2))
+    measured = replace(dram(), provenance="measured", rates=rates, facts={calibrate.FACT: "today"})
+    monkeypatch.setattr(profiles, "discover", lambda: [measured])
+    monkeypatch.setattr(calibrate, "calibrated", lambda tiers: tiers)
+    profile = profiles.StepProfile(tmp_path, row_bytes=64)
+    profile.sample()
+    profile.write()
+    (ceiling,) = content(tmp_path)["ceilings"]
+    assert [ceiling["read_gb_per_s"], ceiling["gather_gb_per_s"]] == pytest.approx([20, 8])
+    assert (ceiling["gather_row_bytes"], ceiling["calibration"]) == (64, "today")
 
 
 # Of traces that were made up.
