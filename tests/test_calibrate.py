@@ -335,6 +335,13 @@ def test_dram_is_measured_in_all_its_patterns() -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_rate_of_each_pattern_is_measured_whatever_the_time() -> None:
+    rates, _, notes = measure_memory.measure(DRAM, Stopwatch(0.0, lambda words: None))
+    assert [rate.pattern for rate in rates] == ["read", "write", "mixed", "gather", "scatter"]
+    assert "the time was up before" in "; ".join(notes)
+
+
+@pytest.mark.usefixtures("small")
 def test_the_buffer_takes_a_quarter_of_the_memory_at_most() -> None:
     assert measure_memory._buffer_size(DRAM, 1 << 20) == 32 << 20
     assert measure_memory._buffer_size(replace(DRAM, free=40 << 20), 1 << 20) == 10 << 20

@@ -29,6 +29,7 @@ from gnnrec.units import in_bytes
 LARGEST = 8 << 20  # bytes of the blocks that are read and written in order
 BLOCKS = (4 << 10, 128 << 10, 512 << 10, 2 << 20)  # bytes, at random
 THREADS = (8, 4, 2, 1)
+SEQUENTIAL = {"read": "r", "write": "w", "mixed": "rw"}
 
 _LEAST, _WANTED = 1 << 30, 2 << 30  # bytes of the file
 _WRITE_BACK = 2  # times as many where the device says that it has a cache of its own
@@ -58,7 +59,7 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)  # with the lock, while it is still ours
         file = opened.create("blocks", size)
         blocks = _Blocks(file, _fill(file, time.perf_counter() + _FILLING * watch.left))
-        rates, missing = watch.rates(_figures(blocks))
+        rates, missing = watch.rates(_figures(blocks), least=len(SEQUENTIAL))
     how = file.buffered or "O_DIRECT"
     notes = [f"file of {in_bytes(blocks.size)}, {how}, write cache of the device: {write_cache}"]
     notes.append(f"read, write and mixed in blocks of {in_bytes(LARGEST)}")
@@ -185,8 +186,8 @@ def cached_share(descriptor: int, size: int) -> float:
 
 def _figures(blocks: _Blocks) -> Iterator[Figure]:
     """What planning needs most comes first: the time may not suffice for all."""
-    for pattern, kinds in {"read": "r", "write": "w", "mixed": "rw"}.items():
-        for threads in THREADS:
+    for threads in THREADS:
+        for pattern, kinds in SEQUENTIAL.items():
             yield _figure(blocks, pattern, kinds, LARGEST, threads)
     for pattern, kinds in {"gather": "r", "scatter": "w"}.items():
         for block in BLOCKS:

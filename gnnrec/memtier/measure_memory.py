@@ -7,7 +7,7 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from gnnrec.memtier.tiers import Tier
 from gnnrec.ops._numba import num_threads
 from gnnrec.units import in_bytes
 
+PATTERNS = 6  # figures at the beginning, one each
+USUAL = 256  # bytes of a row
 ROWS = (64, 128, 256, 512, 1024)  # bytes: 16 to 256 numbers of float32, or 32 to 512 of bfloat16
 
 _MOVED = 256 << 20  # bytes in a run: some ten milliseconds
@@ -55,7 +57,7 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
         huge = _huge_share(memory)
         latency = _latency_ns(memory[: _CHASED * cache].view(np.int64))
         kernels.fill(memory.view(np.uint32), np.uint32(1))  # places are no numbers
-        rates, missing = watch.rates(_figures(memory, cache))
+        rates, missing = watch.rates(_figures(memory, cache), least=PATTERNS)
         notes = [f"buffer {in_bytes(size)}, on the tier {placed.share()}, huge pages {huge}"]
     notes.append(f"last-level cache {in_bytes(cache)} ({known})")
     triad = [rate for rate in rates if rate.pattern == "triad"]
@@ -84,18 +86,23 @@ def thread_counts() -> list[int]:
 
 def _figures(memory: Any, cache: int) -> Iterator[Figure]:
     """What planning needs most comes first: the time may not suffice for all."""
-    yield from _sequential(memory.view(np.float32).reshape(-1, kernels.WIDE))
+    most, *fewer = every = thread_counts()
+    lines = memory.view(np.float32).reshape(-1, kernels.WIDE)
+    yield from _sequential(lines, [most])
+    yield from _gathers(memory, USUAL, 0, [most])
+    yield from _scatters(memory, USUAL, [most])
+    yield from _sequential(lines, fewer)
     for row_bytes in ROWS:
-        yield from _gathers(memory, row_bytes, 0)
+        yield from _gathers(memory, row_bytes, 0, fewer if row_bytes == USUAL else every)
     for row_bytes in ROWS:
         # The caches serve the popular rows of a graph: what share of them depends on the graph, how fast is seen here.
         for working_set in (cache // 16, cache // 4, cache, 4 * cache):
-            yield from _gathers(memory[: working_set // 1024 * 1024], row_bytes, working_set)
+            yield from _gathers(memory[: working_set // 1024 * 1024], row_bytes, working_set, every)
     for row_bytes in ROWS:
-        yield from _scatters(memory, row_bytes)
+        yield from _scatters(memory, row_bytes, fewer if row_bytes == USUAL else every)
 
 
-def _sequential(memory: Any) -> Iterator[Figure]:
+def _sequential(memory: Any, counts: Sequence[int]) -> Iterator[Figure]:
     third = len(memory) // 3
     sums = np.empty((kernels.SHARES, kernels.WIDE), np.float32)
     a, b, c = memory[: 3 * third].reshape(3, -1, kernels.LINE)
@@ -106,26 +113,26 @@ def _sequential(memory: Any) -> Iterator[Figure]:
         "mixed": (kernels.copier(), (memory[:half], memory[half : 2 * half]), 2 * memory[:half].nbytes),
         "triad": (kernels.triad(), (a, b, c), 3 * a.nbytes),
     }
-    for threads in thread_counts():
+    for threads in counts:
         for pattern, (kernel, arrays, moved) in runs.items():
             yield _figure(pattern, kernel, arrays, moved, threads)
 
 
-def _gathers(memory: Any, row_bytes: int, working_set: int) -> Iterator[Figure]:
+def _gathers(memory: Any, row_bytes: int, working_set: int, counts: Sequence[int]) -> Iterator[Figure]:
     rows = memory.view(np.float32).reshape(-1, row_bytes // 4)
     indices = _random_rows(len(rows), row_bytes)
     sums = np.empty((kernels.SHARES, rows.shape[1]), np.float32)
     kernel = kernels.gatherer(rows.shape[1])
-    for threads in thread_counts():
+    for threads in counts:
         moved = len(indices) * row_bytes
         yield _figure("gather", kernel, (rows, indices, sums), moved, threads, row_bytes, working_set)
 
 
-def _scatters(memory: Any, row_bytes: int) -> Iterator[Figure]:
+def _scatters(memory: Any, row_bytes: int, counts: Sequence[int]) -> Iterator[Figure]:
     rows = memory.view(np.float32).reshape(-1, row_bytes // 4)
     indices = _random_rows(len(rows), row_bytes)
     kernel = kernels.scatterer(rows.shape[1])
-    for threads in thread_counts():
+    for threads in counts:
         yield _figure("scatter", kernel, (rows, indices), len(indices) * row_bytes, threads, row_bytes)
 
 

@@ -63,15 +63,16 @@ class Stopwatch:
         """Seconds, below 0 when the time is up."""
         return self.end - time.perf_counter()
 
-    def rates(self, figures: Iterable[Figure]) -> tuple[list[Rate], str]:
-        """Measure in the order given; a figure that has begun is finished.
+    def rates(self, figures: Iterable[Figure], least: int = 0) -> tuple[list[Rate], str]:
+        """Measure in the order given; a figure that has begun is finished, and so many are measured whatever the time:
+        a plan cannot do without a rate of each pattern.
 
         Returns:
             The rates, and what was not measured any more, "" where nothing is missing.
         """
         measured: list[Rate] = []
         for figure in figures:
-            if self.left <= 0:
+            if self.left <= 0 and len(measured) >= least:
                 return measured, f"the time was up before {figure}, give it more seconds"
             self._progress(str(figure))
             measured.append(_rate(figure))
