@@ -40,8 +40,10 @@ def get(values: Any, name: str, kind: type[T], where: str) -> T:
 
 
 def optional(values: Mapping[str, Any], name: str, kind: type[T], where: str) -> T | None:
+    """As `get`, or None where it is missing or null."""
     return None if values.get(name) is None else get(values, name, kind, where)
 
 
 def damaged(found: str, where: str) -> CheckpointError:
+    """The error of a record that is not as runs write it."""
     return CheckpointError(found, where=where, remedy="Restore it from a copy, or train anew")
