@@ -169,13 +169,15 @@ def _add(
     """total [ROWS, NEIGHBOURS, DIM] and the terms of entries; ALL where every lane has one. A multiplication and an
     addition are rounded once, whichever kernel adds."""
     if x is None or WIDE:
-        return total + _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
-    at = x + j[:, :, None] * x_stride + cols[None, None, :]
-    if ALL and dim == cols.shape[0]:
-        row = tl.load(at)
+        total += _terms(x, x_stride, values, values_stride, j, e, inside, cols, factor, dim, WIDE, WORK)
     else:
-        row = tl.load(at, mask=inside[:, :, None] & (cols < dim)[None, None, :], other=0)
-    return tl.fma(row.to(WORK), tl.broadcast_to(factor[:, :, None], total.shape), total)
+        at = x + j[:, :, None] * x_stride + cols[None, None, :]
+        if ALL and dim == cols.shape[0]:
+            row = tl.load(at)
+        else:
+            row = tl.load(at, mask=inside[:, :, None] & (cols < dim)[None, None, :], other=0)
+        total = tl.fma(row.to(WORK), tl.broadcast_to(factor[:, :, None], total.shape), total)
+    return total
 
 
 @triton.jit(do_not_specialize=["pieces", "programs", "count", "scale", "base_scale"])
