@@ -18,6 +18,7 @@ train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
 
 test: $(dev)
+	$(VENV)/bin/pytest tests/interpreter -rs --numprocesses auto --dist worksteal
 	$(VENV)/bin/pytest -rs --numprocesses auto --dist loadscope
 
 test-gpu: $(dev)

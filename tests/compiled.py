@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels that calls of an operator launch, without a GPU: `python tests/compiled.py OPERATOR`.
+"""Compiles the Triton kernels that operators launch, without a GPU: `echo OPERATOR | python tests/compiled.py`.
 
 A process of its own: operators run on CPU tensors as if these lay on a GPU, and every launch is compiled instead, for
-each of the two architectures. Prints a line of JSON for every kernel with what the compiler made of it.
+each of the two architectures. Prints a line of JSON for every operator: what the compiler made of each kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from inspect import signature
 from pathlib import Path
 
@@ -89,52 +90,66 @@ def calls(op: Operator) -> Iterator[tuple[Case, torch.dtype]]:
         yield cases[0], dtype
 
 
-def compile_all() -> Iterator[dict[str, object]]:
-    for (source, options), architecture in itertools.product(launches.values(), ARCHITECTURES):
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            command = [CUOBJDUMP, "--dump-resource-usage", file.name]
-            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-        yield {
-            "module": source.fn.__module__,
-            "kernel": source.fn.__name__,
-            "architecture": architecture,
-            "options": options,
-            "constants": {source.fn.arg_names[at[0]]: str(value) for at, value in source.constants.items()},
-            "pointers": {name: kind for name, kind in source.signature.items() if kind.startswith("*")},
-            "registers": registers,
-            "spilled_bytes": stack + local,
-            "shared_bytes": compiled.metadata.shared,
-            "loads": sorted(set(re.findall(r"ld\.global[\w:.]*", compiled.asm["ptx"]))),
-        }
+@cache
+def compiled(key: str, architecture: int) -> dict[str, object]:
+    """What the compiler made of a launch, or why it did not; once for all operators that make it."""
+    source, options = launches[key]
+    row = {
+        "module": source.fn.__module__,
+        "kernel": source.fn.__name__,
+        "architecture": architecture,
+        "options": options,
+        "constants": {source.fn.arg_names[at[0]]: str(value) for at, value in source.constants.items()},
+        "pointers": {name: kind for name, kind in source.signature.items() if kind.startswith("*")},
+    }
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    except triton.CompilationError as error:
+        return row | {"error": f"{error.__cause__ or ''} {error}"}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    return row | {
+        "registers": registers,
+        "spilled_bytes": stack + local,
+        "shared_bytes": made.metadata.shared,
+        "loads": sorted(set(re.findall(r"ld\.global[\w:.]*", made.asm["ptx"]))),
+    }
 
 
-def main(name: str) -> None:
-    (op,) = (op for op in ops.OPS if op.name == name)
-    JITFunction.run = record
+def launched(op: Operator) -> list[str]:
+    """The keys of what an operator launches: its cases, those of width 64 with every option, then every launch shape."""
+    launches_before = dict(launches)
+    launches.clear()
     known = signature(op.function).parameters
-    variants = [{}, *(variant for variant in VARIANTS if set(variant) <= set(known))]
+    variants = [variant for variant in VARIANTS if set(variant) <= set(known)]
     for case, dtype in calls(op):
-        for variant in variants:
+        for variant in [{}, *(variants if width(case) == 64 else ())]:
             call(op, replace(case, options=case.options | variant), dtype)
-    by_default = dict(launches)
-    usual = [case for case in op.cases() if width(case) == 64][:1]
+    by_default = set(launches)
+    usual = next(case for case in op.cases() if width(case) == 64)
     for shaped, shapes in tuning.CANDIDATES.items():
         for shape in shapes[1:]:
             with tuning.forced(shaped, shape):
-                for case, dtype in itertools.product(usual, {torch.float32, torch.bfloat16}.intersection(op.dtypes)):
-                    call(op, case, dtype)
+                call(op, usual, torch.float32)
     # Other operators' kernels meet all shapes when their own turn comes.
-    own = op.function.__module__
-    for key in [key for key, (source, _) in launches.items() if not source.fn.__module__.startswith(f"{own}.")]:
-        if key not in by_default:
-            del launches[key]
-    for row in compile_all():
-        print(json.dumps(row), flush=True)
+    own = f"{op.function.__module__}."
+    keys = [key for key in launches if key in by_default or launches[key][0].fn.__module__.startswith(own)]
+    launches.update(launches_before)
+    return keys
+
+
+def main() -> None:
+    JITFunction.run = record
+    operators = {op.name: op for op in ops.OPS}
+    for name in sys.stdin:
+        keys = launched(operators[name.strip()])
+        rows = [compiled(key, architecture) for key, architecture in itertools.product(keys, ARCHITECTURES)]
+        print(json.dumps(rows), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -24,7 +24,8 @@ from gnnrec.ops import tuning
 from gnnrec.ops._operator import Case
 
 WALK = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in op.cases()]
-SAMPLE = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in sample(op, (33, 64))]
+SAMPLE = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in sample(op, (33,))]
+LAYOUTS = {columns_first: 33, every_other_row: 64, inner_columns: 33}
 PIECES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in ops.OPS for case in sample(op, (64, 300))]
 SHAPED = [
     pytest.param(op, shape, id=f"{op.name}-{'-'.join(map(str, shape.values()))}")
@@ -52,15 +53,16 @@ def test_fresh_memory_is_not_trusted(op, case, device, poison, monkeypatch):
     assert_bit_equal(result, evaluate(op, op.function, case, torch.float32, device=device))
 
 
-@pytest.mark.parametrize("layout", [columns_first, every_other_row, inner_columns])
-@pytest.mark.parametrize(("op", "case"), SAMPLE)
-def test_any_strides(op, case, layout, device):
+@pytest.mark.parametrize("op", [pytest.param(op, id=op.name) for op in ops.OPS])
+def test_any_strides(op, device):
     """Within rounding: a GPU's threads share a row in another way where it does not begin at a multiple of 16 bytes."""
-    contiguous = evaluate(op, op.function, case, torch.float32, device=device)
-    strided = evaluate(op, op.function, case, torch.float32, layout=layout, device=device)
-    for x, expected in zip(strided, contiguous, strict=True):
-        scale = float(expected.abs().nan_to_num(posinf=0).max()) if expected.numel() else 0.0
-        torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5 * scale)
+    cases = {width(case): case for case in sample(op, (33, 64))}
+    contiguous = {w: evaluate(op, op.function, case, torch.float32, device=device) for w, case in cases.items()}
+    for layout, w in LAYOUTS.items():
+        strided = evaluate(op, op.function, cases[w], torch.float32, layout=layout, device=device)
+        for x, expected in zip(strided, contiguous[w], strict=True):
+            scale = float(expected.abs().nan_to_num(posinf=0).max()) if expected.numel() else 0.0
+            torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(("op", "shape"), SHAPED)

@@ -20,9 +20,13 @@ def sample(op, widths=(33, 64, 300)):
     return [first[w] for w in widths]
 
 
+WIDTHS = {torch.float64: (33, 300), torch.bfloat16: (33, 64), torch.float16: (33,)}
+
+
 def dtypes(op, case):
-    """All of them on few cases, float32 on all: every dtype and width is a kernel to compile."""
-    return op.dtypes if any(case.name == one.name for one in sample(op)) else op.dtypes[:1]
+    """float32 on all cases, the others at some widths: every dtype and width is a kernel to compile."""
+    few = {dtype for dtype, widths in WIDTHS.items() if any(case.name == one.name for one in sample(op, widths))}
+    return [dtype for dtype in op.dtypes if dtype == torch.float32 or dtype in few]
 
 
 def draw(shape, seed, dtype):

@@ -1,5 +1,5 @@
 """The Triton kernels, interpreted on CPU tensors: a process of its own, since a kernel is bound to the interpreter when
-it is decorated. tests/test_triton.py starts it."""
+it is decorated. `pytest tests/interpreter`."""
 
 import os
 
