@@ -121,7 +121,7 @@ def compiled(key: str, architecture: int) -> dict[str, object]:
 
 
 def launched(op: Operator) -> list[str]:
-    """The keys of what an operator launches: its cases, those of width 64 with every option, then every launch shape."""
+    """Keys of what an operator launches: its cases, those of width 64 with every option, then every launch shape."""
     launches_before = dict(launches)
     launches.clear()
     known = signature(op.function).parameters
