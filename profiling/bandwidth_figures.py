@@ -53,8 +53,7 @@ def loaded(rows: Sequence[Json]) -> str:
 
 
 def by_size(rows: Sequence[Json]) -> str:
-    """Bandwidth against the bytes of an access, by most threads: a line for each operation and pattern that has several
-    points."""
+    """Bandwidth against the bytes of an access, by most threads: a line for reads and writes in each order."""
     threads = max(row["threads_count"] for row in rows)
     series: dict[tuple[str, str], list[Json]] = {}
     for row in rows:

@@ -111,7 +111,8 @@ def _loaded(place: Place, rows: Sequence[Json]) -> Table:
             row = next((row for row in rows if (row["op"], row["delay_ns"]) == (op, delay)), None)
             line += [_cell(row, "latency_ns", "ns"), _cell(row, "gb_per_s", "GB/s")]
         lines.append(tuple(line))
-    note = f"{rows[0]['threads_count']} of the processors make traffic, one chases; its own loads are not counted. {_spread(rows)}"
+    threads = rows[0]["threads_count"]
+    note = f"{threads} of the processors make traffic, one chases; its own loads are not counted. {_spread(rows)}"
     return Table(
         f"loaded-latency-{_slug(place)}", f"Loaded latency, {_words(place)}", tuple(header), tuple(lines), note
     )
