@@ -63,10 +63,14 @@ def run(overrides: Sequence[str]) -> None:
     if content["machine"]["load_per_core"] > conditions.BUSY:
         load = content["machine"]["load_per_core"]
         print(f"warning: load {load:.2f} a core: figures of a busy machine are too low", file=sys.stderr, flush=True)
-    bandwidth_tiers.measure(discover(wanted.folders), wanted, groups, content, _tell)
+
+    def keep() -> None:
+        atomic_write(out, json.dumps(content, indent=1).encode())
+
+    bandwidth_tiers.measure(discover(wanted.folders), wanted, groups, content, _tell, keep)
+    keep()  # with what was left out
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    atomic_write(out, json.dumps(content, indent=1).encode())
     bandwidth_report.show(content)
     print(f"kept in {out}")
     if wanted.tables is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,11 @@ class Latency:
     gb_per_s: float = 0.0
 
 
-def working_sets(given: Sequence[int], cache: int) -> list[int]:
-    """Bytes that chases go through: those given, or powers of two up to CHASED times the last-level cache."""
+def working_sets(given: Sequence[int], cache: int, most: int) -> list[int]:
+    """Bytes that chases go through: those given, or powers of two up to CHASED times the last-level cache or `most`."""
     if given:
         return sorted(given)
-    largest = CHASED * cache
+    largest = min(CHASED * cache, most)
     return [1 << power for power in range(_SMALLEST.bit_length() - 1, largest.bit_length()) if 1 << power <= largest]
 
 
@@ -118,17 +118,16 @@ def _traffic(x: Any, out: Any, cpus: Sequence[int], op: str, turns: int) -> Iter
         part = slice(number * share, (number + 1) * share)
         generate(x[part], out[part], counters[number, :1], turns, states[number, :1])
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(cpus))]
-    for thread in threads:
-        thread.start()
-    try:
-        while not counters[:, 0].all():  # all are at work
-            time.sleep(1e-3)
-        yield counters
-    finally:
-        counters[:] = kernels.ENDLESS
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(len(cpus)) as pool:
+        workers = [pool.submit(work, number) for number in range(len(cpus))]
+        try:
+            while not counters[:, 0].all() and not any(worker.done() for worker in workers):  # until all are at work
+                time.sleep(1e-3)
+            yield counters
+        finally:
+            counters[:] = kernels.ENDLESS
+        for worker in workers:
+            worker.result()
 
 
 def _generator(op: str) -> Any:

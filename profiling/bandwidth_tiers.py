@@ -33,10 +33,23 @@ _LATENCIES = 0.5  # of the time at most
 
 
 def measure(
-    tiers: Sequence[Tier], settings: Settings, groups: Sequence[Processors], content: records.Json, progress: Progress
+    tiers: Sequence[Tier],
+    settings: Settings,
+    groups: Sequence[Processors],
+    content: records.Json,
+    progress: Progress,
+    keep: Callable[[], None],
 ) -> None:
     """Measure the tiers into the content of a file. Each gets an equal share of the budget; one that cannot be measured
-    is named in `left_out`."""
+    is named in `left_out`.
+
+    Args:
+        progress: is told what is being measured.
+        keep: is called after each tier.
+
+    Raises:
+        GnnrecError: there is nothing to measure.
+    """
     wanted = [tier for tier in tiers if tier.kind in settings.tiers]
     for tier in [tier for tier in wanted if tier.unavailable]:
         content["left_out"].append(f"{tier.name}: unavailable: {tier.unavailable}")
@@ -52,6 +65,7 @@ def measure(
         content["bandwidth"] += [records.bandwidth_row(tier, part.provenance, *each) for each in found]
         seconds = time.perf_counter() - start
         content["measured"].append(records.tier_row(tier, part.provenance, notes, cells, len(found), seconds))
+        keep()
     if not content["measured"]:
         words = "; ".join(content["left_out"]) or f"there is none of kind {', '.join(settings.tiers)}"
         raise GnnrecError(f"no tier was measured: {words}", where="tiers", remedy="`gnnrec tiers` lists what there is")
@@ -103,7 +117,8 @@ class _Tier:
         tier, settings, groups = self.tier, self.settings, self.groups
         far = distances(tier, groups)
         cache, known = conditions.last_level_cache()
-        sets, size = working_sets(settings.chased_bytes, cache), measure_memory.buffer_size(tier, cache)
+        size = measure_memory.buffer_size(tier, cache)
+        sets = working_sets(settings.chased_bytes, cache, size)
         setup = _SETUP_SECONDS_PER_BYTE * (2 * size + max(sets))
         rest = seconds - setup - min(self._latency_seconds(sets), _LATENCIES * seconds)
         chosen = bandwidth_memory.plan(settings, groups, far, rest)
