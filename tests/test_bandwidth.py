@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from gnnrec.errors import ConfigError, GnnrecError
-from gnnrec.memtier import conditions, kernels, measure_file, measure_memory
+from gnnrec.memtier import conditions, kernels, measure_file, measure_gpu, measure_memory
 from gnnrec.memtier.files import aligned
+from gnnrec.memtier.stopwatch import Measured, Stopwatch
 from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.ops._numba import num_threads
 
@@ -285,6 +286,25 @@ def test_a_gpus_copies_are_checked_and_have_their_place(bench: Any, monkeypatch:
     monkeypatch.setattr(torch.Tensor, "index_copy_", lambda self, *rest: self.zero_())
     with pytest.raises(GnnrecError, match="other numbers come back"):
         bench.gpu.check(torch.device("cpu"))
+
+
+def test_a_gpus_figures_become_rows(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_the_cpu(tier: Tier, watch: Stopwatch) -> Measured:
+        rates, _ = watch.rates(measure_gpu.figures(torch.device("cpu"), MIB))
+        return Measured(tuple(rates), None, ("buffers of 1 MiB",))
+
+    monkeypatch.setattr(measure_gpu, "measure", on_the_cpu)
+    monkeypatch.setattr(bench.gpu, "check", lambda device: None)
+    wanted, groups, kept = bench.settings(["tiers=[gpu]"]), bench.nodes.processors(), []
+    content = bench.records.begin(wanted, groups)
+    gpus = [Tier("gpu0", "gpu", 1 << 30, 1 << 30, 32), Tier("gpu1", "gpu", None, None, 32, unavailable="no driver")]
+    bench.tiers.measure(gpus, wanted, groups, content, lambda words: None, lambda: kept.append(1))
+    assert kept == [1]
+    assert content["left_out"] == ["gpu1: unavailable: no driver"]
+    assert {"host_to_device", "device_to_host", "read", "write", "copy"} == {row["op"] for row in content["bandwidth"]}
+    assert list(bench.records.without_unit(content)) == []
+    names = [table.name for table in bench.tables(content)]
+    assert names == ["conditions", "gpu-host-to-device", "gpu-device-to-host", "gpu-local-gpu0"]
 
 
 def test_a_file_that_comes_back_changed_is_found(
