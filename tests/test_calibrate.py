@@ -343,10 +343,10 @@ def test_a_rate_of_each_pattern_is_measured_whatever_the_time() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_buffer_takes_a_quarter_of_the_memory_at_most() -> None:
-    assert measure_memory._buffer_size(DRAM, 1 << 20) == 32 << 20
-    assert measure_memory._buffer_size(replace(DRAM, free=40 << 20), 1 << 20) == 10 << 20
+    assert measure_memory.buffer_size(DRAM, 1 << 20) == 32 << 20
+    assert measure_memory.buffer_size(replace(DRAM, free=40 << 20), 1 << 20) == 10 << 20
     with pytest.raises(GnnrecError, match=r"dram: has 8\.00 MiB free, and a buffer of 4\.00 MiB"):
-        measure_memory._buffer_size(replace(DRAM, free=8 << 20), 1 << 20)
+        measure_memory.buffer_size(replace(DRAM, free=8 << 20), 1 << 20)
 
 
 @pytest.mark.usefixtures("small")
@@ -388,7 +388,7 @@ def test_what_is_moved_is_written_data_through_fsync(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: (calls.append(("sync", 0)), real_sync(descriptor))[1])
     with TierFolder(tmp_path / "tier") as folder:
         file = folder.create("blocks", 16 << 20)
-        blocks = measure_file._Blocks(file, measure_file._fill(file, time.perf_counter() + 60))
+        blocks = measure_file.Blocks(file, measure_file._fill(file, time.perf_counter() + 60))
         assert calls == [("pwritev", 0), ("pwritev", 8 << 20), ("sync", 0)]
         content = np.frombuffer(file.path.read_bytes(), np.uint8).reshape(-1, 4096)
         assert len(np.unique(content, axis=0)) == len(content)  # no page is like another

@@ -1,4 +1,5 @@
-"""numba kernels that calibration times: the operators' own loads, prefetches and stores, and nothing beside them.
+"""numba kernels that calibration and profiling/bandwidth.py time: the operators' own loads, prefetches and stores, and
+nothing beside them.
 
 A buffer is a float32 matrix whose rows are multiples of 64 bytes. Kernels are closures over the width and
 `_numba.VERSION`; see there.
@@ -16,9 +17,9 @@ import numba
 import numpy as np
 
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
-from gnnrec.ops._numba import VERSION, kernel
+from gnnrec.ops._numba import VERSION, inline, kernel
 from gnnrec.ops._parallel import items, new_counter, workers
-from gnnrec.ops._row_math import row_add, row_fma, row_splat
+from gnnrec.ops._row_math import row_add, row_fma, row_splat, row_sum
 from gnnrec.ops._vector import (
     MAX_DIM,
     fence,
@@ -32,6 +33,7 @@ WIDE = MAX_DIM  # floats of a row that sequential kernels take at a time
 LINE = 16  # floats of a cache line
 SHARES = 1024  # consecutive rows, or indices, that a thread takes at a time are an item; so many items
 NEIGHBOURS = 32  # rows of a sum, as many as a row of a real graph has neighbours
+ENDLESS = 1 << 62  # steps of a generator, until somebody sets its counter to it
 
 _PLACES = 8  # int64 numbers of a cache line
 
@@ -152,9 +154,13 @@ def gatherer(width: int) -> Any:
 
 
 @cache
-def scatterer(width: int) -> Any:
-    """scatter(out [rows, width], indices int32 [n]): writes whole rows, past the caches."""
-    version, dim, shares = VERSION, width, SHARES
+def scatterer(width: int, past_caches: bool = True) -> Any:
+    """scatter(out [rows, width], indices int32 [n]): writes whole rows, row indices[k] with the number k.
+
+    Args:
+        past_caches: by streaming stores; ordinary ones read each line before they write it.
+    """
+    version, dim, shares, stream = VERSION, width, SHARES, past_caches
 
     @kernel
     def scatter(out: Any, indices: Any) -> None:
@@ -164,10 +170,74 @@ def scatterer(width: int) -> Any:
         for _worker in numba.prange(workers(shares)):
             for share in items(counter, shares):
                 for k in range(share * count // shares, (share + 1) * count // shares):
-                    row_store(out, indices[k], row_splat(np.float32(k), row_zero(out, dim)), True)
+                    row_store(out, indices[k], row_splat(np.float32(k), row_zero(out, dim)), stream)
                 fence()
 
     return scatter
+
+
+@cache
+def exchanger(width: int, reads: int) -> Any:
+    """exchange(x [rows, width], indices int32 [n], out [rows, width]): out[indices[k]] = the sum of rows
+    x[indices[k * reads : (k + 1) * reads]] from left to right, written past the caches: `reads` rows are read for each
+    that is written."""
+    version, dim, shares, distance = VERSION, width, SHARES, PREFETCH_DISTANCE
+
+    @kernel
+    def exchange(x: Any, indices: Any, out: Any) -> None:
+        _ = version
+        count = len(indices) // reads
+        counter = new_counter()
+        for _worker in numba.prange(workers(shares)):
+            for share in items(counter, shares):
+                zero = row_zero(x, dim)
+                for k in range(share * count // shares, (share + 1) * count // shares):
+                    first = k * reads
+                    total = row_gather_sum_ahead(x, indices, first, first + reads, None, zero, distance)
+                    row_store(out, indices[k], total, True)
+                fence()
+
+    return exchange
+
+
+@inline
+def _spin(state: Any, turns: Any) -> Any:
+    """Pass time with numbers that depend on each other (xorshift), so that no compiler shortens it."""
+    for _ in range(turns):
+        state ^= state << np.uint64(13)
+        state ^= state >> np.uint64(7)
+        state ^= state << np.uint64(17)
+    return state
+
+
+@serial
+def spin(turns: Any) -> Any:
+    """Pass time; to be timed."""
+    return _spin(np.uint64(1), turns)
+
+
+@cache
+def generator(reads: int, writes: bool) -> Any:
+    """generate(x, out [rows, WIDE], counter int64 [1], turns, state uint64 [1]): traffic of one thread, in order, until
+    somebody sets the counter to ENDLESS: it counts steps, each of which reads `reads` rows, writes their sum past the
+    caches where `writes` says so, and spins."""
+    version, dim, endless = VERSION, WIDE, ENDLESS
+
+    @serial
+    def generate(x: Any, out: Any, counter: Any, turns: Any, state: Any) -> None:
+        _ = version
+        rows, total, seed = len(x), row_zero(x, dim), np.uint64(1)
+        for step in items(counter, endless):
+            total = row_load(x, step * reads % rows, dim)
+            for more in range(1, reads):
+                total = row_add(total, row_load(x, (step * reads + more) % rows, dim))
+            if writes:
+                row_store(out, step % rows, total, True)
+            seed = _spin(seed, turns)
+            state[0] += np.uint64(row_sum(total)) ^ seed  # somebody wants all of it
+        fence()
+
+    return generate
 
 
 @serial
@@ -196,7 +266,7 @@ def make_cycle(words: Any, seed: Any) -> None:
 @serial
 def chase(words: Any, start: Any, steps: Any) -> Any:
     """Follow the cycle, each load waiting for the one before; returns where it ends."""
-    place = start
+    place = np.uint64(start)  # unsigned: numba would look whether it counts from the end
     for _ in range(steps):
-        place = words[place]
+        place = np.uint64(words[place])
     return place

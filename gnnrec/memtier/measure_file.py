@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gnnrec.errors import GnnrecError, StorageError
 from gnnrec.memtier import sysfs
-from gnnrec.memtier.files import TierFile, TierFolder, aligned
+from gnnrec.memtier.files import Throttle, TierFile, TierFolder, aligned
 from gnnrec.memtier.stopwatch import FOLDER, Figure, Measured, Stopwatch
 from gnnrec.memtier.tiers import Tier
 from gnnrec.storage import storage_errors
@@ -51,21 +51,38 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
     Raises:
         GnnrecError: too little room, a device that fails, or a page cache that cannot be emptied.
     """
+    with opened(tier, watch.left) as (blocks, note):
+        rates, missing = watch.rates(_figures(blocks), least=len(SEQUENTIAL))
+    notes = [note, f"read, write and mixed in blocks of {in_bytes(LARGEST)}"]
+    pages = [rate for rate in rates if (rate.pattern, rate.row_bytes, rate.threads) == ("gather", BLOCKS[0], 1)]
+    latency = BLOCKS[0] / pages[0].gb_per_s if pages else None
+    return Measured(tuple(rates), latency, tuple(filter(None, [*notes, missing])))
+
+
+@contextlib.contextmanager
+def opened(
+    tier: Tier, seconds: float, *, run: str = "gnnrec calibrate", throttle: Throttle | None = None
+) -> Iterator[tuple[Blocks, str]]:
+    """Blocks of a file on the tier, written, and what is to be known of it; the file goes afterwards.
+
+    Args:
+        seconds: there are for all of it; a share of them goes into writing the file.
+        run: whom the file belongs to.
+        throttle: makes it a simulated device.
+
+    Raises:
+        GnnrecError: as `measure`.
+    """
     with storage_errors(tier.where):
         write_cache = _write_cache(tier.where)
         size = _file_size(tier, write_cache)
     folder = Path(tier.where, FOLDER)
-    with TierFolder(folder, run="gnnrec calibrate") as opened, contextlib.ExitStack() as stack:
+    with TierFolder(folder, run=run, throttle=throttle) as entered, contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)  # with the lock, while it is still ours
-        file = opened.create("blocks", size)
-        blocks = _Blocks(file, _fill(file, time.perf_counter() + _FILLING * watch.left))
-        rates, missing = watch.rates(_figures(blocks), least=len(SEQUENTIAL))
-    how = file.buffered or "O_DIRECT"
-    notes = [f"file of {in_bytes(blocks.size)}, {how}, write cache of the device: {write_cache}"]
-    notes.append(f"read, write and mixed in blocks of {in_bytes(LARGEST)}")
-    pages = [rate for rate in rates if (rate.pattern, rate.row_bytes, rate.threads) == ("gather", BLOCKS[0], 1)]
-    latency = BLOCKS[0] / pages[0].gb_per_s if pages else None
-    return Measured(tuple(rates), latency, tuple(filter(None, [*notes, missing])))
+        file = entered.create("blocks", size)
+        blocks = Blocks(file, _fill(file, time.perf_counter() + _FILLING * seconds), throttle)
+        how = file.buffered or "O_DIRECT"
+        yield blocks, f"file of {in_bytes(blocks.size)}, {how}, write cache of the device: {write_cache}"
 
 
 def _file_size(tier: Tier, write_cache: str) -> int:
@@ -108,11 +125,15 @@ def _fill(file: TierFile, until: float) -> int:
     return file.size
 
 
-class _Blocks:
-    """Reads and writes blocks of the file's first `size` bytes with several threads."""
+class Blocks:
+    """Reads and writes blocks of the file's first `size` bytes with several threads.
 
-    def __init__(self, file: TierFile, size: int) -> None:
-        self.file, self.size = file, size
+    Args:
+        throttle: of a simulated device.
+    """
+
+    def __init__(self, file: TierFile, size: int, throttle: Throttle | None = None) -> None:
+        self.file, self.size, self._throttle = file, size, throttle
         self._at = 0  # where the last run in order stopped
         self._stamps = file.size  # those below are in the file
         self._random = np.random.default_rng(0)
@@ -132,13 +153,16 @@ class _Blocks:
 
         def work(buffer: npt.NDArray[np.uint8]) -> None:
             # The calls themselves: what TierFile checks and counts would be a third of the time of 4 KiB.
-            moves, views = {"r": os.preadv, "w": os.pwritev}, [buffer.data]
+            moves, views, throttle = {"r": os.preadv, "w": os.pwritev}, [buffer.data], self._throttle
             while True:
                 with lock:
                     kind, offset = next(jobs, ("", 0))
                 if not kind:
                     return
+                due = throttle.reserve("read" if kind == "r" else "write", block) if throttle else 0.0
                 moved = moves[kind](descriptor, views, offset)
+                if throttle:
+                    throttle.wait(due)
                 if moved < block:
                     found = f"{moved} of {block} bytes were moved at byte {offset}"
                     raise StorageError(found, where=str(self.file.path), remedy="Look into the system's log (dmesg)")
@@ -149,6 +173,23 @@ class _Blocks:
         if "w" in kinds:
             self.file.sync()
         return count * block
+
+    def check(self, count: int = 8) -> None:
+        """Write blocks of new numbers to random places and read them back past the page cache.
+
+        Raises:
+            StorageError: other bytes come back.
+        """
+        self.prepare()
+        written, found = self._buffers[0], aligned(LARGEST)
+        with storage_errors(self.file.path):
+            for offset in (self._random.integers(0, self.size // LARGEST, count) * LARGEST).tolist():
+                os.pwritev(self.file.fileno(), [written.data], offset)
+                self.file.sync()
+                os.preadv(self.file.fileno(), [found.data], offset)
+                if not np.array_equal(written, found):
+                    wrong = f"{int((written != found).sum())} of {LARGEST} bytes at byte {offset} come back wrong"
+                    raise StorageError(wrong, where=str(self.file.path), remedy="Look into the system's log (dmesg)")
 
     def prepare(self) -> None:
         """Before a run: change what will be written, empty the page cache of the file, and look whether it is empty.
@@ -184,19 +225,19 @@ def cached_share(descriptor: int, size: int) -> float:
     return float((resident & 1).mean())
 
 
-def _figures(blocks: _Blocks) -> Iterator[Figure]:
+def _figures(blocks: Blocks) -> Iterator[Figure]:
     """What planning needs most comes first: the time may not suffice for all."""
     for threads in THREADS:
         for pattern, kinds in SEQUENTIAL.items():
-            yield _figure(blocks, pattern, kinds, LARGEST, threads)
+            yield figure(blocks, pattern, kinds, LARGEST, threads, shuffled=False)
     for pattern, kinds in {"gather": "r", "scatter": "w"}.items():
         for block in BLOCKS:
             for threads in THREADS:
-                yield _figure(blocks, pattern, kinds, block, threads)
+                yield figure(blocks, pattern, kinds, block, threads, shuffled=True)
 
 
-def _figure(blocks: _Blocks, pattern: str, kinds: str, block: int, threads: int) -> Figure:
-    shuffled = pattern in ("gather", "scatter")
+def figure(blocks: Blocks, pattern: str, kinds: str, block: int, threads: int, *, shuffled: bool) -> Figure:
+    """Of as many blocks in a run as take _RUN_SECONDS; arguments as `Blocks.run` has them."""
 
     @functools.cache
     def count() -> int:

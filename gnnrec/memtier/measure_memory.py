@@ -19,7 +19,7 @@ import torch
 from gnnrec.errors import GnnrecError
 from gnnrec.memtier import conditions, kernels
 from gnnrec.memtier.placement import Arena
-from gnnrec.memtier.stopwatch import FOLDER, Figure, Measured, Stopwatch
+from gnnrec.memtier.stopwatch import FOLDER, RUNS, Figure, Measured, Stopwatch
 from gnnrec.memtier.tiers import Tier
 from gnnrec.ops._numba import num_threads
 from gnnrec.units import in_bytes
@@ -31,7 +31,7 @@ ROWS = (64, 128, 256, 512, 1024)  # bytes: 16 to 256 numbers of float32, or 32 t
 _MOVED = 256 << 20  # bytes in a run: some ten milliseconds
 _STEPS = 100_000  # loads of a run of the pointer chase
 _SHARE = 4  # the buffer takes at most the free bytes divided by this
-_CHASED = 8  # times the cache: what the pointer chase goes through
+CHASED = 8  # times the cache: what the pointer chase goes through
 _SLACK = 32  # times the cache: of rows at random over four times the cache, a quarter would be found in it
 
 
@@ -45,17 +45,13 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
         GnnrecError: too little room, or the system gives no memory on the tier.
     """
     cache, known = conditions.last_level_cache()
-    size = _buffer_size(tier, cache)
-    if tier.kind == "pmem":
-        tier = replace(tier, where=str(Path(tier.where, FOLDER)))
-    with Arena(tier, huge=tier.kind in ("dram", "numa")) as arena, contextlib.ExitStack() as stack:
-        if tier.kind == "pmem":
-            stack.callback(shutil.rmtree, tier.where, ignore_errors=True)  # with the lock, while it is still ours
+    size = buffer_size(tier, cache)
+    with opened(tier) as arena:
         placed = arena.allocate("calibration", (size,), torch.uint8)
         memory = placed.tensor.numpy()
         kernels.fill(memory.view(np.uint32), np.uint32(1))
-        huge = _huge_share(memory)
-        latency = _latency_ns(memory[: _CHASED * cache].view(np.int64))
+        huge = huge_share(memory)
+        latency = statistics.median(latencies_ns(memory[: CHASED * cache].view(np.int64)))
         kernels.fill(memory.view(np.uint32), np.uint32(1))  # places are no numbers
         rates, missing = watch.rates(_figures(memory, cache), least=PATTERNS)
         notes = [f"buffer {in_bytes(size)}, on the tier {placed.share()}, huge pages {huge}"]
@@ -66,8 +62,30 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
     return Measured(tuple(rates), latency, tuple(filter(None, [*notes, missing])))
 
 
-def _buffer_size(tier: Tier, cache: int) -> int:
-    """Bytes, a multiple of what a run moves."""
+@contextlib.contextmanager
+def opened(tier: Tier, *, huge: bool = True) -> Iterator[Arena]:
+    """The tier's memory to measure in; of a folder one within it, which goes afterwards.
+
+    Args:
+        huge: ask for huge pages where that is possible.
+
+    Raises:
+        GnnrecError: the system gives no memory on the tier.
+    """
+    if tier.kind == "pmem":
+        tier = replace(tier, where=str(Path(tier.where, FOLDER)))
+    with Arena(tier, huge=huge and tier.kind in ("dram", "numa")) as arena, contextlib.ExitStack() as stack:
+        if tier.kind == "pmem":
+            stack.callback(shutil.rmtree, tier.where, ignore_errors=True)  # with the lock, while it is still ours
+        yield arena
+
+
+def buffer_size(tier: Tier, cache: int) -> int:
+    """Bytes, a multiple of 1 MiB: at least four times the cache, 32 times where there is room.
+
+    Raises:
+        GnnrecError: too little room.
+    """
     least, wanted = 4 * cache, max(_SLACK * cache, 4 * _MOVED)
     room = wanted if tier.free is None else tier.free // _SHARE
     if room < least:
@@ -78,9 +96,10 @@ def _buffer_size(tier: Tier, cache: int) -> int:
     return min(room, wanted) // (1 << 20) * (1 << 20)
 
 
-def thread_counts() -> list[int]:
-    """All cores that numba may use, then powers of two down to 1."""
+def thread_counts(cores: int | None = None) -> list[int]:
+    """All cores that numba may use, or so many of them, then powers of two down to 1."""
     most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    most = most if cores is None else min(most, cores)
     return sorted({1 << power for power in range(most.bit_length())} | {most}, reverse=True)
 
 
@@ -157,18 +176,18 @@ def _figure(
     return Figure(pattern, run, threads, row_bytes, working_set)
 
 
-def _latency_ns(words: Any) -> float:
-    """Nanoseconds of a load that waits for the one before, median of five runs after a first."""
+def latencies_ns(words: Any) -> list[float]:
+    """Nanoseconds of a load that waits for the one before, of five runs after a first; the words hold a cycle after."""
     kernels.make_cycle(words, np.uint64(1))
     place, found = kernels.chase(words, 0, _STEPS), []
-    for _ in range(5):
+    for _ in range(RUNS):
         start = time.perf_counter()
         place = kernels.chase(words, place, _STEPS)
         found.append(1e9 * (time.perf_counter() - start) / _STEPS)
-    return statistics.median(found)
+    return found
 
 
-def _huge_share(memory: Any) -> str:
+def huge_share(memory: Any) -> str:
     """The share of the buffer that lies on huge pages, as the kernel says; they make random access faster."""
     address = memory.ctypes.data
     try:

@@ -14,7 +14,7 @@ STAMP = "SIMULATED"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, its unit (bytes, seconds, share, change, GB/s, or none) and what is to be seen beside it.
+    """A value, its unit (bytes, seconds, ns, share, change, GB/s, or none) and what is to be seen beside it.
 
     The unit of a text is that of the numbers beside or below it, which a CSV file holds without one.
     """
@@ -55,12 +55,14 @@ class Cell:
                 return in_bytes(value)
             case "seconds":
                 return in_seconds(value)
+            case "ns":
+                return f"{value:.1f} ns"
             case "share":
                 return f"{value:.1%}"
             case "change":
                 return f"{value:+.0%}"
             case "GB/s":
-                return f"{value:.2f} GB/s"
+                return f"{value:.2f} GB/s" if value >= 1 else f"{value:.3g} GB/s"
         return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

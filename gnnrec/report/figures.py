@@ -1,4 +1,7 @@
-"""The plots of a report, as SVG that takes its colours from the page: it is legible on light and dark."""
+"""The plots of a report, as SVG that takes its colours from the page: it is legible on light and dark.
+
+`svg`, `line` and `legend` draw others in the same way.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def loss(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes) -> None:
         for number, run in enumerate(runs):
-            axes.plot([e.epoch for e in run.epochs], [e.loss for e in run.epochs], **_line(number, f" {run.label}"))
+            axes.plot([e.epoch for e in run.epochs], [e.loss for e in run.epochs], **line(number, f" {run.label}"))
         _by_epoch(axes, runs)
 
     return _figure("loss", "Loss by epoch", draw)
@@ -67,7 +70,7 @@ def metric(runs: Sequence[Run], name: str) -> Figure:
             known = [(e.epoch, value) for e in run.epochs if (value := e.valid.get(name)) is not None]
             if not known:
                 continue
-            axes.plot(*zip(*known, strict=True), **_line(number, f" {run.label}"))
+            axes.plot(*zip(*known, strict=True), **line(number, f" {run.label}"))
             kept = [(epoch, value) for epoch, value in known if epoch == run.best_epoch]
             axes.plot(*zip(*kept, strict=True), "*", color=SERIES[number % len(SERIES)], markersize=13)
             for epoch, value in kept:
@@ -83,7 +86,7 @@ def seconds(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes) -> None:
         for number, run in enumerate(runs):
-            axes.plot([e.epoch for e in run.epochs], epoch_seconds(run), **_line(number, _stamped(run, run.label)))
+            axes.plot([e.epoch for e in run.epochs], epoch_seconds(run), **line(number, _stamped(run, run.label)))
         axes.set_ylim(0, 1.1 * max(second for run in runs for second in epoch_seconds(run)))
         axes.set_ylabel(_stamped(runs[0], "seconds") if len(runs) == 1 else "seconds")
         _by_epoch(axes, runs)
@@ -103,7 +106,7 @@ def times(runs: Sequence[Run]) -> Figure:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
-        _legend(axes)
+        legend(axes)
 
     return _figure("times", "Time of the run" if len(runs) == 1 else "Time of the runs", draw, 1.3 + 0.35 * len(runs))
 
@@ -120,7 +123,7 @@ def tier_map(run: Run) -> Figure:
             axes.barh(names, sizes, color=SERIES[number % len(SERIES)], label=tier)
         axes.invert_yaxis()
         axes.set_xlabel("MiB")
-        _legend(axes)
+        legend(axes)
 
     return _figure("tier-map", "Where tensors lie", draw, 1.4 + 0.22 * len(tensors))
 
@@ -139,12 +142,13 @@ def predictions(run: Run) -> Figure:
         axes.set_yticks(range(len(shown)), list(shown))
         axes.invert_yaxis()
         axes.set_xlabel(_stamped(run, "ms of a step"))
-        _legend(axes)
+        legend(axes)
 
     return _figure("predictions", "Predicted and actual", draw, 1.4 + 0.3 * len(shown))
 
 
-def _line(number: int, label: str) -> dict[str, Any]:
+def line(number: int, label: str) -> dict[str, Any]:
+    """How the curve of this number is drawn."""
     colour, dashes = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
     return {"color": colour, "linestyle": dashes, "label": label, "marker": "o", "markersize": 3.5}
 
@@ -153,12 +157,12 @@ def _by_epoch(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
     if len(runs) > 1:
-        _legend(axes)
+        legend(axes)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes, columns: int = 2) -> None:
     """Above the plot, where nothing is covered."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
 def _stamped(run: Run, label: str) -> str:
@@ -166,6 +170,20 @@ def _stamped(run: Run, label: str) -> str:
 
 
 def _figure(name: str, title: str, draw: Callable[[Axes], None], height: float = 2.7) -> Figure:
+    return Figure(name, title, _inline(svg(draw, height, transparent=True), name, title))
+
+
+def svg(draw: Callable[[Axes], None], height: float = 2.7, *, transparent: bool = False) -> str:
+    """A plot as an SVG document.
+
+    Args:
+        draw: into the axes.
+        height: inches.
+        transparent: without a ground of its own, on which it is legible everywhere.
+
+    Raises:
+        GnnrecError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure as Canvas
@@ -179,8 +197,8 @@ def _figure(name: str, title: str, draw: Callable[[Axes], None], height: float =
         canvas = Canvas((_WIDTH, height), layout="constrained")
         draw(canvas.add_subplot())
         file = io.StringIO()
-        canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Figure(name, title, _inline(file.getvalue(), name, title))
+        canvas.savefig(file, format="svg", transparent=transparent, metadata={"Date": None})
+    return file.getvalue()
 
 
 def _inline(svg: str, name: str, title: str) -> str:

@@ -67,8 +67,7 @@ def markdown(runs: Sequence[Run], content: Sequence[Section]) -> str:
             lines += [f"- {_escaped(text)}{f' → {_escaped(helps)}' if helps else ''}" for text, helps in found]
             lines.append("")
         for table in section.tables:
-            lines += [f"### {_escaped(table.title)}", "", *_rows(table), ""]
-            lines += [_escaped(table.note), ""] if table.note else []
+            lines += as_markdown(table)
         for text in section.texts:
             lines += [f"### {_escaped(text.title)}", "", "```yaml", text.content.rstrip(), "```", ""]
     return "\n".join(lines)
@@ -82,6 +81,14 @@ def as_csv(table: Table) -> str:
     return file.getvalue()
 
 
+def as_markdown(table: Table) -> list[str]:
+    """Lines of a table with its title and its note."""
+    lines = [[_escaped(cell.text) for cell in row] for row in (table.header, *table.rows)]
+    rule = ["---:" if is_number else "---" for is_number in table.numeric]
+    rows = [f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:])]
+    return [f"### {_escaped(table.title)}", "", *rows, "", *([_escaped(table.note), ""] if table.note else [])]
+
+
 def _title(runs: Sequence[Run]) -> str:
     return f"gnnrec report: {', '.join(run.label for run in runs)}"
 
@@ -92,12 +99,6 @@ def _simulated(runs: Sequence[Run]) -> list[str]:
 
 def _about_simulated(names: Sequence[str]) -> str:
     return f"a device was slowed down for {_escaped(', '.join(names))}; the numbers that it touches are stamped."
-
-
-def _rows(table: Table) -> list[str]:
-    lines = [[_escaped(cell.text) for cell in row] for row in (table.header, *table.rows)]
-    rule = ["---:" if is_number else "---" for is_number in table.numeric]
-    return [f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:])]
 
 
 def _escaped(text: str) -> str:
