@@ -29,13 +29,17 @@ from gnnrec.config.memory import MemoryConfig, SimulateConfig
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier import planner
+from gnnrec.memtier import forms, planner
 from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds, transfers
-from gnnrec.memtier.planner import PlanError, hidden_share, place, plan, simulated, streamed_seconds
+from gnnrec.memtier.demands import Side
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.overlap import hidden_share, streamed_seconds
+from gnnrec.memtier.planner import PlanError, plan, simulated
+from gnnrec.memtier.search import place
 from gnnrec.memtier.staging import host_layout
-from gnnrec.memtier.stream import FEWEST, Layout
+from gnnrec.memtier.stream import FEWEST
 from gnnrec.memtier.tiers import Rate, Tier
-from gnnrec.memtier.workload import Side, Workload
+from gnnrec.memtier.workload import Workload
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam.reference import bytes_moved as adam_bytes
 from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_bytes
@@ -209,7 +213,7 @@ def test_popular_rows_are_found_in_the_cache():
 
 def test_panels_read_the_graph_again_and_hold_less():
     of = workload()
-    wide, narrow = of.streamed(64), of.streamed(16)
+    wide, narrow = forms.streamed(of, 64), forms.streamed(of, 16)
     assert (wide.panels, narrow.panels) == (1, 4)
     assert narrow.panel_bytes * 4 == wide.panel_bytes == 3 * of.nodes * 64 * 4
     by_name = [{d.name: d for d in streamed.demands} for streamed in (wide, narrow)]
@@ -225,7 +229,7 @@ def test_ngcf_in_files_holds_a_panel_and_moves_what_its_passes_do(layers):
     of = workload(model=NGCFConfig(dim=64, layers=layers), flops=1e11, validated=True)
     numbers = of.nodes * 64 * 4
     for panel in (16, 64):
-        form = of.streamed(panel)
+        form = forms.streamed(of, panel)
         held, filed = ({demand.name: demand for demand in side} for side in (form.demands, form.files))
         assert held["panels"].bytes == of.nodes * panel * 4
         assert held["norms"].bytes == (layers - 1) * of.nodes * 4
@@ -439,7 +443,9 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float) -> float:
     """The shortest step of all forms with files, of all sizes of the ring."""
     best = inf
     home, files = tiers[0], [t for t in tiers if t.kind == "file"]
-    for form, on in itertools.product([*map(of.streamed, of.panel_widths), of.state_streamed()], files):
+    for form, on in itertools.product(
+        [*(forms.streamed(of, width) for width in of.panel_widths), forms.state(of)], files
+    ):
         layout = Layout.of(of.nodes, form.panel * form.panels, form.panel, on.granularity)
         streamed = [d for d in form.files if d.name not in ("best", "final")]
         held = sum(d.bytes for d in form.demands if d.held)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from gnnrec.errors import StorageError
 from gnnrec.memtier.files import TierFolder
-from gnnrec.memtier.stream import FEWEST, Layout, PanelMatrix, Ring, Stream, buffer_count
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.stream import FEWEST, Ring, Stream, buffer_count
 
 RINGS = (
     Ring(0, 1, 1),

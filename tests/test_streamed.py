@@ -35,9 +35,10 @@ from gnnrec.data import dataset
 from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.planner import PlanError
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import Layout, Ring
+from gnnrec.memtier.stream import Ring
 from gnnrec.models.draws import embedding_blocks, embeddings
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Interrupted, Trainer

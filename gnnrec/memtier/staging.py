@@ -16,7 +16,9 @@ import torch
 from gnnrec import device as devices
 from gnnrec.memtier.copies import Event, copies, pinned
 from gnnrec.memtier.files import Direction, Traffic
-from gnnrec.memtier.stream import ITEM, Block, BlockMatrix, Layout, buffer_count, rows_in
+from gnnrec.memtier.layout import ITEM, Layout
+from gnnrec.memtier.matrices import BlockMatrix, rows_in
+from gnnrec.memtier.stream import Block, buffer_count
 
 # Of a block of one matrix: its copy takes longer than the host takes to start what is done with it; but the ring takes
 # no more than half a panel has to.

@@ -10,8 +10,10 @@ import torch
 
 from gnnrec.memtier.copies import pinned
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import BlockMatrix, PanelMatrix, empty, mapped
 from gnnrec.memtier.staging import Held, HostMatrix, Staged
-from gnnrec.memtier.stream import BlockMatrix, Layout, PanelMatrix, Ring, Stream, empty, mapped
+from gnnrec.memtier.stream import Ring, Stream
 
 CPU = torch.device("cpu")
 

@@ -1,21 +1,18 @@
-"""Matrices in files of a slow tier, kept a panel of columns after the other, that pass through DRAM in blocks of rows.
+"""Matrices in files of a slow tier that pass through DRAM in blocks of rows.
 
-A matrix [rows, columns] is kept as panels [rows, width], each contiguous. `Stream` walks over the same blocks of
-several matrices in a fixed, cyclic order: reader threads fill a ring of buffers ahead of the computation, writer
-threads empty it behind. A buffer goes FREE -> LOADING -> READY -> IN_USE -> DIRTY -> WRITING -> FREE.
+`Stream` walks over the same blocks of several matrices in a fixed, cyclic order: reader threads fill a ring of buffers
+ahead of the computation, writer threads empty it behind. A buffer goes FREE -> LOADING -> READY -> IN_USE -> DIRTY ->
+WRITING -> FREE.
 """
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
-from math import gcd, inf
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,166 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, aligned
+from gnnrec.memtier.files import Direction, Traffic, aligned
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix, rows_in
 
-ITEM = 4  # bytes of a float32
-BLOCK_BYTES = 4 << 20  # of one matrix: large enough for the bandwidth of a disk, small enough for many in the ring
-ROWS_BYTES = 2 << 20  # of a block with all columns, where several matrices at a time are taken row by row
 FEWEST = 4  # buffers: one at work, one that is read, one that is written, one to spare
-SOURCES = 1 / 5  # of a ring that two streams share, for what a panel is read from; up to four matrices are made of it
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a float32 matrix lies in a file.
-
-    Args:
-        rows, columns: of the matrix.
-        width: of a panel; divides the columns.
-        block_rows: of a block; their bytes are a multiple of the alignment of the file.
-        alignment: of the file, bytes.
-        first: panels of the file before these.
-    """
-
-    rows: int
-    columns: int
-    width: int
-    block_rows: int
-    alignment: int
-    first: int = 0
-
-    @classmethod
-    def of(cls, rows: int, columns: int, width: int, alignment: int, block_bytes: int = BLOCK_BYTES) -> Layout:
-        """A layout whose blocks have about that many bytes, and no more than a panel needs."""
-        step = alignment // gcd(alignment, width * ITEM)
-        block = min(max(step, block_bytes // (width * ITEM) // step * step), -(-rows // step) * step)
-        return cls(rows, columns, width, block, alignment)
-
-    @property
-    def panels(self) -> int:
-        return self.columns // self.width
-
-    @property
-    def blocks(self) -> int:
-        """Of one panel."""
-        return -(-self.rows // self.block_rows)
-
-    @property
-    def block_bytes(self) -> int:
-        return self.block_rows * self.width * ITEM
-
-    @property
-    def file_bytes(self) -> int:
-        return (self.first + self.panels) * self._panel_bytes
-
-    @property
-    def _panel_bytes(self) -> int:
-        return self._rounded(self.rows * self.width * ITEM)
-
-    def rows_of(self, block: int) -> slice:
-        """The rows of a block, the last one shorter."""
-        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.rows))
-
-    def place(self, panel: int, block: int) -> tuple[int, int]:
-        """Offset and length of a block in the file, both multiples of the alignment."""
-        rows = self.rows_of(block)
-        length = self._rounded((rows.stop - rows.start) * self.width * ITEM)
-        return (self.first + panel) * self._panel_bytes + rows.start * self.width * ITEM, length
-
-    def _rounded(self, count: int) -> int:
-        return -(-count // self.alignment) * self.alignment
-
-
-class BlockMatrix(ABC):
-    """A float32 matrix that is kept in panels, see `Layout`; for passes over all of it, one at a time.
-
-    Args:
-        name: by which its bytes are counted.
-        layout: its parts.
-    """
-
-    def __init__(self, name: str, layout: Layout) -> None:
-        self.name, self.layout, self.shape = name, layout, (layout.rows, layout.columns)
-
-    @abstractmethod
-    def read_block(self, panel: int, block: int, out: torch.Tensor) -> None:
-        """Fill out, [rows of the block, width], on any device."""
-
-    @abstractmethod
-    def write_block(self, panel: int, block: int, values: torch.Tensor) -> None:
-        """Take [rows of the block, width]."""
-
-    @abstractmethod
-    def copy_from(self, other: Self) -> None:
-        """Take the content of another matrix of the same layout."""
-
-    def read_panel(self, panel: int, out: torch.Tensor) -> None:
-        """Fill out, [rows, width], on any device."""
-        for block in range(self.layout.blocks):
-            self.read_block(panel, block, out[self.layout.rows_of(block)])
-
-    def rows(self, block: int) -> torch.Tensor:
-        """All columns of a block of rows, fresh, [rows of the block, columns]."""
-        layout = self.layout
-        rows = layout.rows_of(block)
-        out = torch.empty(rows.stop - rows.start, layout.columns)
-        for panel in range(layout.panels):
-            self.read_block(panel, block, out[:, panel * layout.width : (panel + 1) * layout.width])
-        return out
-
-    def fill(self, blocks: Iterable[torch.Tensor]) -> None:
-        """Take the matrix from its blocks of rows, with all columns each."""
-        layout = self.layout
-        for block, values in enumerate(blocks):
-            for panel in range(layout.panels):
-                self.write_block(panel, block, values[:, panel * layout.width : (panel + 1) * layout.width])
-
-    def fill_from(self, read: Callable[[slice], torch.Tensor]) -> None:
-        """Take the matrix from a function that gives its rows."""
-        self.fill(read(self.layout.rows_of(block)) for block in range(self.layout.blocks))
-
-
-class PanelMatrix(BlockMatrix):
-    """A matrix in a file of a tier.
-
-    Args:
-        folder: where the file is made.
-        name: of the file.
-        layout: its parts.
-    """
-
-    def __init__(self, folder: TierFolder, name: str, layout: Layout) -> None:
-        super().__init__(name, layout)
-        self.file: TierFile = folder.create(f"{name}.bin", layout.file_bytes)
-        self._buffer = aligned(layout.block_bytes)
-
-    def column_panels(self) -> list[PanelMatrix]:
-        """Its panels as matrices of one panel each, in the same file."""
-        layout, panels = self.layout, [copy(self) for _ in range(self.layout.panels)]
-        for number, panel in enumerate(panels):
-            panel.layout = replace(layout, columns=layout.width, first=layout.first + number)
-            panel.shape = layout.rows, layout.width
-        return panels
-
-    def read_block(self, panel: int, block: int, out: torch.Tensor) -> None:
-        """As BlockMatrix.read_block."""
-        offset, length = self.layout.place(panel, block)
-        self.file.read(offset, self._buffer[:length])
-        out.copy_(rows_in(self._buffer, len(out), self.layout.width))
-
-    def write_block(self, panel: int, block: int, values: torch.Tensor) -> None:
-        """As BlockMatrix.write_block."""
-        offset, length = self.layout.place(panel, block)
-        rows_in(self._buffer, len(values), self.layout.width).copy_(values)
-        self.file.write(offset, self._buffer[:length])
-
-    def copy_from(self, other: Self) -> None:
-        """As BlockMatrix.copy_from."""
-        for panel in range(self.layout.panels):
-            for block in range(self.layout.blocks):
-                offset, length = self.layout.place(panel, block)
-                other.file.read(offset, self._buffer[:length])
-                self.file.write(offset, self._buffer[:length])
 
 
 @dataclass(frozen=True)
@@ -454,88 +296,8 @@ class Stream:
         return self._slots[position % len(self._slots)]
 
 
-class Passes:
-    """Streams that go over their matrices once each, several at a time, with one account.
-
-    Args:
-        ring: of all streams of a time.
-
-    Attributes:
-        moved, times: as a Stream's, of all of them.
-    """
-
-    def __init__(self, ring: Ring) -> None:
-        self.ring, self.moved, self.times = ring, dict[str, Traffic](), StreamTimes()
-        self.streams: list[Stream] = []  # that are open
-
-    def close(self) -> None:
-        """End the threads of streams that were given up in the middle."""
-        while self.streams:
-            self.streams.pop().close(drain=False)
-
-    def open(
-        self,
-        read: Sequence[PanelMatrix] = (),
-        change: Sequence[PanelMatrix] = (),
-        write: Sequence[PanelMatrix] = (),
-        *,
-        share: float = 1.0,
-    ) -> Stream:
-        """A stream of matrices that are read, of some that are changed and of some that are written alone, in this
-        order; it is closed at the end of the pass.
-
-        Args:
-            share: of the ring's buffers.
-        """
-        return _Pass(self, read, change, write, share)
-
-
-class _Pass(Stream):
-    """See `Passes`."""
-
-    def __init__(
-        self,
-        passes: Passes,
-        read: Sequence[PanelMatrix],
-        change: Sequence[PanelMatrix],
-        write: Sequence[PanelMatrix],
-        share: float,
-    ) -> None:
-        ring = replace(passes.ring, buffer_bytes=int(share * passes.ring.buffer_bytes))
-        super().__init__([*read, *change, *write], ring)
-        self._end, self.times = self._total, passes.times
-        self.moved = {name: passes.moved.setdefault(name, traffic) for name, traffic in self.moved.items()}
-        self._all = passes.streams
-        self._all.append(self)
-        self._left_out: dict[Direction, list[PanelMatrix]] = {"read": list(write), "write": list(read)}
-
-    def close(self, *, drain: bool = True) -> None:
-        if self in self._all:
-            self._all.remove(self)
-        super().close(drain=drain)
-
-    def _moves(self, direction: Direction, matrix: PanelMatrix) -> bool:
-        return not any(matrix is other for other in self._left_out[direction])
-
-
 def buffer_count(layout: Layout, matrices: int, buffer_bytes: int) -> int:
     """How many buffers a ring of so many bytes has. No more than there are blocks: a block that is read again must have
     been written before, which its buffer's turn then ensures."""
     asked = max(FEWEST, buffer_bytes // (matrices * layout.block_bytes))
     return min(asked, layout.panels * layout.blocks)
-
-
-def empty(rows: int, columns: int) -> torch.Tensor:
-    """Fresh memory in huge pages, float32 [rows, columns], zeros."""
-    return rows_in(aligned(rows * columns * ITEM), rows, columns)
-
-
-def mapped(file: TierFile, rows: int, columns: int) -> torch.Tensor:
-    """A float32 matrix [rows, columns], row after row, in a file that is mapped into memory."""
-    memory = mmap.mmap(file.fileno(), file.size)  # shared: what is written goes to the file
-    return rows_in(np.frombuffer(memory, np.uint8), rows, columns)
-
-
-def rows_in(buffer: npt.NDArray[np.uint8], rows: int, width: int) -> torch.Tensor:
-    """The first rows in a buffer, float32 [rows, width]."""
-    return torch.from_numpy(buffer[: rows * width * ITEM].view(np.float32).reshape(rows, width))

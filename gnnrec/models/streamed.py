@@ -13,8 +13,10 @@ from gnnrec import ops
 from gnnrec.config import LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import empty
 from gnnrec.memtier.stores import Store
-from gnnrec.memtier.stream import Block, Layout, empty
+from gnnrec.memtier.stream import Block
 from gnnrec.models.draws import embedding_blocks
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 from gnnrec.ops._panels import panels_of

@@ -31,8 +31,10 @@ from gnnrec import ops
 from gnnrec.config import NGCFConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix, empty
+from gnnrec.memtier.passes import SOURCES, Passes
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import SOURCES, Layout, PanelMatrix, Passes, empty
 from gnnrec.models.draws import embedding_blocks, step_seeds
 from gnnrec.models.ngcf import layer_parameters
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias

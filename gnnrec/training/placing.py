@@ -25,15 +25,18 @@ from gnnrec.config import (
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import calibrate, conditions, planner
 from gnnrec.memtier.costs import cache_held, product_flops
+from gnnrec.memtier.demands import STATE
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
+from gnnrec.memtier.layout import ROWS_BYTES, Layout
+from gnnrec.memtier.matrices import PanelMatrix
 from gnnrec.memtier.placement import Arena, Placed
-from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.staging import host_layout
 from gnnrec.memtier.stores import FileStore, HostStore, Store
-from gnnrec.memtier.stream import ROWS_BYTES, Layout, PanelMatrix, Ring, Stream
+from gnnrec.memtier.stream import Ring, Stream
 from gnnrec.memtier.tiers import Tier
-from gnnrec.memtier.workload import STATE, Workload
+from gnnrec.memtier.workload import Workload
 from gnnrec.storage import storage_errors
 from gnnrec.training.scaling import scaled
 from gnnrec.units import parse_bytes

@@ -13,7 +13,8 @@ from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual
-from gnnrec.memtier.stream import Block, BlockMatrix
+from gnnrec.memtier.matrices import BlockMatrix
+from gnnrec.memtier.stream import Block
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.training import sampler

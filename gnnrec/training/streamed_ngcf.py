@@ -13,7 +13,8 @@ from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
 from gnnrec.memtier.account import Actual
 from gnnrec.memtier.files import Traffic
-from gnnrec.memtier.stream import SOURCES, PanelMatrix, Passes
+from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.passes import SOURCES, Passes
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed_ngcf import StreamedNGCF, numbers
 from gnnrec.training import optim, sampler
