@@ -35,9 +35,9 @@ from gnnrec.memtier.demands import Side
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.planner import PlanError, plan, simulated
+from gnnrec.memtier.ring import FEWEST
 from gnnrec.memtier.search import place
 from gnnrec.memtier.staging import host_layout
-from gnnrec.memtier.stream import FEWEST
 from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.memtier.workload import Workload
 from gnnrec.ops._operator import Case

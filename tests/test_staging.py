@@ -12,8 +12,9 @@ from gnnrec.memtier.copies import CopiesInOrder, pinned
 from gnnrec.memtier.files import TierFile, TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.ring import FEWEST, Ring
 from gnnrec.memtier.staging import Held, HostMatrix, Staged, host_layout
-from gnnrec.memtier.stream import FEWEST, Ring, Stream
+from gnnrec.memtier.stream import Stream
 
 CPU = torch.device("cpu")
 ROWS, COLUMNS, WIDTH = 1000, 48, 16

@@ -37,8 +37,8 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.planner import PlanError
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import Ring
 from gnnrec.models.draws import embedding_blocks, embeddings
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Interrupted, Trainer

@@ -31,8 +31,8 @@ from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.matrices import PanelMatrix
 from gnnrec.memtier.passes import Passes
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import Ring
 from gnnrec.models.streamed_ngcf import numbers
 from gnnrec.ops._numba import num_threads
 from gnnrec.training import checkpoint, placing, run

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from gnnrec.memtier.files import Direction, Traffic
 from gnnrec.memtier.matrices import PanelMatrix
-from gnnrec.memtier.stream import Ring, Stream, StreamTimes
+from gnnrec.memtier.ring import Ring, StreamTimes
+from gnnrec.memtier.stream import Stream
 
 SOURCES = 1 / 5  # of a ring that two streams share, for what a panel is read from; up to four matrices are made of it
 
@@ -60,8 +61,8 @@ class _Pass(Stream):
         share: float,
     ) -> None:
         ring = replace(passes.ring, buffer_bytes=int(share * passes.ring.buffer_bytes))
-        super().__init__([*read, *change, *write], ring)
-        self._end, self.times = self._total, passes.times
+        super().__init__([*read, *change, *write], ring, times=passes.times)
+        self._end = self._total
         self.moved = {name: passes.moved.setdefault(name, traffic) for name, traffic in self.moved.items()}
         self._all = passes.streams
         self._all.append(self)

@@ -20,9 +20,9 @@ from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.passes import SOURCES
 from gnnrec.memtier.plans import Placement, Plan, Speed
+from gnnrec.memtier.ring import FEWEST, Ring
 from gnnrec.memtier.search import place
 from gnnrec.memtier.staging import host_layout
-from gnnrec.memtier.stream import FEWEST, Ring
 from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.memtier.workload import GROUP, Workload
 from gnnrec.units import in_bytes

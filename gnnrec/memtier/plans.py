@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gnnrec.memtier.stream import Ring
+from gnnrec.memtier.ring import Ring
 from gnnrec.units import in_bytes
 
 

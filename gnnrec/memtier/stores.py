@@ -12,8 +12,9 @@ from gnnrec.memtier.copies import pinned
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.matrices import BlockMatrix, PanelMatrix, empty, mapped
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.staging import Held, HostMatrix, Staged
-from gnnrec.memtier.stream import Ring, Stream
+from gnnrec.memtier.stream import Stream
 
 CPU = torch.device("cpu")
 

@@ -32,9 +32,10 @@ from gnnrec.memtier.layout import ROWS_BYTES, Layout
 from gnnrec.memtier.matrices import PanelMatrix
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.plans import Plan
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.staging import host_layout
 from gnnrec.memtier.stores import FileStore, HostStore, Store
-from gnnrec.memtier.stream import Ring, Stream
+from gnnrec.memtier.stream import Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import Workload
 from gnnrec.storage import storage_errors

@@ -28,7 +28,7 @@ from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.files import is_tier_folder
 from gnnrec.memtier.plans import Plan
-from gnnrec.memtier.stream import Ring
+from gnnrec.memtier.ring import Ring
 from gnnrec.ops import set_num_threads
 from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
 from gnnrec.training import checkpoint, placing, runlog
