@@ -8,6 +8,8 @@ from math import gcd
 ITEM = 4  # bytes of a float32
 BLOCK_BYTES = 4 << 20  # of one matrix: large enough for the bandwidth of a disk, small enough for many in the ring
 ROWS_BYTES = 2 << 20  # of a block with all columns, where several matrices at a time are taken row by row
+GRAPH_BYTES = 2 << 20  # of a block of a graph's columns
+GRAPH_BLOCKS = 32  # that it has at least
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,11 @@ class Layout:
 
     def _rounded(self, count: int) -> int:
         return -(-count // self.alignment) * self.alignment
+
+
+def columns_block_bytes(entries: int, longest: int, alignment: int = 4096) -> int:
+    """Bytes that a block of an adjacency's columns has at the most: no more than a small part of them all, so that a
+    ring of them is smaller than they are; as many as the longest row has; on whole pages, of which it begins and ends
+    within one."""
+    least = max(min(GRAPH_BYTES, entries * ITEM // GRAPH_BLOCKS), longest * ITEM, alignment)
+    return -(-least // alignment) * alignment + 2 * alignment

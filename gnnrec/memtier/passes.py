@@ -18,13 +18,15 @@ class Passes:
 
     Args:
         ring: of all streams of a time.
+        times: where their seconds are counted.
 
     Attributes:
         moved, times: as a Stream's, of all of them.
     """
 
-    def __init__(self, ring: Ring) -> None:
-        self.ring, self.moved, self.times = ring, dict[str, Traffic](), StreamTimes()
+    def __init__(self, ring: Ring, times: StreamTimes | None = None) -> None:
+        self.ring, self.moved = ring, dict[str, Traffic]()
+        self.times = StreamTimes() if times is None else times
         self.streams: list[Stream] = []  # that are open
 
     def close(self) -> None:
