@@ -43,12 +43,14 @@ class Pass:
         flops: of dense products.
         transfer: what is moved of the files.
         waited: bytes of it that are read panel by panel before there is something to compute on.
+        gathers: whether neighbours are gathered, by a graph that may have to be read for every panel.
     """
 
     compute: tuple[Access, ...]
     flops: float
     transfer: tuple[Access, ...]
     waited: float = 0.0
+    gathers: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Streamed:
         matrices: of the blocks that a buffer of the ring has room for.
         block_bytes: of such a block, about.
         passes: the parts that the step consists of, where it is no single one.
+        graph_reads: of a graph whose columns are among the files, bytes that are read while nothing else needs to be,
+            and those that are read while panels come and go.
     """
 
     panel: int
@@ -78,6 +82,7 @@ class Streamed:
     beside: tuple[Access, ...] = ()
     block_bytes: int = BLOCK_BYTES
     passes: tuple[Pass, ...] = ()
+    graph_reads: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +102,11 @@ class Side:
     @cached_property
     def nodes(self) -> int:
         return int(self.counts.sum())
+
+    @property
+    def longest(self) -> int:
+        """The highest degree."""
+        return int(self.degrees[0]) if len(self.degrees) else 0
 
     @cached_property
     def edges(self) -> int:

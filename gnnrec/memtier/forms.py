@@ -8,9 +8,12 @@ from math import ceil
 from gnnrec.config import NGCFConfig
 from gnnrec.memtier.costs import Access
 from gnnrec.memtier.demands import STATE, Demand, Moved, Pass, Streamed
-from gnnrec.memtier.layout import ROWS_BYTES
+from gnnrec.memtier.layout import ROWS_BYTES, columns_block_bytes
+from gnnrec.memtier.ring import FEWEST
 from gnnrec.memtier.workload import FLOAT, Workload
 from gnnrec.ops.ngcf_layer.passes import CHUNK_ROWS, CHUNKS
+
+CHOSEN = 20  # bytes an entry, of which rows are chosen: two numbers of entries, and its column
 
 
 def streamed(workload: Workload, panel: int) -> Streamed:
@@ -28,6 +31,32 @@ def state(workload: Workload) -> Streamed:
     files = tuple(Demand(name, workload.sizes()[name], optimizer.of(name)) for name in STATE)
     demands = (*workload.graph(moved), *workload.demands(sizes, moved))
     return Streamed(workload.dim, 1, sum(demand.bytes for demand in files), demands, update, files, len(files))
+
+
+def with_graph_in_file(workload: Workload, form: Streamed) -> Streamed:
+    """The same with the columns of the graph in a file, which every layer reads for every panel, forward and backward:
+    see `gnnrec.memtier.adjacency`."""
+    nodes, entries, layers = workload.nodes, workload.entries, workload.layers
+    layer = float(form.panels * entries * FLOAT)
+    of_batch = workload.batch_rows()[1] if layers else 0.0
+    graph = next(demand for demand in form.demands if demand.name == "graph")
+    # Which entries of a block belong to rows of the batch is written down, and these are copied, for every panel.
+    chosen = Access("mixed", CHOSEN * form.panels * of_batch)
+    rows = Demand("pointers", 8 * (nodes + 1) + FLOAT * nodes, (*graph.accesses, chosen))
+    block = columns_block_bytes(entries, max(workload.users.longest, workload.items.longest))
+    buffers = Demand("graph_buffers", (FEWEST + CHOSEN // FLOAT) * block)
+    others = tuple(demand for demand in form.demands if demand is not graph)
+    reads = ((2 * layers - 1) * layer, layer) if layers else (0.0, 0.0)
+    passes = tuple(
+        replace(one, transfer=(*one.transfer, Access("read", layer))) if one.gathers else one for one in form.passes
+    )
+    return replace(
+        form,
+        demands=(rows, buffers, *others),
+        files=(*form.files, Demand("graph", entries * FLOAT, (Access("read", sum(reads)),))),
+        passes=passes,
+        graph_reads=reads,
+    )
 
 
 def lightgcn(workload: Workload, panel: int) -> Streamed:
@@ -77,7 +106,13 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     state = dict.fromkeys(("embedding", *STATE), (1, 1))
     total, files, passes = Moved(workload.cache_bytes), Moved(workload.cache_bytes), list[Pass]()
 
-    def add(moved: Moved, ways: dict[str, tuple[int, int]], flops: float = 0.0, waited: float = 0.0) -> None:
+    def add(
+        moved: Moved,
+        ways: dict[str, tuple[int, int]],
+        flops: float = 0.0,
+        waited: float = 0.0,
+        gathers: bool = False,
+    ) -> None:
         """A pass that reads and writes the files so many times each."""
         transfer = Moved(workload.cache_bytes)
         pattern = "mixed" if any(write for _, write in ways.values()) else "read"
@@ -87,7 +122,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
         for whole, part in ((total, moved), (files, transfer)):
             for name, accesses in part.bytes.items():
                 whole.add(name, *(replace(access, bytes=count) for access, count in accesses.items()))
-        passes.append(Pass(moved.accesses(), flops, transfer.accesses(), waited))
+        passes.append(Pass(moved.accesses(), flops, transfer.accesses(), waited, gathers))
 
     def gathered(share: float = 1.0) -> Moved:
         """What is moved where neighbours are gathered, panel by panel, for rows with this share of all entries."""
@@ -102,7 +137,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
         last = layer == inner
         moved = gathered(entries / max(workload.entries, 1) if last else 1.0)
         moved.all("batch_rows", mixed=(4 if last else 2) * batch)
-        add(moved, {source: (1, 0)} | ({} if last else {"aggregates": (0, 1)}), waited=numbers)
+        add(moved, {source: (1, 0)} | ({} if last else {"aggregates": (0, 1)}), waited=numbers, gathers=True)
         if not last:
             moved = Moved(workload.cache_bytes)
             moved.all("blocks", mixed=6 * numbers)  # rows put together and taken apart
@@ -115,7 +150,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     workload.triples(moved, "batch_rows", workload.final_dim * FLOAT)
     workload.places(moved, rows)
     add(moved, {}, 3 * rows * products)
-    add(gathered(), {"gradient": (0, 1)} if inner else state)
+    add(gathered(), {"gradient": (0, 1)} if inner else state, gathers=True)
     for layer in reversed(range(inner)):
         moved = Moved(workload.cache_bytes)
         moved.all("blocks", mixed=17 * numbers)
@@ -124,7 +159,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
         ways |= {"layers": (2, 0)} if layer else {"embedding": (1, 0), "layers": (1, 0)}
         add(moved, ways, 2 * workload.nodes * products)
         ways = {"gradient": (1, 1)} if layer else {"gradient": (1, 0)} | state
-        add(gathered(), {"aggregates": (1, 0)} | ways, waited=numbers)
+        add(gathered(), {"aggregates": (1, 0)} | ways, waited=numbers, gathers=True)
 
     most = min(workload.nodes, (2 + workload.negatives) * workload.batch)
     # Rows of all columns: inputs, outputs and gradients of a layer; a block of every file. Of the weights, parts of

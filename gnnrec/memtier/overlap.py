@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 
-def streamed_seconds(compute: float, update: float, transfer: float, hidden: float) -> float:
+def streamed_seconds(
+    compute: float, update: float, transfer: float, hidden: float, graph: tuple[float, float] = (0.0, 0.0)
+) -> float:
     """A step in panels: propagation, then what is done with the blocks of the ring as they come.
 
     Args:
         compute: seconds of everything else.
         update: seconds of the optimizer and of the layer that is computed together with it.
-        transfer: seconds that all files take.
+        transfer: seconds that the files of embeddings and state take.
         hidden: the share of it that may go on beside `compute`, at the most.
+        graph: seconds that the file of the graph takes, of propagation and of the layer that is computed with the
+            optimizer. It is read while these go on, and before anything else.
     """
-    return compute + max(update, transfer - min(compute, hidden * transfer))
+    propagation = max(compute, graph[0])
+    return propagation + max(update, transfer - min(propagation - graph[0], hidden * transfer) + graph[1])
 
 
 def hidden_share(ring: int, panel: int, read_gb_per_s: float, write_gb_per_s: float) -> float:

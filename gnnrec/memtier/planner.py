@@ -104,14 +104,17 @@ class _Problem:
         self._check()
 
     def best(self) -> Plan | None:
-        """The plan with the shortest step; where all fits beside the processors, nothing is streamed."""
+        """The plan with the shortest step; where all fits beside the processors, nothing is streamed, and the graph is
+        only if nothing fits without that, or it is pinned there."""
         plans = []
         if self.memory.name != "stream" and (resident := self._resident()):
             if resident.mode == "dram":
                 return resident
             plans.append(resident)
-        streamed = (self._with_ring(form, tier) for form, tier in self._streams())
-        plans += [found for found in streamed if found is not None]
+        for with_graph, pairs in enumerate(self._streams()):
+            if not (with_graph and plans) or "graph" in self.memory.pins:
+                streamed = (self._with_ring(form, tier) for form, tier in pairs)
+                plans += [found for found in streamed if found is not None]
         return min(plans, key=lambda plan: plan.step_seconds, default=None)
 
     def shortfalls(self) -> dict[str, tuple[int, int]]:
@@ -126,7 +129,8 @@ class _Problem:
                 tier,
                 streamed.files,
             )
-            for streamed, tier in self._streams()
+            for pairs in self._streams()
+            for streamed, tier in pairs
         ]
         return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
 
@@ -198,12 +202,13 @@ class _Problem:
             return [tier for tier in tiers if tier.kind == "dram"]
         return [tier for tier in self._in_folder(tiers) if tier.kind in ("file", "pmem")]
 
-    def _streams(self) -> Iterator[tuple[Streamed, Tier]]:
+    def _streams(self) -> tuple[list[tuple[Streamed, Tier]], ...]:
         """Forms of the training with files, and the tiers that may hold these: panels of all widths; the optimizer's
-        state alone, unless the embeddings are to be streamed and can be."""
+        state alone, unless the embeddings are to be streamed and can be. Then panels again, with the graph in files
+        too."""
         workload, memory = self.workload, self.memory
         if memory.name not in ("auto", "stream"):
-            return
+            return ()
         widths = workload.panel_widths if workload.can_stream else []
         every = [forms.streamed(workload, width) for width in widths if memory.panel in (None, width)]
         tiers = self.stores
@@ -211,12 +216,14 @@ class _Problem:
         if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
             state = forms.state(workload)
             pairs += [(state, tier) for tier in tiers if self._agrees(state, tier)]
-        if memory.name == "stream" and not pairs:
+        more = [] if workload.on_gpu else [forms.with_graph_in_file(workload, form) for form in every]
+        last = [(form, tier) for tier in tiers for form in more if self._agrees(form, tier)]
+        if memory.name == "stream" and not (pairs or last):
             found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"
             pins = ", ".join(f"memory.pin.{tensor}={name}" for tensor, name in memory.pins.items())
-            remedy = "Pin embedding, exp_avg and exp_avg_sq, or both moments alone, to the folder of the files"
+            remedy = "Pin embedding, exp_avg and exp_avg_sq, also with the graph, or both moments alone, to that folder"
             raise ConfigError(f"{found} {pins or 'memory.folder'}", where="memory=stream", remedy=remedy)
-        yield from pairs
+        return pairs, last
 
     def _agrees(self, form: Streamed, tier: Tier) -> bool:
         """Whether the pins have in files what the form has there, and all else where the computation is."""
@@ -244,13 +251,14 @@ class _Problem:
         update = placements[len(streamed.demands)].seconds
         transfer = resources[f"{files.name} (stream)"]
         compute = sum(resources.values()) - transfer - update
+        graph = [self._streaming(files, Access("read", count)) for count in streamed.graph_reads]
         if files.kind == "dram":
             ways = [bandwidth(self.home, Access(way, 1), 1).gb_per_s for way in ("to_gpu", "from_gpu")]
         else:
             ways = [self._transfers(files).read_gb_per_s, self._transfers(files).write_gb_per_s]
         hidden = hidden_share(ring.bytes, streamed.panel_bytes, *ways)
         beside = sum(seconds(self.home, access, self.workload.threads) for access in streamed.beside)
-        step = streamed_seconds(compute - beside, update + beside, transfer, hidden)
+        step = streamed_seconds(compute - beside, update + beside, transfer - sum(graph), hidden, (graph[0], graph[1]))
         return self._plan("stream", placements, resources, step, demands, streamed.panel, self._used(files, ring))
 
     def _used(self, files: Tier, buffers: Demand) -> Ring:

@@ -242,12 +242,13 @@ class Workload:
         return _Adjacency((self.nodes, self.nodes), self.entries)
 
     def graph(self, moved: Moved) -> Iterator[Demand]:
-        """The adjacency, and the users x items matrix both ways that batches are drawn from."""
+        """The adjacency, whose columns hold the users of every item too; and the items of every user, which batches are
+        drawn from and rankings leave out."""
         yield moved.demand("graph", 8 * (self.nodes + 1) + 4 * self.entries + 4 * self.nodes, movable=True)
         draws = self.batch * (3 + 2 * self.negatives) * LINE  # a user, its row, an item; an item and the user's row
         moved.rows("interactions", draws, LINE, 4 * self.users.edges)
         if not self.on_gpu:  # batches are drawn on the CPU
-            yield moved.demand("interactions", 8 * (self.nodes + 2) + 8 * self.users.edges, held=True)
+            yield moved.demand("interactions", 8 * (self.nodes + 2) + 4 * self.users.edges, held=True)
 
     def demands(self, sizes: dict[str, int], moved: Moved) -> Iterator[Demand]:
         """Tensors of so many bytes, and what a batch takes."""
