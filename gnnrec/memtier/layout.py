@@ -8,8 +8,9 @@ from math import gcd
 ITEM = 4  # bytes of a float32
 BLOCK_BYTES = 4 << 20  # of one matrix: large enough for the bandwidth of a disk, small enough for many in the ring
 ROWS_BYTES = 2 << 20  # of a block with all columns, where several matrices at a time are taken row by row
-GRAPH_BYTES = 2 << 20  # of a block of a graph's columns
-GRAPH_BLOCKS = 32  # that it has at least
+# Of a block of a graph's columns: the bytes, how many blocks there are at least, and the fewest pages that one has: the
+# last of them is read again with the next block.
+GRAPH_BYTES, GRAPH_BLOCKS, GRAPH_PAGES = 2 << 20, 32, 16
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ class Layout:
 
 
 def columns_block_bytes(entries: int, longest: int, alignment: int = 4096) -> int:
-    """Bytes that a block of an adjacency's columns has at the most: no more than a small part of them all, so that a
-    ring of them is smaller than they are; as many as the longest row has; on whole pages, of which it begins and ends
-    within one."""
-    least = max(min(GRAPH_BYTES, entries * ITEM // GRAPH_BLOCKS), longest * ITEM, alignment)
+    """Bytes that a block of an adjacency's columns has at the most: a small part of them all, so that a ring of blocks
+    is smaller than they are; as many as the longest row has; whole pages, of which it begins and ends within one."""
+    least = max(min(GRAPH_BYTES, entries * ITEM // GRAPH_BLOCKS), longest * ITEM, GRAPH_PAGES * alignment)
     return -(-least // alignment) * alignment + 2 * alignment

@@ -3,7 +3,8 @@
 An aggregation takes every column by itself: a panel of the features is in DRAM while its neighbours' sums are made, a
 block of rows after the other. The dense part of a layer takes every row by itself, with all columns: blocks of rows
 pass by. So DRAM holds, beside the graph, one panel [nodes, width], a number a row for every layer but the last (the
-norms), and the batch's rows of every layer; of the last layer nothing but these is ever made.
+norms), and the batch's rows of every layer; of the last layer nothing but these is ever made. Where the graph's columns
+lie in a file too, every aggregation reads them once for every panel, see `gnnrec.memtier.adjacency`.
 
 Files hold, nodes x dim numbers each: the embedding E and Adam's moments; for all L layers but the last its input's
 aggregates S and its output X; where L > 1 a gradient G; the final embeddings of evaluation, L + 1 times as much. A step
