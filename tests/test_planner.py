@@ -557,6 +557,8 @@ def test_ngcf_reads_its_graph_from_a_file_in_every_pass_that_gathers():
         every = 2 * 3 * form.panels * 4 * of.entries
         moved = [sum(a.bytes for one in each.passes for a in one.transfer) for each in (without, form)]
         assert moved[1] - moved[0] == every == sum(form.graph_reads)
+        computed = [sum(a.bytes for one in each.passes for a in one.compute) for each in (without, form)]
+        assert computed[1] - computed[0] == pytest.approx(20 * form.panels * of.batch_rows()[1])  # rows of the batch
         found = plan(of, [DRAM, DISK], MemoryConfig("stream", panel=panel, pin={"graph": "/disk"}))
         assert found.place("graph").moved == every
         kept = plan(of, [DRAM, DISK], MemoryConfig("stream", panel=panel))

@@ -43,14 +43,14 @@ class Pass:
         flops: of dense products.
         transfer: what is moved of the files.
         waited: bytes of it that are read panel by panel before there is something to compute on.
-        gathers: whether neighbours are gathered, by a graph that may have to be read for every panel.
+        gathers: the share of the graph's entries whose rows are gathered, for every panel.
     """
 
     compute: tuple[Access, ...]
     flops: float
     transfer: tuple[Access, ...]
     waited: float = 0.0
-    gathers: bool = False
+    gathers: float = 0.0
 
 
 @dataclass(frozen=True)

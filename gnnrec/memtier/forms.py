@@ -47,9 +47,13 @@ def with_graph_in_file(workload: Workload, form: Streamed) -> Streamed:
     buffers = Demand("graph_buffers", (FEWEST + CHOSEN // FLOAT) * block)
     others = tuple(demand for demand in form.demands if demand is not graph)
     reads = ((2 * layers - 1) * layer, layer) if layers else (0.0, 0.0)
-    passes = tuple(
-        replace(one, transfer=(*one.transfer, Access("read", layer))) if one.gathers else one for one in form.passes
-    )
+
+    def read(one: Pass) -> Pass:
+        """A pass that gathers, and so reads the graph; one that gathers a part of it chooses rows."""
+        compute = (*one.compute, chosen) if one.gathers < 1 else one.compute
+        return replace(one, compute=compute, transfer=(*one.transfer, Access("read", layer)))
+
+    passes = tuple(read(one) if one.gathers else one for one in form.passes)
     return replace(
         form,
         demands=(rows, buffers, *others),
@@ -111,7 +115,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
         ways: dict[str, tuple[int, int]],
         flops: float = 0.0,
         waited: float = 0.0,
-        gathers: bool = False,
+        gathers: float = 0.0,
     ) -> None:
         """A pass that reads and writes the files so many times each."""
         transfer = Moved(workload.cache_bytes)
@@ -135,9 +139,10 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     for layer in range(workload.layers):
         source = "layers" if layer else "embedding"
         last = layer == inner
-        moved = gathered(entries / max(workload.entries, 1) if last else 1.0)
+        share = entries / max(workload.entries, 1) if last else 1.0
+        moved = gathered(share)
         moved.all("batch_rows", mixed=(4 if last else 2) * batch)
-        add(moved, {source: (1, 0)} | ({} if last else {"aggregates": (0, 1)}), waited=numbers, gathers=True)
+        add(moved, {source: (1, 0)} | ({} if last else {"aggregates": (0, 1)}), waited=numbers, gathers=share)
         if not last:
             moved = Moved(workload.cache_bytes)
             moved.all("blocks", mixed=6 * numbers)  # rows put together and taken apart
@@ -150,7 +155,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     workload.triples(moved, "batch_rows", workload.final_dim * FLOAT)
     workload.places(moved, rows)
     add(moved, {}, 3 * rows * products)
-    add(gathered(), {"gradient": (0, 1)} if inner else state, gathers=True)
+    add(gathered(), {"gradient": (0, 1)} if inner else state, gathers=1.0)
     for layer in reversed(range(inner)):
         moved = Moved(workload.cache_bytes)
         moved.all("blocks", mixed=17 * numbers)
@@ -159,7 +164,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
         ways |= {"layers": (2, 0)} if layer else {"embedding": (1, 0), "layers": (1, 0)}
         add(moved, ways, 2 * workload.nodes * products)
         ways = {"gradient": (1, 1)} if layer else {"gradient": (1, 0)} | state
-        add(gathered(), {"aggregates": (1, 0)} | ways, waited=numbers, gathers=True)
+        add(gathered(), {"aggregates": (1, 0)} | ways, waited=numbers, gathers=1.0)
 
     most = min(workload.nodes, (2 + workload.negatives) * workload.batch)
     # Rows of all columns: inputs, outputs and gradients of a layer; a block of every file. Of the weights, parts of
