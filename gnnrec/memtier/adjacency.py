@@ -141,11 +141,6 @@ class FileAdjacency:
         self._columns = _Columns(file, self._blocks, replace(ring, buffer_bytes=0, writers=1, phased=False), times)
         self._next = 0  # block
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Of all buffers."""
-        return self._columns.buffers * self._blocks.block_bytes
-
     def rows(self, rows: slice) -> Iterator[Part]:
         """As Adjacency.rows."""
         if rows.start == 0 and self._next:  # the last round was given up
