@@ -28,8 +28,9 @@ from gnnrec.config import (
 )
 from gnnrec.graph import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore, HostStore
-from gnnrec.memtier.stream import Layout, Ring
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Trainer
 

@@ -10,8 +10,11 @@ from gnnrec.errors import StorageError
 from gnnrec.memtier import staging
 from gnnrec.memtier.copies import CopiesInOrder, pinned
 from gnnrec.memtier.files import TierFile, TierFolder
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.ring import FEWEST, Ring
 from gnnrec.memtier.staging import Held, HostMatrix, Staged, host_layout
-from gnnrec.memtier.stream import FEWEST, Layout, PanelMatrix, Ring, Stream
+from gnnrec.memtier.stream import Stream
 
 CPU = torch.device("cpu")
 ROWS, COLUMNS, WIDTH = 1000, 48, 16

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from gnnrec.errors import StorageError
 from gnnrec.memtier.files import TierFolder
-from gnnrec.memtier.stream import FEWEST, Layout, PanelMatrix, Ring, Stream, buffer_count
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.ring import FEWEST, Ring, buffer_count
+from gnnrec.memtier.stream import Stream
 
 RINGS = (
     Ring(0, 1, 1),
@@ -114,7 +117,7 @@ def test_reading_goes_ahead_no_further_than_the_ring(folder):
     layout = Layout.of(4096, 64, 16, 4096, 1 << 12)
     made, _ = matrices(folder, layout)
     ring = Ring(FEWEST * 2 * layout.block_bytes, 2, 2)
-    assert buffer_count(layout, 2, ring.buffer_bytes) == FEWEST < layout.blocks
+    assert buffer_count(2 * layout.block_bytes, layout.blocks, ring.buffer_bytes) == FEWEST < layout.blocks
     with Stream(made, ring) as stream:
         blocks = stream.panel(0)
         next(blocks)

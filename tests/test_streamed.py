@@ -35,9 +35,10 @@ from gnnrec.data import dataset
 from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.planner import PlanError
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import Layout, Ring
 from gnnrec.models.draws import embedding_blocks, embeddings
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Interrupted, Trainer
@@ -412,6 +413,11 @@ def test_a_failing_disk_leaves_the_last_checkpoint(machine, resident, tmp_path, 
         assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
 
 
+def with_graph(tier):
+    """The graph in a file there too."""
+    return replace(STREAM, folder=tier, pin={"graph": tier})
+
+
 KILLS = int(os.environ.get("GNNREC_KILLS", "3"))  # of a release: 50
 KILLED = """
 import sys
@@ -422,7 +428,7 @@ import test_streamed as here
 from made_up_tiers import disk, dram
 placing.discover = lambda folders: [dram(), *map(disk, folders)]
 placing.calibrate.calibrated = list
-run.train(here.long(here.STREAM, {resume}), Path({folder!r}))
+run.train(here.long(here.{memory}, {resume}), Path({folder!r}))
 """
 
 
@@ -432,11 +438,14 @@ def long(memory, resume):
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
-    """kill -9 at random times, in a process of its own each; what it leaves in the tier's folder is removed."""
+    """kill -9 at random times, in a process of its own each, with the graph in a file or not; what it leaves in the
+    tier's folder is removed."""
     expected, theirs = run.train(long(None, False), tmp_path / "reference")
     folder, choice, tests = tmp_path / "run", random.Random(5), str(Path(__file__).parent)
-    for _ in range(KILLS):
-        code = KILLED.format(tests=tests, resume=(folder / "config.yaml").exists(), folder=str(folder))
+    for kill in range(KILLS):
+        memory = f"with_graph({str(folder / 'tier')!r})" if kill % 2 == 0 else "STREAM"
+        there = (folder / "config.yaml").exists()
+        code = KILLED.format(tests=tests, memory=memory, resume=there, folder=str(folder))
         command = [sys.executable, "-u", "-c", code]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while (line := process.stdout.readline()) and not line.startswith("loading"):
@@ -446,6 +455,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
     assert (folder / "tier/embedding.bin").exists()
+    assert (folder / "tier/graph.bin").exists() or KILLS % 2 == 0
     done, summary = run.train(long(STREAM, True), folder)
     with done:
         assert torch.equal(whole(done.model.embedding), expected.model.embedding)

@@ -26,10 +26,13 @@ from gnnrec.config import (
 from gnnrec.data import dataset
 from gnnrec.errors import CheckpointError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier import workload
+from gnnrec.memtier import forms
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.passes import Passes
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import Layout, PanelMatrix, Passes, Ring
 from gnnrec.models.streamed_ngcf import numbers
 from gnnrec.ops._numba import num_threads
 from gnnrec.training import checkpoint, placing, run
@@ -318,7 +321,7 @@ def test_pins_choose_what_is_streamed(machine, resident, tmp_path):
 
 
 def test_auto_streams_where_memory_is_short(machine, resident, tmp_path, monkeypatch):
-    for module in (workload, placing):  # as if the graph were larger than a few blocks
+    for module in (forms, placing):  # as if the graph were larger than a few blocks
         monkeypatch.setattr(module, "ROWS_BYTES", 1 << 14)
     loop = TrainerConfig(epochs=1, batch_size=100)
     enough, summary = run.train(config(MemoryConfig(name="auto"), trainer=loop), tmp_path / "enough")

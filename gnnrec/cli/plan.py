@@ -12,7 +12,7 @@ from gnnrec.storage import atomic_write
 from gnnrec.units import in_bytes, in_seconds
 
 if TYPE_CHECKING:
-    from gnnrec.memtier.planner import Plan
+    from gnnrec.memtier.plans import Plan
     from gnnrec.memtier.tiers import Tier
     from gnnrec.memtier.workload import Workload
 

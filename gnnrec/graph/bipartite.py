@@ -143,20 +143,40 @@ class BipartiteGraph:
             place(name, x)
             for name, x in (("indptr", matrix.indptr), ("indices", matrix.indices), ("scale", matrix.row_scale))
         )
+        return self._over(indptr, indices, scale)
+
+    def with_columns(self, columns: _build.Int32Array) -> BipartiteGraph:
+        """This graph with the columns of `norm_adjacency`, which hold the users of every item too, in other memory,
+        int32 [2 * num_edges], where they lie already: see `adjacency_columns`."""
+        indptr, scale = self._adjacency_rows()
+        return self._over(indptr, torch.from_numpy(columns), scale)
+
+    def adjacency_columns(self, first: int, last: int) -> _build.Int32Array:
+        """The columns of some entries of `norm_adjacency`, int32 [last - first]; the others are not made for it."""
+        edges = self.num_edges
+        of_users = self.user_items[min(first, edges) : min(last, edges)] + np.int32(self.num_users)
+        return np.concatenate([of_users, self.item_users[max(first - edges, 0) : max(last - edges, 0)]])
+
+    def _over(self, indptr: torch.Tensor, indices: torch.Tensor, scale: torch.Tensor) -> BipartiteGraph:
+        """This graph with the arrays of its adjacency in other memory."""
         result = BipartiteGraph(self.user_indptr, self.user_items, self.item_indptr, indices.numpy())
-        result._norm_adjacency = SparseMatrix(indptr, indices, matrix.shape, scale, scale, symmetric=True)
+        shape = (self.num_nodes, self.num_nodes)
+        result._norm_adjacency = SparseMatrix(indptr, indices, shape, scale, scale, symmetric=True)
         return result
 
     @cached_property
     def _norm_adjacency(self) -> SparseMatrix:
         np.add(self.user_items, np.int32(self.num_users), out=self._columns[: self.num_edges])
+        indptr, scale = self._adjacency_rows()
+        shape = (self.num_nodes, self.num_nodes)
+        return SparseMatrix(indptr, torch.from_numpy(self._columns), shape, scale, scale, symmetric=True)
+
+    def _adjacency_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pointers and scales of the rows of `norm_adjacency`."""
         indptr = np.empty(self.num_nodes + 1, np.int64)
         indptr[: self.num_users] = self.user_indptr[:-1]
         np.add(self.item_indptr, self.num_edges, out=indptr[self.num_users :])
-        scale = _inverse_sqrt(indptr)
-        shape = (self.num_nodes, self.num_nodes)
-        pattern = torch.from_numpy(indptr), torch.from_numpy(self._columns)
-        return SparseMatrix(*pattern, shape, scale, scale, symmetric=True)
+        return torch.from_numpy(indptr), _inverse_sqrt(indptr)
 
     @cached_property
     def _norm_user_item(self) -> SparseMatrix:

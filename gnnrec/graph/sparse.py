@@ -300,12 +300,13 @@ class SparseMatrix:
             result.histogram = self.histogram  # launched like the whole, rows are equal to the whole's to the bit
         return result
 
-    def row_block(self, rows: slice) -> SparseMatrix:
-        """The matrix of consecutive rows, over this one's own columns and scales."""
+    def row_block(self, rows: slice, indices: torch.Tensor | None = None) -> SparseMatrix:
+        """The matrix of consecutive rows, over this one's own columns and scales; indices: a copy of these columns that
+        it takes instead."""
         first, last = (int(self.indptr[row]) for row in (rows.start, rows.stop))
         result = SparseMatrix(
             self.indptr[rows.start : rows.stop + 1] - first,
-            self.indices[first:last],
+            self.indices[first:last] if indices is None else indices,
             (rows.stop - rows.start, self.shape[1]),
             None if self.row_scale is None else self.row_scale[rows],
             self.col_scale,

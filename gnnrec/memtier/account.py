@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnnrec.memtier.files import Traffic
-from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.plans import Plan
 from gnnrec.units import in_seconds
 
 TOLERANCE = 0.25  # a larger deviation is explained

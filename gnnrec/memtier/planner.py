@@ -7,143 +7,31 @@ it; files that are streamed meanwhile cost the longer of both. Capacities count 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from math import ceil, inf
-from typing import Any
 
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.memory import MemoryConfig
 from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.memtier import forms
 from gnnrec.memtier.costs import Access, Bandwidth, Transfers, bandwidth, calibrate, seconds, transfers
+from gnnrec.memtier.demands import STATE, Demand, Pass, Streamed
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.overlap import hidden_share, streamed_seconds
+from gnnrec.memtier.passes import SOURCES
+from gnnrec.memtier.plans import Placement, Plan, Speed
+from gnnrec.memtier.ring import FEWEST, Ring
+from gnnrec.memtier.search import place
 from gnnrec.memtier.staging import host_layout
-from gnnrec.memtier.stream import FEWEST, SOURCES, Layout, Ring
 from gnnrec.memtier.tiers import Rate, Tier
-from gnnrec.memtier.workload import GROUP, STATE, Demand, Pass, Streamed, Workload
+from gnnrec.memtier.workload import GROUP, Workload
 from gnnrec.units import in_bytes
 
 DIRECT = ("embedding", *STATE, "master")  # what memory=direct takes out of the tier that computes
-PRICE_STEPS = 100
-ROUNDING = 1e-12  # of a plan's seconds: what is shorter by less is no better
 
 
 class PlanError(GnnrecError):
     """No placement fits."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """A bandwidth that a plan counts on: 10^9 bytes of payload a second, what that rests on, and its sources."""
-
-    tier: str
-    pattern: str
-    row_bytes: int
-    working_set: int
-    gb_per_s: float
-    basis: str
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a tensor goes. mode: "direct", the kernels work on it there, or "stream". moved: bytes in a step."""
-
-    name: str
-    bytes: int
-    tier: str
-    mode: str
-    moved: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where everything goes, and what a step then takes.
-
-    Args:
-        mode: "dram": all where the computation is; "direct": some tensors elsewhere, as they lie; "stream": embeddings
-            and state in files, or in DRAM beside a GPU, by panels.
-        panel: columns of a panel; None unless streamed; all of them where the optimizer's state alone is.
-        ring: staging buffers and threads of the stream; None unless streamed.
-        placements: of every tensor and buffer.
-        resources: seconds of a step by what is busy; what is streamed goes on beside the rest.
-        step_seconds: of a step.
-        steps_per_epoch: steps.
-        threads: of the kernels.
-        speeds: the bandwidths that it counts on.
-        simulated: whether a device that is not there is among them.
-    """
-
-    mode: str
-    panel: int | None
-    ring: Ring | None
-    placements: tuple[Placement, ...]
-    resources: dict[str, float]
-    step_seconds: float
-    steps_per_epoch: int
-    threads: int
-    speeds: tuple[Speed, ...]
-    simulated: bool = False
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Of the staging buffers; 0 unless streamed."""
-        return 0 if self.ring is None else self.ring.buffer_bytes
-
-    @property
-    def epoch_seconds(self) -> float:
-        """Of an epoch's steps, without evaluation."""
-        return self.step_seconds * self.steps_per_epoch
-
-    @property
-    def binding(self) -> str:
-        """The resource that is busy longest."""
-        return max(self.resources, key=lambda name: self.resources[name])
-
-    def tier_bytes(self) -> dict[str, int]:
-        """Bytes of tensors and buffers by tier."""
-        total: dict[str, int] = {}
-        for placement in self.placements:
-            total[placement.tier] = total.get(placement.tier, 0) + placement.bytes
-        return total
-
-    def place(self, name: str) -> Placement:
-        """Of the tensor with this name."""
-        return next(placement for placement in self.placements if placement.name == name)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A table: a row a tensor."""
-        total = sum(placement.seconds for placement in self.placements) or 1.0
-        return [
-            {
-                "tensor": placement.name,
-                "bytes": in_bytes(placement.bytes),
-                "tier": placement.tier,
-                "mode": placement.mode,
-                "GB per step": f"{placement.moved / 1e9:.3g}",
-                "seconds per step": f"{placement.seconds:.3g}",
-                "share": f"{placement.seconds / total:.1%}",
-            }
-            for placement in self.placements
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `plan.json`, units in the names."""
-        stamp = {"simulated": "SIMULATED"} if self.simulated else {}
-        return stamp | {
-            "mode": self.mode,
-            "panel_columns": self.panel,
-            "buffer_bytes": self.buffer_bytes,
-            "transfers": None if self.ring is None else self.ring.transfers(),
-            "tensors": [_with_units(placement) for placement in self.placements],
-            "tier_bytes": self.tier_bytes(),
-            "resource_seconds_per_step": self.resources,
-            "binding_resource": self.binding,
-            "seconds_per_step": self.step_seconds,
-            "seconds_per_epoch": self.epoch_seconds,
-            "steps_per_epoch": self.steps_per_epoch,
-            "threads": self.threads,
-            "rates": [_with_units(speed) for speed in self.speeds],
-        }
 
 
 def plan(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> Plan:
@@ -171,112 +59,6 @@ def plan(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> Pla
     remedies = list(_remedies(problem, shortfalls))
     remedy = f"In this order: {', or '.join(remedies)}" if remedies else "Use a smaller data set or a larger machine"
     raise PlanError(f"no placement fits: {short}", where=f"memory={memory.name}", remedy=remedy)
-
-
-def place(
-    sizes: Sequence[int], costs: Sequence[Mapping[str, float]], room: Mapping[str, float]
-) -> tuple[list[str], float] | None:
-    """The cheapest assignment of tensors to tiers that fits, by branch and bound: exact.
-
-    Args:
-        sizes: bytes of each tensor.
-        costs: of each tensor, seconds by the tiers it may lie in.
-        room: bytes by tier.
-
-    Returns:
-        The tier of each tensor and the sum of costs, or None where nothing fits.
-    """
-    # First tensors without a choice, then those for which a wrong tier costs most; cheap tiers first: good plans come
-    # early and cut off the rest.
-    order = sorted(
-        range(len(sizes)), key=lambda i: (len(costs[i]) > 1, min(costs[i].values()) - max(costs[i].values()))
-    )
-    prices = _prices(sizes, costs, room)
-    lower = [0.0]  # of the tensors from a position on, if room were sold at these prices
-    for i in reversed(order):
-        lower.append(lower[-1] + min(cost + prices[tier] * sizes[i] for tier, cost in costs[i].items()))
-    lower.reverse()
-    left, chosen = dict(room), [""] * len(sizes)
-    best: list[str] | None = None
-    lowest = inf
-    seen: dict[tuple[int, tuple[float, ...]], float] = {}  # costs so far, by what is left to do and to fill
-
-    def hopeless(position: int, cost: float) -> bool:
-        sold = sum(price * left[tier] for tier, price in prices.items() if price)
-        return cost + lower[position] - sold >= lowest * (1 - ROUNDING)
-
-    def search(position: int, cost: float) -> None:
-        nonlocal best, lowest
-        state = position, tuple(left.values())
-        if cost >= seen.get(state, inf) or hopeless(position, cost):
-            return
-        seen[state] = cost
-        if position == len(order):
-            if cost < lowest:
-                best, lowest = list(chosen), cost
-            return
-        i = order[position]
-        for tier, more in sorted(costs[i].items(), key=lambda item: item[1]):
-            if sizes[i] <= left[tier]:
-                left[tier] -= sizes[i]
-                chosen[i] = tier
-                search(position + 1, cost + more)
-                left[tier] += sizes[i]
-
-    search(0, 0.0)
-    return None if best is None else (best, lowest)
-
-
-def _prices(sizes: Sequence[int], costs: Sequence[Mapping[str, float]], room: Mapping[str, float]) -> dict[str, float]:
-    """Seconds a byte of each tier such that, if tensors paid them, few would want more than there is room: multipliers
-    of the capacities, by subgradient steps. Any prices of at least 0 give a lower bound of all plans.
-
-    Source: Fisher 1981, "The Lagrangian relaxation method for solving integer programming problems".
-    """
-    prices = dict.fromkeys(room, 0.0)
-    spread = max((max(cost.values()) - min(cost.values()) for cost in costs), default=0.0)
-    step = spread / max(sum(sizes), 1)
-    best, highest = prices, -inf
-    for number in range(PRICE_STEPS):
-        wanted = dict.fromkeys(room, 0)
-        bound = -sum(price * room[tier] for tier, price in prices.items() if price)
-        for size, cost in zip(sizes, costs, strict=True):
-            tier = min(cost, key=lambda name: cost[name] + prices[name] * size)
-            bound += cost[tier] + prices[tier] * size
-            wanted[tier] += size
-        if bound > highest:
-            best, highest = prices, bound
-        if number == 0 and all(wanted[tier] <= room[tier] for tier in room):
-            return prices  # each has what it wants
-        excess = {tier: (wanted[tier] - room[tier]) / max(sum(sizes), 1) for tier in room if room[tier] < inf}
-        prices = {
-            tier: max(0.0, price + step / (1 + number / 10) * excess.get(tier, 0.0)) for tier, price in prices.items()
-        }
-    return best
-
-
-def streamed_seconds(compute: float, update: float, transfer: float, hidden: float) -> float:
-    """A step in panels: propagation, then what is done with the blocks of the ring as they come.
-
-    Args:
-        compute: seconds of everything else.
-        update: seconds of the optimizer and of the layer that is computed together with it.
-        transfer: seconds that all files take.
-        hidden: the share of it that may go on beside `compute`, at the most.
-    """
-    return compute + max(update, transfer - min(compute, hidden * transfer))
-
-
-def hidden_share(ring: int, panel: int, read_gb_per_s: float, write_gb_per_s: float) -> float:
-    """The share of a panel's transfers, `panel` bytes each way, that a ring lets go on beside propagation.
-
-    Propagation finds the ring full of blocks to be written, and leaves it full of blocks that were read: twice the
-    ring, all where it holds a panel. Where a device writes faster than it reads, some were written before: while the
-    last `panel - ring` bytes of the panel were read.
-    """
-    ring = min(ring, panel)
-    ahead = max(0.0, write_gb_per_s / read_gb_per_s - 1) * (panel - ring)
-    return (ring + max(0.0, ring - ahead)) / (2 * panel)
 
 
 def simulated(tier: Tier, read_gb_per_s: float, write_gb_per_s: float) -> Tier:
@@ -322,14 +104,17 @@ class _Problem:
         self._check()
 
     def best(self) -> Plan | None:
-        """The plan with the shortest step; where all fits beside the processors, nothing is streamed."""
+        """The plan with the shortest step; where all fits beside the processors, nothing is streamed, and the graph is
+        only if nothing fits without that, or it is pinned there."""
         plans = []
         if self.memory.name != "stream" and (resident := self._resident()):
             if resident.mode == "dram":
                 return resident
             plans.append(resident)
-        streamed = (self._with_ring(form, tier) for form, tier in self._streams())
-        plans += [found for found in streamed if found is not None]
+        for with_graph, pairs in enumerate(self._streams()):
+            if not (with_graph and plans) or "graph" in self.memory.pins:
+                streamed = (self._with_ring(form, tier) for form, tier in pairs)
+                plans += [found for found in streamed if found is not None]
         return min(plans, key=lambda plan: plan.step_seconds, default=None)
 
     def shortfalls(self) -> dict[str, tuple[int, int]]:
@@ -344,7 +129,8 @@ class _Problem:
                 tier,
                 streamed.files,
             )
-            for streamed, tier in self._streams()
+            for pairs in self._streams()
+            for streamed, tier in pairs
         ]
         return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
 
@@ -416,25 +202,28 @@ class _Problem:
             return [tier for tier in tiers if tier.kind == "dram"]
         return [tier for tier in self._in_folder(tiers) if tier.kind in ("file", "pmem")]
 
-    def _streams(self) -> Iterator[tuple[Streamed, Tier]]:
+    def _streams(self) -> tuple[list[tuple[Streamed, Tier]], ...]:
         """Forms of the training with files, and the tiers that may hold these: panels of all widths; the optimizer's
-        state alone, unless the embeddings are to be streamed and can be."""
+        state alone, unless the embeddings are to be streamed and can be. Then panels again, with the graph in files
+        too."""
         workload, memory = self.workload, self.memory
         if memory.name not in ("auto", "stream"):
-            return
+            return ()
         widths = workload.panel_widths if workload.can_stream else []
-        forms = [workload.streamed(width) for width in widths if memory.panel in (None, width)]
+        every = [forms.streamed(workload, width) for width in widths if memory.panel in (None, width)]
         tiers = self.stores
-        pairs = [(form, tier) for tier in tiers for form in forms if self._agrees(form, tier)]
+        pairs = [(form, tier) for tier in tiers for form in every if self._agrees(form, tier)]
         if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
-            state = workload.state_streamed()
+            state = forms.state(workload)
             pairs += [(state, tier) for tier in tiers if self._agrees(state, tier)]
-        if memory.name == "stream" and not pairs:
+        more = [] if workload.on_gpu else [forms.with_graph_in_file(workload, form) for form in every]
+        last = [(form, tier) for tier in tiers for form in more if self._agrees(form, tier)]
+        if memory.name == "stream" and not (pairs or last):
             found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"
             pins = ", ".join(f"memory.pin.{tensor}={name}" for tensor, name in memory.pins.items())
-            remedy = "Pin embedding, exp_avg and exp_avg_sq, or both moments alone, to the folder of the files"
+            remedy = "Pin embedding, exp_avg and exp_avg_sq, also with the graph, or both moments alone, to that folder"
             raise ConfigError(f"{found} {pins or 'memory.folder'}", where="memory=stream", remedy=remedy)
-        yield from pairs
+        return pairs, last
 
     def _agrees(self, form: Streamed, tier: Tier) -> bool:
         """Whether the pins have in files what the form has there, and all else where the computation is."""
@@ -462,13 +251,14 @@ class _Problem:
         update = placements[len(streamed.demands)].seconds
         transfer = resources[f"{files.name} (stream)"]
         compute = sum(resources.values()) - transfer - update
+        graph = [self._streaming(files, Access("read", count)) for count in streamed.graph_reads]
         if files.kind == "dram":
             ways = [bandwidth(self.home, Access(way, 1), 1).gb_per_s for way in ("to_gpu", "from_gpu")]
         else:
             ways = [self._transfers(files).read_gb_per_s, self._transfers(files).write_gb_per_s]
         hidden = hidden_share(ring.bytes, streamed.panel_bytes, *ways)
         beside = sum(seconds(self.home, access, self.workload.threads) for access in streamed.beside)
-        step = streamed_seconds(compute - beside, update + beside, transfer, hidden)
+        step = streamed_seconds(compute - beside, update + beside, transfer - sum(graph), hidden, (graph[0], graph[1]))
         return self._plan("stream", placements, resources, step, demands, streamed.panel, self._used(files, ring))
 
     def _used(self, files: Tier, buffers: Demand) -> Ring:
@@ -702,9 +492,3 @@ def _fits(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> bo
 
 def _moved(demand: Demand) -> float:
     return sum(access.bytes for access in demand.accesses)
-
-
-def _with_units(record: Placement | Speed) -> dict[str, Any]:
-    """The fields, with units in their names."""
-    units = {"moved": "bytes_per_step", "seconds": "seconds_per_step", "working_set": "working_set_bytes"}
-    return {units.get(name, name): value for name, value in asdict(record).items()}

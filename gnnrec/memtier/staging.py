@@ -16,7 +16,10 @@ import torch
 from gnnrec import device as devices
 from gnnrec.memtier.copies import Event, copies, pinned
 from gnnrec.memtier.files import Direction, Traffic
-from gnnrec.memtier.stream import ITEM, Block, BlockMatrix, Layout, buffer_count, rows_in
+from gnnrec.memtier.layout import ITEM, Layout
+from gnnrec.memtier.matrices import BlockMatrix, rows_in
+from gnnrec.memtier.ring import buffer_count
+from gnnrec.memtier.stream import Block
 
 # Of a block of one matrix: its copy takes longer than the host takes to start what is done with it; but the ring takes
 # no more than half a panel has to.
@@ -122,12 +125,13 @@ class Staged:
         source: of the blocks.
         names: of the matrices, in the order of a block's tensors.
         device: the GPU.
-        buffer_bytes: of all buffers on it; at least `stream.FEWEST` are made.
+        buffer_bytes: of all buffers on it; at least `ring.FEWEST` are made.
     """
 
     def __init__(self, source: Source, names: Sequence[str], device: torch.device, buffer_bytes: int) -> None:
         self.source, self.layout, self.device = source, source.layout, device
-        self.buffers = min(buffer_count(self.layout, len(names), buffer_bytes), source.buffers)
+        size, total = len(names) * self.layout.block_bytes, self.layout.panels * self.layout.blocks
+        self.buffers = min(buffer_count(size, total, buffer_bytes), source.buffers)
         self._moved = {name: Traffic() for name in names}
         self._copies = copies(device)
         self._waiting = 0.0

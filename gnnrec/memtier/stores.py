@@ -10,8 +10,11 @@ import torch
 
 from gnnrec.memtier.copies import pinned
 from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import BlockMatrix, PanelMatrix, empty, mapped
+from gnnrec.memtier.ring import Ring, StreamTimes
 from gnnrec.memtier.staging import Held, HostMatrix, Staged
-from gnnrec.memtier.stream import BlockMatrix, Layout, PanelMatrix, Ring, Stream, empty, mapped
+from gnnrec.memtier.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -46,6 +49,7 @@ class FileStore:
 
     def __init__(self, folder: TierFolder, ring: Ring, device: torch.device = CPU) -> None:
         self.folder, self.ring, self.device = folder, ring, device
+        self.times = StreamTimes()  # of all streams
 
     def matrix(self, name: str, layout: Layout) -> PanelMatrix:
         """As Store.matrix."""
@@ -58,8 +62,8 @@ class FileStore:
     def stream(self, matrices: Sequence[PanelMatrix]) -> Stream | Staged:
         """As Store.stream."""
         if self.device.type == "cpu":
-            return Stream(matrices, self.ring)
-        blocks = Stream(matrices, self.ring, partial(pinned, device=self.device))
+            return Stream(matrices, self.ring, times=self.times)
+        blocks = Stream(matrices, self.ring, partial(pinned, device=self.device), self.times)
         return Staged(blocks, [matrix.name for matrix in matrices], self.device, self.ring.buffer_bytes)
 
 

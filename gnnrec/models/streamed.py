@@ -3,8 +3,8 @@ computation is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 
 import torch
 
@@ -13,8 +13,11 @@ from gnnrec import ops
 from gnnrec.config import LightGCNConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.memtier.adjacency import Adjacency, HeldAdjacency, Part
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import empty
 from gnnrec.memtier.stores import Store
-from gnnrec.memtier.stream import Block, Layout, empty
+from gnnrec.memtier.stream import Block
 from gnnrec.models.draws import embedding_blocks
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 from gnnrec.ops._panels import panels_of
@@ -24,7 +27,7 @@ class StreamedLightGCN:
     """LightGCN, the same numbers as `LightGCN` has on the device that computes, with its embeddings elsewhere.
 
     Propagation takes every column by itself, so a panel of columns passes through all layers before the next one comes.
-    The device holds three panels beside the graph.
+    The device holds three panels, beside the graph or, where its columns come from a file too, some blocks of it.
 
     Args:
         graph: the training graph.
@@ -32,10 +35,17 @@ class StreamedLightGCN:
         store: where matrices are made, and what computes.
         layout: of the embeddings.
         seed: of the initial embeddings; None leaves them to whoever fills `embedding`.
+        adjacency: of the graph, where it is not to lie where the computation is.
     """
 
     def __init__(
-        self, graph: BipartiteGraph, config: LightGCNConfig, store: Store, layout: Layout, seed: int | None = None
+        self,
+        graph: BipartiteGraph,
+        config: LightGCNConfig,
+        store: Store,
+        layout: Layout,
+        seed: int | None = None,
+        adjacency: Adjacency | None = None,
     ) -> None:
         self.graph, self.store, self.layout, self.device = graph, store, layout, store.device
         self.similarity, self.popularity = config.similarity, config.popularity
@@ -48,8 +58,7 @@ class StreamedLightGCN:
             generator = torch.Generator().manual_seed(seed)
             blocks = map(layout.rows_of, range(layout.blocks))
             self.embedding.fill(embedding_blocks(graph, config.dim, config.init_std, generator, blocks))
-        self.matrix = graph.norm_adjacency().to(self.device)
-        self._parts: dict[int, SparseMatrix] = {}  # on a GPU, rows of the adjacency by the first of them
+        self.adjacency = adjacency or HeldAdjacency(graph.norm_adjacency().to(self.device))
         # A panel, and two more like it that it passes through.
         self.panel, self.out, self.work = (self._panel() for _ in range(3))
         # Reserved now: a disk that has no room for it is not found out after hours of training.
@@ -58,45 +67,39 @@ class StreamedLightGCN:
     def propagate(self, layer_weights: Sequence[float]) -> torch.Tensor:
         """sum of weights[l] A^l of the columns in `panel`, which stays: in `out`, [nodes, width]."""
         with self._as_whole():
-            return ops.lightgcn_propagate_into(
-                self.out, self.work, self.matrix, self.panel, layer_weights=layer_weights
-            )
+            return self.adjacency.propagate(self.out, self.work, self.panel, list(layer_weights))
 
-    def propagated_rows(self, nodes: torch.Tensor, part: SparseMatrix) -> torch.Tensor:
-        """Final embeddings of these nodes for the columns in `panel`, [n, width]; part: their rows of the adjacency."""
-        return self._last_layer(part, self._before_last(), self.panel[nodes])
+    def propagated_rows(self, nodes: torch.Tensor, parts: Iterable[Part]) -> torch.Tensor:
+        """Final embeddings of these nodes for the columns in `panel`, [n, width]; parts: their rows of the
+        adjacency."""
+        return self._last_layer(parts, self._before_last(), self.panel[nodes])
 
     def propagated_blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, torch.Tensor]]:
         """Final embeddings a block of rows at a time, [rows, width]: the last layer is computed while blocks are on
         their way. In the meantime `work` is free."""
         source = self._before_last()
         for block in blocks:
-            yield block, self._last_layer(self._rows_of(block.rows), source, self.panel[block.rows])
-
-    def _rows_of(self, rows: slice) -> SparseMatrix:
-        """These rows of the adjacency. A GPU's schedule is waited for, and so made once."""
-        if self.device.type == "cpu":
-            return self.matrix.row_block(rows)
-        if rows.start not in self._parts:
-            self._parts[rows.start] = self.matrix.row_block(rows)
-        return self._parts[rows.start]
+            yield block, self._last_layer(self.adjacency.rows(block.rows), source, self.panel[block.rows])
 
     def _before_last(self) -> torch.Tensor:
         """What the last layer gathers: by Horner's rule, the propagation by all the others."""
         return self.propagate(self.layer_weights[1:]) if len(self.layer_weights) > 2 else self.panel
 
-    def _last_layer(self, part: SparseMatrix, source: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _last_layer(self, parts: Iterable[Part], source: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the adjacency times the source, plus these rows themselves by their weight."""
         weights = self.layer_weights
         if len(weights) == 1:
             return rows * weights[0]
         scale = weights[1] if len(weights) == 2 else 1.0
         with self._as_whole():
-            return ops.spmm(part, source, scale=scale, add=rows, add_scale=weights[0])
+            found = [
+                ops.spmm(part, source, scale=scale, add=rows[where], add_scale=weights[0]) for where, part in parts
+            ]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _as_whole(self) -> AbstractContextManager[None]:
         """In which products of panels have the bits of those of all columns."""
-        return panels_of(self.matrix, self.layout.columns, self.layout.width)
+        return panels_of(self.adjacency.matrix, self.layout.columns, self.layout.width)
 
     def _panel(self) -> torch.Tensor:
         """Zeros [nodes, width] where the computation is."""
@@ -130,6 +133,7 @@ class StreamedLightGCN:
         rows, dim = self.layout.rows, self.layout.columns
         if name not in self._final:
             self._final[name] = self.store.dense(name, rows, dim)
-        for columns, values in self._propagated(weights):
-            self._final[name][:, columns] = values
+        with closing(self.adjacency):
+            for columns, values in self._propagated(weights):
+                self._final[name][:, columns] = values
         return self._final[name]

@@ -3,7 +3,8 @@
 An aggregation takes every column by itself: a panel of the features is in DRAM while its neighbours' sums are made, a
 block of rows after the other. The dense part of a layer takes every row by itself, with all columns: blocks of rows
 pass by. So DRAM holds, beside the graph, one panel [nodes, width], a number a row for every layer but the last (the
-norms), and the batch's rows of every layer; of the last layer nothing but these is ever made.
+norms), and the batch's rows of every layer; of the last layer nothing but these is ever made. Where the graph's columns
+lie in a file too, every aggregation reads them once for every panel, see `gnnrec.memtier.adjacency`.
 
 Files hold, nodes x dim numbers each: the embedding E and Adam's moments; for all L layers but the last its input's
 aggregates S and its output X; where L > 1 a gradient G; the final embeddings of evaluation, L + 1 times as much. A step
@@ -31,8 +32,12 @@ from gnnrec import ops
 from gnnrec.config import NGCFConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.memtier.adjacency import Adjacency, HeldAdjacency
+from gnnrec.memtier.layout import Layout
+from gnnrec.memtier.matrices import PanelMatrix, empty
+from gnnrec.memtier.passes import SOURCES, Passes
 from gnnrec.memtier.stores import FileStore
-from gnnrec.memtier.stream import SOURCES, Layout, PanelMatrix, Passes, empty
+from gnnrec.memtier.stream import Block
 from gnnrec.models.draws import embedding_blocks, step_seeds
 from gnnrec.models.ngcf import layer_parameters
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
@@ -49,6 +54,7 @@ class StreamedNGCF(nn.Module):
         layout: of the embeddings.
         seed: of the initial parameters and of dropout.
         drawn: False leaves them to whoever fills them.
+        adjacency: of the graph, where it is not to lie in memory.
     """
 
     def __init__(
@@ -60,8 +66,10 @@ class StreamedNGCF(nn.Module):
         seed: int = 0,
         *,
         drawn: bool = True,
+        adjacency: Adjacency | None = None,
     ) -> None:
         super().__init__()
+        self.adjacency = adjacency or HeldAdjacency(graph.norm_adjacency())
         self.graph, self.config, self.store, self.layout = graph, config, store, layout
         self.similarity, self.popularity, self.seed = config.similarity, config.popularity, seed
         self.embedding = store.matrix("embedding", layout)
@@ -80,7 +88,7 @@ class StreamedNGCF(nn.Module):
 
     def layers(self, step: int | None = None) -> list[ops.NGCFBlocks]:
         """Every layer with the weights that it has now, with the dropout of a step of training or, by default, none."""
-        config, matrix = self.config, self.graph.norm_adjacency()
+        config, matrix = self.config, self.adjacency.matrix
         seeds = [None] * config.layers if step is None else step_seeds(self.seed, step, config.layers).unbind()
         return [
             ops.NGCFBlocks(
@@ -111,8 +119,14 @@ class StreamedNGCF(nn.Module):
         with passes.open(write=[target], share=1 - SOURCES) as stream:
             for number, columns in self.panels(passes, source):
                 for block in stream.panel(number):
-                    layer.aggregate(self.part(block.rows), numbers(block.rows), self.panel, block.tensors[0])
+                    self.aggregate(layer, block, block.tensors[0])
                 yield columns
+
+    def aggregate(self, layer: ops.NGCFBlocks, block: Block, out: torch.Tensor, *, backward: bool = False) -> None:
+        """`NGCFBlocks.aggregate` of the columns in `panel` for the rows of a block."""
+        here = numbers(block.rows)
+        for where, part in self.adjacency.rows(block.rows):
+            layer.aggregate(part, here[where], self.panel, out[where], backward=backward)
 
     def dense(
         self,
@@ -143,16 +157,12 @@ class StreamedNGCF(nn.Module):
         for tensor, part in zip(tensors, values.split(self.layout.width, dim=1)):
             tensor.copy_(part)
 
-    def part(self, rows: slice) -> SparseMatrix:
-        """Rows of the adjacency."""
-        return self.graph.norm_adjacency().row_block(rows)
-
     def scorer(self) -> FactorScorer:
         """This model as it is now, without dropout, until the next one is asked for. Its vectors lie in a mapped file,
         and a new user's are made as `NGCF.scorer` makes them."""
         users, dim, final, layers = self.graph.num_users, self.config.dim, self._final, self.layers()
         targets = [*self.inputs[1:], None]
-        with closing(Passes(self.store.ring)) as passes:
+        with closing(Passes(self.store.ring)) as passes, closing(self.adjacency):
             for number, (layer, source, target) in enumerate(zip(layers, self.inputs, targets, strict=True), start=1):
                 for columns in self.aggregated(passes, layer, source, self.aggregates[0]):
                     if source is self.embedding:

@@ -48,6 +48,7 @@ spmm = _spmm.spmm
 spmm_accumulate = _spmm.spmm_accumulate
 sddmm = _sddmm.sddmm
 lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
+lightgcn_propagate_blocks = _lightgcn_propagate.lightgcn_propagate_blocks
 lightgcn_propagate_into = _lightgcn_propagate.lightgcn_propagate_into
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
@@ -81,6 +82,7 @@ __all__ = [
     "gmm_conv",
     "index_scatter",
     "lightgcn_propagate",
+    "lightgcn_propagate_blocks",
     "lightgcn_propagate_into",
     "ngcf_layer",
     "perturb",

@@ -24,21 +24,43 @@ from gnnrec.config import (
 )
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import calibrate, conditions, planner
+from gnnrec.memtier.adjacency import FileAdjacency
 from gnnrec.memtier.costs import cache_held, product_flops
+from gnnrec.memtier.demands import STATE
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
+from gnnrec.memtier.layout import BLOCK_BYTES, ROWS_BYTES, Layout
+from gnnrec.memtier.matrices import PanelMatrix
 from gnnrec.memtier.placement import Arena, Placed
-from gnnrec.memtier.planner import Plan
+from gnnrec.memtier.plans import Plan
+from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.staging import host_layout
-from gnnrec.memtier.stores import FileStore, HostStore, Store
-from gnnrec.memtier.stream import ROWS_BYTES, Layout, PanelMatrix, Ring, Stream
+from gnnrec.memtier.stores import FileStore, HostStore
+from gnnrec.memtier.stream import Stream
 from gnnrec.memtier.tiers import Tier
-from gnnrec.memtier.workload import STATE, Workload
+from gnnrec.memtier.workload import Workload
 from gnnrec.storage import storage_errors
 from gnnrec.training.scaling import scaled
 from gnnrec.units import parse_bytes
 
 CALIBRATION_SECONDS = 30.0  # where a run has to make up for it; `gnnrec calibrate` takes its time
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is streamed.
+
+    Args:
+        folder: of its files; None has it in DRAM beside a GPU.
+        panel: columns of a panel.
+        ring: buffers and threads.
+        graph_in_file: whether the columns of the graph lie in a file too.
+    """
+
+    folder: Path | None
+    panel: int
+    ring: Ring
+    graph_in_file: bool = False
 
 
 @dataclass
@@ -235,7 +257,9 @@ def build(
         assert plan.panel is not None
         assert plan.ring is not None
         where = None if in_dram(plan.place("embedding").tier) else folder
-        return streamed(config, graph, places, device, where, plan.panel, plan.ring, drawn=not restored), graph
+        form = Form(where, plan.panel, plan.ring, graph_in_file=plan.place("graph").mode == "stream")
+        moved = streamed(config, graph, places, device, form, drawn=not restored)
+        return moved, moved.graph
     if places.elsewhere and places.tier_of("graph").name != places.home:
         graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
     model = models.build(config.model, graph, config.seed)
@@ -258,28 +282,31 @@ def streamed(
     graph: BipartiteGraph,
     places: Places,
     device: torch.device,
-    folder: Path | None,
-    panel: int,
-    ring: Ring,
+    form: Form,
     *,
     drawn: bool,
 ) -> models.Streamed:
-    """A model whose embeddings lie in a file, or without a folder in DRAM beside the device, a GPU; drawn from the seed
-    or left to what a checkpoint holds."""
+    """A model whose embeddings lie outside of where it computes, drawn from the seed or left to what a checkpoint
+    holds."""
     assert not isinstance(config.model, GFCFConfig)
     rows, dim = graph.num_nodes, config.model.dim
-    store: Store
-    if folder is None:
-        store, layout = HostStore(device, ring.buffer_bytes), host_layout(rows, dim, panel)
-    else:
-        files = places.open_files(tier_folder(config, folder), _throttle(config))
-        store = FileStore(files, ring, device)
-        if isinstance(config.model, NGCFConfig):
-            layout = Layout.of(rows, dim, panel, files.access.alignment, ROWS_BYTES * panel // dim)
-            return models.StreamedNGCF(graph, config.model, store, layout, config.seed, drawn=drawn)
-        layout = Layout.of(rows, dim, panel, files.access.alignment)
+    seed, panel = config.seed if drawn else None, form.panel
+    if form.folder is None:
+        assert isinstance(config.model, LightGCNConfig)
+        beside = HostStore(device, form.ring.buffer_bytes)
+        return models.StreamedLightGCN(graph, config.model, beside, host_layout(rows, dim, panel), seed)
+    files = places.open_files(tier_folder(config, form.folder), _throttle(config))
+    store, adjacency = FileStore(files, form.ring, device), None
+    block_bytes = ROWS_BYTES * panel // dim if isinstance(config.model, NGCFConfig) else BLOCK_BYTES
+    layout = Layout.of(rows, dim, panel, files.access.alignment, block_bytes)
+    if form.graph_in_file:
+        adjacency = FileAdjacency(files, graph, layout, form.ring, store.times)
+        graph = adjacency.graph
+    if isinstance(config.model, NGCFConfig):
+        made = graph, config.model, store, layout, config.seed
+        return models.StreamedNGCF(*made, drawn=drawn, adjacency=adjacency)
     assert isinstance(config.model, LightGCNConfig)
-    return models.StreamedLightGCN(graph, config.model, store, layout, config.seed if drawn else None)
+    return models.StreamedLightGCN(graph, config.model, store, layout, seed, adjacency)
 
 
 def in_dram(tier: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +27,13 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.files import is_tier_folder
-from gnnrec.memtier.planner import Plan
-from gnnrec.memtier.stream import Ring
+from gnnrec.memtier.plans import Plan
+from gnnrec.memtier.ring import Ring
 from gnnrec.ops import set_num_threads
 from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
 from gnnrec.training import checkpoint, placing, runlog
 from gnnrec.training.evaluate import Evaluator
-from gnnrec.training.placing import Places
+from gnnrec.training.placing import Form, Places
 from gnnrec.training.streamed import fill
 from gnnrec.training.streamed_ngcf import load
 from gnnrec.training.trainer import Position, Trainer, split_groups
@@ -197,7 +197,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     config = _read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
-    panels = _panels(run_dir, found)
+    form = _form(run_dir, found)
     # Matrices stay in their files: those of the optimizer are not needed, and may be larger than memory.
     saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=True)
     for warning in warnings:
@@ -207,14 +207,16 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     with ExitStack() as failed:
         failed.callback(places.close)
         try:
-            model = _restored(config, graph, places, found, run_dir, state, panels)
+            model = _restored(config, graph, places, found, run_dir, state, form)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"does not fit the configuration in {run_dir / 'config.yaml'}",
                 where=str(saved.path),
                 remedy="Restore the config.yaml that the training wrote",
             ) from error
-        if not isinstance(model, models.Streamed):
+        if isinstance(model, models.Streamed):
+            graph = model.graph
+        else:
             placing.place(model, found)
         failed.pop_all()
     return Run(config, data, graph, model, found, places)
@@ -228,16 +230,7 @@ def _keep_plan(plan: Plan | None, file: Path) -> None:
         file.unlink()
 
 
-class _Panels(NamedTuple):
-    """How a run's plan has its embeddings outside of where it computes: the folder of files, unless they are in DRAM,
-    the width of panels, buffers and threads."""
-
-    folder: Path | None
-    width: int
-    ring: Ring
-
-
-def _panels(run_dir: Path, device: torch.device) -> _Panels | None:
+def _form(run_dir: Path, device: torch.device) -> Form | None:
     """Of a run whose embeddings are too large for memory; those in DRAM beside a GPU are not for processors.
 
     Raises:
@@ -246,12 +239,15 @@ def _panels(run_dir: Path, device: torch.device) -> _Panels | None:
     file = run_dir / PLAN
     try:
         plan = json.loads(file.read_bytes())
-        embedding = next(tensor for tensor in plan["tensors"] if tensor["name"] == "embedding")
+        embedding, adjacency = (
+            next(tensor for tensor in plan["tensors"] if tensor["name"] == name) for name in ("embedding", "graph")
+        )
         host = placing.in_dram(embedding["tier"])
         if embedding["mode"] != "stream" or (host and device.type == "cpu"):
             return None
         ring = Ring(plan["buffer_bytes"], **plan["transfers"])
-        return _Panels(None if host else run_dir / TIER, plan["panel_columns"], ring)
+        folder = None if host else run_dir / TIER
+        return Form(folder, plan["panel_columns"], ring, graph_in_file=adjacency["mode"] == "stream")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -266,11 +262,11 @@ def _restored(
     device: torch.device,
     run_dir: Path,
     state: dict[str, Any],
-    panels: _Panels | None,
+    form: Form | None,
 ) -> models.Model | models.Streamed:
     """The model with the parameters of a checkpoint, where the training had it."""
-    if panels is not None:
-        streamed = placing.streamed(config, graph, places, device, *panels, drawn=False)
+    if form is not None:
+        streamed = placing.streamed(config, graph, places, device, form, drawn=False)
         where = str(run_dir / "checkpoints")
         if isinstance(streamed, models.StreamedNGCF):
             load(streamed, state, where)

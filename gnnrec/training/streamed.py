@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,11 @@ import torch
 from gnnrec import ops
 from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
-from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual
-from gnnrec.memtier.stream import Block, BlockMatrix
+from gnnrec.memtier.adjacency import Part
+from gnnrec.memtier.files import Traffic
+from gnnrec.memtier.matrices import BlockMatrix
+from gnnrec.memtier.stream import Block
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.training import sampler
@@ -25,12 +27,12 @@ class _Batch(NamedTuple):
     """A batch's loss.
 
     Args:
-        part: the rows of the adjacency that belong to its nodes.
+        parts: the rows of the adjacency that belong to its nodes.
         borders: of the blocks of rows, where each begins among its nodes, and the end of the last.
     """
 
     loss: ops.BPRPanels
-    part: SparseMatrix
+    parts: Iterable[Part]
     borders: list[int]
 
 
@@ -62,15 +64,18 @@ class Streamed:
         self._best: BlockMatrix | None = None
         self._largest = torch.zeros((), device=self.device)
         self._steps, self._seconds, self._transferring, self._waiting = 0, 0.0, 0.0, 0.0
+        self._graph = Traffic()  # of the adjacency
 
     @property
     def actual(self) -> Actual:
         """What the steps took so far."""
-        return Actual(self._steps, self._seconds, self._stream.moved, self._transferring, self._waiting)
+        moved = {**self._stream.moved, "graph": self._graph} if self._graph.read_bytes else self._stream.moved
+        return Actual(self._steps, self._seconds, moved, self._transferring, self._waiting)
 
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
         batch, (before, waited), started = self._propagated(step), self._stream.spent(), time.perf_counter()
+        count, reading = self.model.adjacency.read()
         loss, following = batch.loss.loss(), None
         self._largest = torch.zeros_like(self._largest)
         self._count += 1
@@ -85,6 +90,8 @@ class Streamed:
         self._seconds += time.perf_counter() - started
         self._transferring += transferred - before
         self._waiting += waiting - waited
+        after = self.model.adjacency.read()
+        self._graph.add("read", after[0] - count, after[1] - reading)
         return loss
 
     def warm_up(self, step: int) -> float:
@@ -156,6 +163,7 @@ class Streamed:
 
     def close(self, *, drain: bool = True) -> None:
         """End transfers, by default after everything is written; a step starts new ones."""
+        self.model.adjacency.close()
         self._stream.close(drain=drain)
 
     def _propagated(self, step: int) -> _Batch:
@@ -176,12 +184,12 @@ class Streamed:
         loss = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest, device=self.device)
         starts = torch.tensor([layout.rows_of(block).start for block in range(layout.blocks)] + [layout.rows])
         borders = torch.searchsorted(loss.nodes, starts.to(self.device)).tolist()
-        return _Batch(loss, self.model.matrix.select_rows(loss.nodes), borders)
+        return _Batch(loss, self.model.adjacency.chosen(loss.nodes), borders)
 
     def _add(self, batch: _Batch) -> None:
         """Give a batch its rows of the panel that is there."""
         nodes = batch.loss.nodes
-        batch.loss.add(self.model.propagated_rows(nodes, batch.part), self.model.panel[nodes])
+        batch.loss.add(self.model.propagated_rows(nodes, batch.parts), self.model.panel[nodes])
 
     def _update(self, batch: _Batch, blocks: Iterator[Block], lr: float) -> None:
         """A step of Adam on a panel, whose embeddings then are there."""

@@ -13,7 +13,8 @@ from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
 from gnnrec.memtier.account import Actual
 from gnnrec.memtier.files import Traffic
-from gnnrec.memtier.stream import SOURCES, PanelMatrix, Passes
+from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.passes import SOURCES, Passes
 from gnnrec.models.scorer import FactorScorer
 from gnnrec.models.streamed_ngcf import StreamedNGCF, numbers
 from gnnrec.training import optim, sampler
@@ -55,11 +56,12 @@ class StreamedLayers:
         self._norms = torch.empty(inner, model.layout.rows)
         self.optimizer = optim.build(optimizer, model)  # of all but the embedding
         self._count = 0  # of steps that Adam has done
-        self._passes = Passes(model.store.ring)
+        self._passes = Passes(model.store.ring, model.store.times)
         self._best: PanelMatrix | None = None
         self._best_weights: dict[str, torch.Tensor] = {}
         self._largest = torch.zeros(())
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._seconds, self._transferring, self._waiting = 0, 0.0, 0.0, 0.0
+        self._graph = Traffic()  # of the adjacency
 
     @property
     def actual(self) -> Actual:
@@ -69,12 +71,14 @@ class StreamedLayers:
             total = moved.setdefault(name.partition(".")[0], Traffic())
             total.add("read", one.read_bytes, one.read_seconds)
             total.add("write", one.write_bytes, one.write_seconds)
-        times = self._passes.times
-        return Actual(self._steps, self._seconds, moved, times.transferring, times.waiting)
+        if self._graph.read_bytes:
+            moved["graph"] = self._graph
+        return Actual(self._steps, self._seconds, moved, self._transferring, self._waiting)
 
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
-        started = time.perf_counter()
+        times, started = self._passes.times, time.perf_counter()
+        before, waited, (count, reading) = times.transferred(), times.waiting, self.model.adjacency.read()
         optim.set_lr(self.optimizer, lr)
         layers, loss = self.model.layers(step), self._batch(step)
         last = self._forward(layers, loss)
@@ -84,17 +88,22 @@ class StreamedLayers:
         self._backward(layers, loss, last, lr)
         self._steps += 1
         self._seconds += time.perf_counter() - started
+        self._transferring += times.transferred() - before
+        self._waiting += times.waiting - waited
+        after = self.model.adjacency.read()
+        self._graph.add("read", after[0] - count, after[1] - reading)
         return found
 
     def warm_up(self, step: int) -> float:
         """Compile the kernels, on a few rows of the step that comes; gives the seconds it took."""
         started = time.perf_counter()
         model, layer = self.model, self.model.layers(step)[0]
-        rows, width = slice(0, min(48, model.layout.rows)), model.layout.width
-        here, part, block = numbers(rows), model.part(rows), torch.zeros(rows.stop, width)
+        here = torch.arange(min(48, model.layout.rows))
+        where, part = next(iter(model.adjacency.chosen(here)))
+        here = here[where]
+        block, dense = (torch.zeros(len(here), columns) for columns in (model.layout.width, model.layout.columns))
         for backward in (False, True):
             layer.aggregate(part, here, model.panel, block, backward=backward)
-        dense = torch.zeros(rows.stop, model.layout.columns)
         layer.backward(here, dense, dense, *layer.forward(here, dense, dense), dense)
         optim.adam_block(self.config, *(torch.zeros_like(block) for _ in range(4)), lr=0.0, step=1)
         loss = self._batch(step)
@@ -161,7 +170,8 @@ class StreamedLayers:
             self._best_weights = {name: whole(x) for name, x in groups["best"].items() if name != "embedding"}
 
     def close(self, *, drain: bool = True) -> None:
-        """End the threads of a step that was given up; after one that was not there are none."""
+        """End the threads of a step that was given up, and those that read the graph."""
+        self.model.adjacency.close()
         self._passes.close()
 
     def _batch(self, step: int) -> ops.BPRPanels:
@@ -181,11 +191,12 @@ class StreamedLayers:
             loss.add(own, own if number == 0 else None)
             for rows, _, norms in model.dense(passes, layer, source[0], aggregates, source[1]):
                 self._norms[number, rows] = norms
-        part = model.graph.norm_adjacency().select_rows(nodes)
+        parts = model.adjacency.chosen(nodes)
         own, sums = (torch.empty(len(nodes), model.layout.columns) for _ in range(2))
         gathered = torch.empty(len(nodes), model.layout.width)
         for _, columns in model.panels(passes, model.inputs[-1]):
-            outer.aggregate(part, nodes, model.panel, gathered)
+            for where, part in parts:
+                outer.aggregate(part, nodes[where], model.panel, gathered[where])
             own[:, columns], sums[:, columns] = model.panel[nodes], gathered
         loss.add(own, None if inner else own)
         out, norms = outer.forward(nodes, own, sums)
@@ -268,7 +279,7 @@ class StreamedLayers:
                         grad, tensors = torch.empty_like(block.tensors[0]), block.tensors
                     if own is not None:
                         grad.zero_()[here] = own[batch, columns]
-                    layer.aggregate(model.part(block.rows), numbers(block.rows), model.panel, grad, backward=True)
+                    model.aggregate(layer, block, grad, backward=True)
                     added = final[batch, columns]
                     if state and loss.decay is not None:
                         added = tensors[0][here] * loss.decay[batch, None] + added

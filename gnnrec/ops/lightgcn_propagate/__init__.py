@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from gnnrec.ops._operator import Operator
 from gnnrec.ops.lightgcn_propagate import cpu, reference
 from gnnrec.ops.segment import sum_by_index
 
-__all__ = ["OP", "lightgcn_propagate", "lightgcn_propagate_into"]
+__all__ = ["OP", "lightgcn_propagate", "lightgcn_propagate_blocks", "lightgcn_propagate_into"]
 
 
 def lightgcn_propagate(
@@ -83,12 +83,64 @@ def lightgcn_propagate_into(
     """
     _arguments.check_matrix("lightgcn_propagate_into", matrix, symmetric=True)
     _arguments.check_dense("lightgcn_propagate_into", "x", x, rows=matrix.shape[0])
-    for name, given in {"out": out, "work": work}.items():
-        _arguments.check_dense("lightgcn_propagate_into", name, given, x.shape[0], x.shape[1], (x.dtype,))
-        if not given.is_contiguous() or torch._C._overlaps(given, x) or torch._C._overlaps(out, work):
-            raise ValueError(f"lightgcn_propagate_into: {name} must be contiguous and share no memory")
+    _check_given("lightgcn_propagate_into", x, out, work)
     _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work)
     return _fill(_arguments.pack(matrix), x, [float(weight) for weight in layer_weights], out, work)
+
+
+def lightgcn_propagate_blocks(
+    out: torch.Tensor,
+    work: torch.Tensor,
+    blocks: Callable[[], Iterable[tuple[slice, SparseMatrix]]],
+    x: torch.Tensor,
+    *,
+    layer_weights: Sequence[float],
+) -> torch.Tensor:
+    """`lightgcn_propagate_into` by a matrix of which a block of rows is there at a time; bit-equal to it. On the CPU.
+
+    Args:
+        out, work, x, layer_weights: as for `lightgcn_propagate_into`.
+        blocks: goes over the matrix, once a layer: consecutive rows, each with all its entries, as `row_block` has
+            them. A block is needed until the next one is asked for.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: as for `lightgcn_propagate_into`; blocks of other rows or columns.
+    """
+    name, nodes = "lightgcn_propagate_blocks", len(x)
+    _arguments.check_dense(name, "x", x)
+    _check_given(name, x, out, work)
+    weights, dtype = [float(weight) for weight in layer_weights], _arguments.numpy_dtype(x.dtype)
+    if len(weights) == 1:
+        return torch.mul(x, weights[0], out=out)
+
+    def checked() -> Iterable[tuple[slice, tuple[Any, ...]]]:
+        end = 0
+        for rows, part in blocks():
+            _arguments.check_matrix(name, part)
+            if rows.start != end or part.shape != (rows.stop - end, nodes):
+                raise ValueError(
+                    f"{name}: rows {end} and on of {nodes} x {nodes} are wanted, got {part} at {rows.start}"
+                )
+            _arguments.check_device(name, part, x=x, out=out, work=work)
+            end = rows.stop
+            yield rows, _arguments.matrix_arrays(_arguments.pack(part), x.dtype)
+        if end != nodes:
+            raise ValueError(f"{name}: the blocks end at row {end} of {nodes}")
+
+    source, between, target = (_arguments.array(tensor) for tensor in (x, work, out))
+    cpu.propagate_blocks(checked, source, weights, between, target, dtype)
+    return out
+
+
+def _check_given(operator: str, x: torch.Tensor, out: torch.Tensor, work: torch.Tensor) -> None:
+    """Raise a ValueError unless out and work are memory that x can be propagated in."""
+    for name, given in {"out": out, "work": work}.items():
+        _arguments.check_dense(operator, name, given, x.shape[0], x.shape[1], (x.dtype,))
+        if not given.is_contiguous() or torch._C._overlaps(given, x) or torch._C._overlaps(out, work):
+            raise ValueError(f"{operator}: {name} must be contiguous and share no memory")
 
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
