@@ -16,6 +16,7 @@ from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.memtier.files import is_tier_folder
 from gnnrec.report.fields import damaged, get, json_object, optional
 from gnnrec.report.plans import Account, Plan, read_plan
+from gnnrec.report.profiles import Profile, read_profile
 from gnnrec.training.runlog import read_events
 
 Metrics = Mapping[str, float | None]  # None: not a number
@@ -79,6 +80,7 @@ class Run:
     attainable: Metrics
     plan: Plan | None
     account: Account | None
+    profile: Profile | None
 
     @property
     def simulated(self) -> bool:
@@ -161,6 +163,7 @@ def read_run(folder: Path, label: str) -> Run:
         attainable=_metrics(attainable, at),
         plan=plan,
         account=account,
+        profile=read_profile(folder),
     )
 
 
