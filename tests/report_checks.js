@@ -39,6 +39,19 @@ const checks = {
     }
     return document.querySelector("figure svg") ? wrong : ["no plot"];
   },
+  // A saved plot is well-formed, and knows its colours without the page.
+  async saving() {
+    const saved = [];
+    URL.createObjectURL = blob => (saved.push(blob), "#");
+    const click = HTMLAnchorElement.prototype.click;
+    HTMLAnchorElement.prototype.click = () => {};
+    for (const button of document.querySelectorAll("figure .save")) button.click();
+    HTMLAnchorElement.prototype.click = click;
+    const texts = await Promise.all(saved.map(blob => blob.text()));
+    const bad = texts.filter(text => /var\(/.test(text)
+      || new DOMParser().parseFromString(text, "image/svg+xml").documentElement.tagName !== "svg");
+    return texts.length === document.querySelectorAll("figure").length ? bad : [`${texts.length} files`];
+  },
   // What is wider than the screen scrolls by itself.
   width() {
     const page = document.documentElement;
@@ -74,8 +87,9 @@ const checks = {
     return performance.getEntriesByType("resource").map(entry => entry.name);
   },
 };
-addEventListener("load", () => {
-  const found = Object.fromEntries(Object.entries(checks).map(([name, check]) => [name, check()]));
+addEventListener("load", async () => {
+  const found = {};
+  for (const [name, check] of Object.entries(checks)) found[name] = await check();
   found.errors = errors;
   found.dark = matchMedia("(prefers-color-scheme: dark)").matches;
   found.paper = getComputedStyle(document.body).backgroundColor;

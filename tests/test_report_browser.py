@@ -15,7 +15,7 @@ from test_report_golden import NAMES, write
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHECKS = Path(__file__).with_name("report_checks.js")
 SCHEMES = {"dark": 0, "light": 1}  # as Chromium counts them
-CHECKED = ("errors", "requests", "sorting", "plots", "width", "contrast")
+CHECKED = ("errors", "requests", "sorting", "plots", "saving", "width", "contrast")
 WIDTHS = (1200, 390)  # of a screen, of a phone
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium, chromium-browser or google-chrome")

@@ -15,9 +15,8 @@ from gnnrec.units import in_seconds
 NAMED = 3  # classes, the longest
 NEAR = 0.7  # of the measured bandwidth: what is as near has little left to gain from it
 
-_FEWER_BYTES = "trainer.storage=bfloat16 halves its bytes; so does half of model.dim"
 _HELPS = {
-    SPMM: f"{_FEWER_BYTES}; fewer model.layers.",
+    SPMM: "A smaller model.dim or fewer model.layers.",
     FUSED: "A smaller model.dim or fewer model.layers.",
     GEMM: "A smaller model.dim.",
     LOSS: "Fewer loss.negatives, or a smaller trainer.batch_size.",
@@ -27,6 +26,7 @@ _HELPS = {
     IO: "A faster disk for memory.folder, or a larger memory.limit.",
     OTHER: "Steps are short beside what Python takes for them: a larger trainer.batch_size.",
 }
+_OF_STREAMED = "Of a streamed run that holds kernels too, since some are no operators; its account tells them apart."
 
 
 class Finding(NamedTuple):
@@ -53,10 +53,19 @@ def recorded(run: Run) -> Iterator[Finding]:
     longest = sorted(seconds, key=lambda kind: -seconds[kind])
     parts = ", ".join(f"{kind} {seconds[kind] / profile.step_seconds:.0%}" for kind in longest[:NAMED])
     words = f"{stamp(run)}A recorded step took {in_seconds(profile.step_seconds)}: {parts}"
-    yield Finding(f"{words} (of {profile.steps} steps).", _HELPS.get(longest[0], ""))
+    yield Finding(f"{words} (of {profile.steps} steps).", _helps(run, profile, longest[0]))
     yield _bounds(run, profile)
     if operator := next((one for one in profile.operators if of_measured(profile, one) is not None), None):
         yield Finding(f"{stamp(run)}{_distance(profile, operator)}")
+
+
+def _helps(run: Run, profile: Profile, kind: str) -> str:
+    """Against the class that takes most of a step."""
+    if kind == OTHER and profile.moved:
+        return _OF_STREAMED
+    if kind == SPMM and run.settings.get("storage") == "float32":
+        return f"trainer.storage=bfloat16 halves its bytes. {_HELPS[kind]}"
+    return _HELPS.get(kind, "")
 
 
 def _bounds(run: Run, profile: Profile) -> Finding:
@@ -68,7 +77,8 @@ def _bounds(run: Run, profile: Profile) -> Finding:
     for operator in profile.operators:
         shares[profile.is_memory_bound(operator)] += operator.share
     words = f"{stamp(run)}Bound by memory: {shares[True]:.0%} of a step; by computation: {shares[False]:.0%}"
-    return Finding(f"{words}; {shares[None]:.0%} is of what has no count of bytes and operations.")
+    helps = f"Memory of twice the bandwidth takes at most {shares[True] / 2:.0%} off a step." if shares[True] else ""
+    return Finding(f"{words}; {shares[None]:.0%} is of what has no count of bytes and operations.", helps)
 
 
 def _distance(profile: Profile, operator: Operator) -> str:
@@ -79,8 +89,8 @@ def _distance(profile: Profile, operator: Operator) -> str:
     assert operator.gb_per_s is not None
     row = max(ceiling.row_bytes for ceiling in profile.ceilings)
     way = f"gathering rows of {row} bytes" if operator.kind in GATHERING else "reading in order"
-    words = f"Its {operator.label} moves {operator.gb_per_s:.3g} GB/s, {_times(share)} the {rate:.3g} GB/s that were "
-    words += f"measured for {way}"
+    words = f"Longest of those is {operator.label}: {operator.gb_per_s:.3g} GB/s, {_times(share)} the"
+    words += f" {rate:.3g} GB/s that were measured for {way}"
     if share > 1:
         return f"{words}: caches hold what memory would have to deliver again."
     if share >= NEAR:
