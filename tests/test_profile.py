@@ -124,6 +124,18 @@ def test_every_operator_has_its_class_direction_and_calls(profiled):
     assert found | expected == found
 
 
+def test_layers_that_are_calls_of_their_own_are_told_apart(profiled):
+    model, _, folder, _ = profiled
+    profile = content(folder)
+    expected = [(way, number) for way in ("forward", "backward") for number in range(1, LAYERS + 1)]
+    layers = [(layer["direction"], layer["layer"]) for layer in profile["layers"]]
+    assert layers == (expected if model == "ngcf" else [])
+    for way in ("forward", "backward") if model == "ngcf" else ():
+        seconds = sum(layer["seconds_per_step"] for layer in profile["layers"] if layer["direction"] == way)
+        name = "ngcf_layer" if way == "forward" else "ngcf_layer_backward"
+        assert seconds > (1 - 1e-6) * rows(profile)[name, way]["seconds_per_step"]
+
+
 def test_bytes_agree_with_a_count_by_hand(profiled):
     model, trained, folder, _ = profiled
     matrix = trained.graph.norm_adjacency()
@@ -355,6 +367,22 @@ def test_seconds_count_once_and_for_the_innermost_operator():
         ("autograd engine", "backward", "other"): 2,
         ("aten::add", "backward", "element-wise"): 4,
         ("python / other", None, "other"): 24,
+    }
+
+
+def test_layers_go_by_the_order_of_calls_and_backwards_in_the_backward_pass():
+    calls = [event("gnnrec::ngcf_layer", 0, 5)]  # before the step
+    for begin, forward, backward in ((100, (10, 20), (40, 30)), (300, (1, 2), (4, 3))):
+        calls.append(step(begin, 150))
+        calls += [event("gnnrec::ngcf_layer", begin + 5 + 20 * k, time) for k, time in enumerate(forward)]
+        calls += [event("gnnrec::ngcf_layer_backward", begin + 50 + 45 * k, time) for k, time in enumerate(backward)]
+    calls.append(event("gnnrec::spmm", 106, 4))  # within a layer
+    found = trace.rows_of(calls).layers
+    assert {key: round(seconds * 1e6, 6) for key, seconds in found.items()} == {
+        ("gnnrec::ngcf_layer", 1): 11,
+        ("gnnrec::ngcf_layer", 2): 22,
+        ("gnnrec::ngcf_layer_backward", 1): 33,
+        ("gnnrec::ngcf_layer_backward", 2): 44,
     }
 
 

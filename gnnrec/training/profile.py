@@ -149,9 +149,16 @@ class StepProfile:
         content: dict[str, Any] = {"device": self._device.type, "steps": found.steps, "first_step": self._first}
         content |= {"steps_seconds": found.seconds, "seconds_per_step": found.seconds / steps}
         content["operators"] = sorted(rows, key=lambda row: -row["seconds"])
+        content["layers"] = [
+            {"operator": operator, "direction": trace.LAYERED[operator], "layer": number}
+            | {"seconds_per_step": seconds / steps}
+            for (operator, number), seconds in sorted(found.layers.items())
+        ]
         content |= {"ceilings": self._ceilings(), "products": self._products(), "bandwidths": self._bandwidths()}
         content["transfers"] = transfers
-        return content | {"memory": {"peak_rss_bytes": peak_rss_bytes(), "timeline": self._memory}}
+        # The kernel counts pages by processor and adds them up now and then: a sample may be above its own peak.
+        peak = max([peak_rss_bytes(), *(int(sample["rss_bytes"]) for sample in self._memory)])
+        return content | {"memory": {"peak_rss_bytes": peak, "timeline": self._memory}}
 
     def _ceilings(self) -> list[dict[str, Any]]:
         """Measured rates of the memory that operators work in; null where there are none."""
