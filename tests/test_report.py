@@ -264,6 +264,17 @@ def test_a_profile_is_shown_by_class_operator_and_bandwidth(folder, tmp_path):
     ]  # fmt: skip
 
 
+def test_layers_stand_beside_each_other_in_both_directions(folder, tmp_path):
+    shutil.copytree(folder / "profiled", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "data"))
+    seconds = {("forward", 1): 0.25, ("forward", 2): 0.5, ("backward", 1): 1.0, ("backward", 2): 2.0}
+    found = [{"direction": way, "layer": number, "seconds_per_step": time} for (way, number), time in seconds.items()]
+    change("profile.json", layers=found)(tmp_path / "run")
+    report(tmp_path, tmp_path, "run")
+    assert (tmp_path / "report-layers.csv").read_text() == (
+        "layer,forward (seconds),backward (seconds)\n1,0.25,1.0\n2,0.5,2.0\n"
+    )
+
+
 def test_an_interrupted_run_shows_what_there_is(folder, tmp_path):
     (found,) = read(folder, "interrupted")
     assert (found.state, [epoch.epoch for epoch in found.epochs]) == ("interrupted", [1])

@@ -17,6 +17,7 @@ CHECKS = Path(__file__).with_name("report_checks.js")
 SCHEMES = {"dark": 0, "light": 1}  # as Chromium counts them
 CHECKED = ("errors", "requests", "sorting", "plots", "saving", "width", "contrast")
 WIDTHS = (1200, 390)  # of a screen, of a phone
+PRINTED = 720  # of A4 paper, within its margins
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium, chromium-browser or google-chrome")
 
@@ -47,7 +48,13 @@ def checked(request, pages, tmp_path_factory):
     """The scheme, what the checks found by page and width, and what Chromium said."""
     folder = tmp_path_factory.mktemp("browser")
     frames = [frame(name, width, page) for name, page in pages.items() for width in WIDTHS]
+    frames += [frame(name, PRINTED, on_paper(page)) for name, page in pages.items()]
     return request.param, *in_chromium(folder, request.param, frames)
+
+
+def on_paper(page: str) -> str:
+    """The page on a screen as it is printed."""
+    return page.replace("@media print", "@media all").replace("@media screen", "@media print")
 
 
 def frame(name: str, width: int, page: str) -> str:
@@ -73,10 +80,12 @@ def in_chromium(folder: Path, scheme: str, frames: list[str]) -> tuple[dict, str
 def test_all_pages_are_checked_in_their_scheme_and_width(checked):
     scheme, found, _ = checked
     assert {name: one["width_px"] for name, one in found.items()} == {
-        f"{name} {width}": width for name in NAMES for width in WIDTHS
+        f"{name} {width}": width for name in NAMES for width in (*WIDTHS, PRINTED)
     }
     assert {one["dark"] for one in found.values()} == {scheme == "dark"}
-    assert {one["paper"] for one in found.values()} == {"rgb(18, 22, 27)" if scheme == "dark" else "rgb(255, 255, 255)"}
+    papers = {one["width_px"]: one["paper"] for one in found.values()}
+    screen, white = "rgb(18, 22, 27)" if scheme == "dark" else "rgb(255, 255, 255)", "rgb(255, 255, 255)"
+    assert papers == dict.fromkeys(WIDTHS, screen) | {PRINTED: white}
 
 
 @pytest.mark.parametrize("check", CHECKED)

@@ -41,9 +41,10 @@ def classes(runs: Sequence[Run]) -> Figure:
 
 
 def placed(profile: Profile) -> list[tuple[Operator, float, float]]:
-    """The operators that have a place in a roofline, with it, the longest first; as many as can be told apart."""
+    """The operators that have a place in a roofline, with it; the longest, as many as can be told apart, by name."""
     points = [(operator, operator.intensity, operator.gflop_per_s) for operator in profile.operators]
-    return [(operator, x, y) for operator, x, y in points if x and y][: len(SERIES)]
+    longest = [(operator, x, y) for operator, x, y in points if x and y][: len(SERIES)]
+    return sorted(longest, key=lambda point: (point[0].name, point[0].direction))
 
 
 def roofs(profile: Profile) -> dict[str, float]:
@@ -63,6 +64,8 @@ def roofline(run: Run) -> Figure:
     profile, shown, bandwidths = run.profile, placed(run.profile), roofs(run.profile)
 
     def draw(axes: Axes) -> None:
+        from matplotlib.ticker import LogLocator
+
         intensities = [intensity for _, intensity, _ in shown]
         ends = min(intensities) / 4, max(intensities) * 4
         if profile.products is not None and bandwidths:  # as far as where the slowest roof ends
@@ -81,6 +84,7 @@ def roofline(run: Run) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
         axes.set_xlabel("operations a byte")

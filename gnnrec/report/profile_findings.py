@@ -55,8 +55,10 @@ def recorded(run: Run) -> Iterator[Finding]:
     words = f"{stamp(run)}A recorded step took {in_seconds(profile.step_seconds)}: {parts}"
     yield Finding(f"{words} (of {profile.steps} steps).", _helps(run, profile, longest[0]))
     yield _bounds(run, profile)
-    if operator := next((one for one in profile.operators if of_measured(profile, one) is not None), None):
-        yield Finding(f"{stamp(run)}{_distance(profile, operator)}")
+    for operator in profile.operators:
+        if of_measured(profile, operator) is not None and profile.is_memory_bound(operator) is not False:
+            yield Finding(f"{stamp(run)}{_distance(profile, operator)}")
+            return
 
 
 def _helps(run: Run, profile: Profile, kind: str) -> str:
@@ -73,6 +75,8 @@ def _bounds(run: Run, profile: Profile) -> Finding:
     if not any(ceiling.read or ceiling.gather for ceiling in profile.ceilings):
         words = "How much of a step is bound by memory is not known: no bandwidth was measured before it was recorded."
         return Finding(words, "gnnrec calibrate, then a run with profile=on.")
+    if profile.products is None:
+        return Finding("How much of a step is bound by memory is not known: no rate of dense products was measured.")
     shares = {True: 0.0, False: 0.0, None: 0.0}
     for operator in profile.operators:
         shares[profile.is_memory_bound(operator)] += operator.share
@@ -82,14 +86,14 @@ def _bounds(run: Run, profile: Profile) -> Finding:
 
 
 def _distance(profile: Profile, operator: Operator) -> str:
-    """How far the longest operator is from the measured bandwidth."""
+    """How far an operator is from the measured bandwidth."""
     share, rate = of_measured(profile, operator), profile.bandwidth(operator.kind)
     assert share is not None
     assert rate is not None
     assert operator.gb_per_s is not None
     row = max(ceiling.row_bytes for ceiling in profile.ceilings)
     way = f"gathering rows of {row} bytes" if operator.kind in GATHERING else "reading in order"
-    words = f"Longest of those is {operator.label}: {operator.gb_per_s:.3g} GB/s, {_times(share)} the"
+    words = f"{operator.label} moves {operator.gb_per_s:.3g} GB/s, {_times(share)} the"
     words += f" {rate:.3g} GB/s that were measured for {way}"
     if share > 1:
         return f"{words}: caches hold what memory would have to deliver again."

@@ -82,6 +82,20 @@ def of_measured(profile: Profile, operator: Operator) -> float | None:
     return None if rate is None or operator.gb_per_s is None else operator.gb_per_s / rate
 
 
+def layers(run: Run) -> Table:
+    """Seconds of a step by layer."""
+    assert run.profile is not None
+    found = {(layer.number, layer.direction): layer.seconds for layer in run.profile.layers}
+    ways, stamp = ("forward", "backward"), run.simulated
+    rows = tuple(
+        (Cell(number), *(Cell(found.get((number, way)), "seconds", stamp) for way in ways))
+        for number in sorted({number for number, _ in found})
+    )
+    header = Cell("layer"), *(Cell(way, "seconds") for way in ways)
+    note = "With all that a layer calls. Models whose layers are parts of one operator have no rows here."
+    return Table("layers", "A step by layer", header, rows, note)
+
+
 def moved(run: Run) -> Table:
     """What the recorded steps streamed, by file."""
     assert run.profile is not None

@@ -54,6 +54,15 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Seconds of a step of a layer, by its number from 1, in one direction, with all that it calls."""
+
+    number: int
+    direction: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Ceiling:
     """Measured rates of memory that operators work in, 10^9 bytes a second; None before a calibration."""
 
@@ -106,6 +115,7 @@ class Profile:
         steps: that were recorded, from number `first` on.
         step_seconds: of one of them.
         operators: the longest first.
+        layers: of models whose layers are calls of their own.
         product_type, products: 10^9 operations a second that dense products of this type reach; None: not measured.
         memory: seconds since the begin of the training and resident bytes.
     """
@@ -115,6 +125,7 @@ class Profile:
     first: int
     step_seconds: float
     operators: tuple[Operator, ...]
+    layers: tuple[Layer, ...]
     ceilings: tuple[Ceiling, ...]
     product_type: str
     products: float | None
@@ -163,6 +174,7 @@ def read_profile(folder: Path) -> Profile | None:
         first=optional(values, "first_step", int, where) or 0,
         step_seconds=get(values, "seconds_per_step", float, where),
         operators=tuple(_operator(row, max(steps, 1), where) for row in get(values, "operators", list, where)),
+        layers=tuple(_layer(entry, where) for entry in get(values, "layers", list, where)),
         ceilings=tuple(_ceiling(entry, where) for entry in get(values, "ceilings", list, where)),
         product_type=get(products, "dtype", str, where),
         products=optional(products, "gflop_per_s", float, where),
@@ -186,6 +198,11 @@ def _operator(row: Any, steps: int, where: str) -> Operator:
         bytes=None if moved is None else moved / steps,
         flop=None if flop is None else flop / steps,
     )
+
+
+def _layer(entry: Any, where: str) -> Layer:
+    number, direction = get(entry, "layer", int, where), get(entry, "direction", str, where)
+    return Layer(number, direction, get(entry, "seconds_per_step", float, where))
 
 
 def _ceiling(entry: Any, where: str) -> Ceiling:

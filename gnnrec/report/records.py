@@ -136,6 +136,7 @@ def read_run(folder: Path, label: str) -> Run:
     attainable = {} if summary is None else get(summary, "data", dict, at).get("attainable", {})
     plan, account = read_plan(folder, summary)
     profile = read_profile(folder)
+    peak = profile.peak_rss_bytes if profile else None
     spent = Seconds(
         training=get(summary, "train_seconds", float, at) if summary else epochs[-1].seconds if epochs else None,
         compiling=get(summary, "compile_seconds", float, at) if summary else None,
@@ -159,7 +160,7 @@ def read_run(folder: Path, label: str) -> Run:
         metrics={part: _metrics(found, at) for part, found in metrics.items()},
         best_epoch=get(summary, "best_epoch", int, at) if summary else _best(epochs, str(settings.get("monitor"))),
         seconds=spent,
-        peak_rss_bytes=get(summary, "peak_rss_bytes", int, at) if summary else profile and profile.peak_rss_bytes,
+        peak_rss_bytes=get(summary, "peak_rss_bytes", int, at) if summary else peak,
         peak_gpu_bytes=get(summary, "peak_gpu_bytes", int, at) if summary and "peak_gpu_bytes" in summary else None,
         attainable=_metrics(attainable, at),
         plan=plan,

@@ -83,6 +83,8 @@ def _recorded(run: Run) -> Iterator[Table]:
         return
     if run.profile.operators:
         yield profile_tables.operators(run)
+    if run.profile.layers:
+        yield profile_tables.layers(run)
     if run.profile.moved:
         yield profile_tables.moved(run)
 
@@ -98,7 +100,7 @@ def _roofline(runs: Sequence[Run]) -> Section:
             notes.append(f"No bandwidth was measured before the profile{of}, so that no slope is drawn: {CALIBRATE}")
         if run.profile.products is None:
             notes.append(f"No rate of dense products was measured for the profile{of}, so that no level is drawn.")
-    notes.append("Names are in the order of time; behind them the share of a step. Hollow marks are backward passes.")
+    notes.append("Behind names is the share of a step. Hollow marks are backward passes.")
     return Section("Roofline", notes=tuple(notes), figures=tuple(drawn))
 
 
