@@ -436,6 +436,9 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(folder, tmp_path)
     runs = f"run=[run,{folder / 'other'}]"
     assert forked.gnnrec("report", runs, "out=both.html", cwd=tmp_path).returncode == 0
     assert {path.suffix for path in tmp_path.glob("both*")} == {".html", ".md", ".csv"}
+    sweep = Path(__file__).parent / "records" / "sweep"
+    told = forked.gnnrec("report", f"sweep={sweep}", "out=swept.html", cwd=tmp_path)
+    assert told.stdout == "swept.html, with swept.md and 5 tables as swept-*.csv\n"
 
 
 @pytest.mark.parametrize(
