@@ -9,7 +9,7 @@ from bandwidth_records import Json
 from bandwidth_tables import label
 
 from gnnrec.report.cells import STAMP
-from gnnrec.report.figures import legend, line, svg
+from gnnrec.report.svg import figure, legend, line
 from gnnrec.units import in_bytes
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def loaded(rows: Sequence[Json]) -> str:
         axes.set_ylabel("latency, ns")
         legend(axes, columns=2 if len(places) == 1 else 1)
 
-    return svg(draw, 2.7 if len(places) == 1 else 2.5 + 0.2 * len(series))
+    height = 2.7 if len(places) == 1 else 2.5 + 0.2 * len(series)
+    return figure("loaded-latency", "Loaded latency", draw, height, transparent=False).drawn
 
 
 def by_size(rows: Sequence[Json]) -> str:
@@ -73,7 +74,7 @@ def by_size(rows: Sequence[Json]) -> str:
         axes.set_ylabel(f"{_stamp(rows)}GB/s")
         legend(axes)
 
-    return svg(draw, 2.9)
+    return figure("access-size", "Bandwidth by access size", draw, 2.9, transparent=False).drawn
 
 
 def _stamp(rows: Sequence[Json]) -> str:

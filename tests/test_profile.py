@@ -1,6 +1,8 @@
 """profile=on: where the time and the bytes of steps go."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +35,7 @@ from gnnrec.training import profile as profiles
 from gnnrec.training.op_costs import Call, cost
 from gnnrec.training.resident import Resident
 from gnnrec.training.runlog import read_events
+from gnnrec.training.trainer import Interrupted
 
 DIM, LAYERS = 16, 2
 MODELS = {"lightgcn": LightGCNConfig(dim=DIM, layers=LAYERS), "ngcf": NGCFConfig(dim=DIM, layers=LAYERS)}
@@ -40,10 +43,11 @@ MODELS = {"lightgcn": LightGCNConfig(dim=DIM, layers=LAYERS), "ngcf": NGCFConfig
 
 @pytest.fixture(autouse=True, scope="module")
 def no_calibration(tmp_path_factory):
-    """Whatever this machine's user has measured."""
+    """Whatever this machine's user has measured, and however fast it is."""
     file = tmp_path_factory.mktemp("calibration") / "calibration.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "user_file", lambda: file)
+        patch.setattr(profiles, "product_flops", lambda dtype: 1e11)
         yield
 
 
@@ -118,6 +122,18 @@ def test_every_operator_has_its_class_direction_and_calls(profiled):
         expected[("ngcf_layer_backward", "backward")] = ("SpMM + GEMM", LAYERS)
         expected[("adam_step", None)] = ("optimizer", 1 + 4 * LAYERS)
     assert found | expected == found
+
+
+def test_layers_that_are_calls_of_their_own_are_told_apart(profiled):
+    model, _, folder, _ = profiled
+    profile = content(folder)
+    expected = [(way, number) for way in ("forward", "backward") for number in range(1, LAYERS + 1)]
+    layers = [(layer["direction"], layer["layer"]) for layer in profile["layers"]]
+    assert layers == (expected if model == "ngcf" else [])
+    for way in ("forward", "backward") if model == "ngcf" else ():
+        seconds = sum(layer["seconds_per_step"] for layer in profile["layers"] if layer["direction"] == way)
+        name = "ngcf_layer" if way == "forward" else "ngcf_layer_backward"
+        assert seconds > (1 - 1e-6) * rows(profile)[name, way]["seconds_per_step"]
 
 
 def test_bytes_agree_with_a_count_by_hand(profiled):
@@ -223,6 +239,24 @@ def test_an_interrupted_training_leaves_no_profiler_behind(tmp_path, monkeypatch
     assert not torch.autograd.profiler._is_profiler_enabled
 
 
+def test_an_interrupted_training_keeps_what_was_recorded(tmp_path, monkeypatch):
+    real = Resident.step
+
+    def interrupted(self, step, lr):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step, lr)
+
+    monkeypatch.setattr(Resident, "step", interrupted)
+    with pytest.raises(Interrupted):
+        run.train(config(), tmp_path / "run")
+    profile = content(tmp_path / "run")
+    assert (profile["steps"], profile["first_step"]) == (2, profiles.SKIPPED)
+    assert sum(row["seconds"] for row in profile["operators"]) == pytest.approx(profile["steps_seconds"], rel=1e-6)
+    assert len(profile["memory"]["timeline"]) >= 2
+    assert not torch.autograd.profiler._is_profiler_enabled
+
+
 def test_streamed_files_and_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *map(disk, folders)])
     monkeypatch.setattr(placing.calibrate, "calibrated", lambda tiers: list(tiers))
@@ -269,6 +303,24 @@ def test_ceilings_are_what_was_measured(tmp_path, monkeypatch):
     (ceiling,) = content(tmp_path)["ceilings"]
     assert [ceiling["read_gb_per_s"], ceiling["gather_gb_per_s"]] == pytest.approx([20, 8])
     assert (ceiling["gather_row_bytes"], ceiling["calibration"]) == (64, "today")
+    (tier,) = content(tmp_path)["bandwidths"]
+    assert [(rate["pattern"], rate["gb_per_s"]) for rate in tier["rates"]] == [("read", 20), ("gather", 8)]
+    assert (tier["tier"], tier["latency_ns"], tier["calibration"]) == ("dram", 100, "today")
+
+
+def test_the_rate_of_dense_products_is_measured_and_leaves_random_numbers_alone(tmp_path, monkeypatch):
+    def measured(dtype):
+        return 1e9 * torch.rand(1, dtype=dtype).item() + 1e10
+
+    monkeypatch.setattr(profiles, "product_flops", measured)
+    state = torch.get_rng_state()
+    profile = profiles.StepProfile(tmp_path, row_bytes=64, precision=torch.bfloat16)
+    profile.sample()
+    profile.write()
+    assert torch.equal(torch.get_rng_state(), state)
+    products = content(tmp_path)["products"]
+    assert products["dtype"] == "bfloat16"
+    assert 10 <= products["gflop_per_s"] <= 11
 
 
 # Of traces that were made up.
@@ -318,6 +370,22 @@ def test_seconds_count_once_and_for_the_innermost_operator():
     }
 
 
+def test_layers_go_by_the_order_of_calls_and_backwards_in_the_backward_pass():
+    calls = [event("gnnrec::ngcf_layer", 0, 5)]  # before the step
+    for begin, forward, backward in ((100, (10, 20), (40, 30)), (300, (1, 2), (4, 3))):
+        calls.append(step(begin, 150))
+        calls += [event("gnnrec::ngcf_layer", begin + 5 + 20 * k, time) for k, time in enumerate(forward)]
+        calls += [event("gnnrec::ngcf_layer_backward", begin + 50 + 45 * k, time) for k, time in enumerate(backward)]
+    calls.append(event("gnnrec::spmm", 106, 4))  # within a layer
+    found = trace.rows_of(calls).layers
+    assert {key: round(seconds * 1e6, 6) for key, seconds in found.items()} == {
+        ("gnnrec::ngcf_layer", 1): 11,
+        ("gnnrec::ngcf_layer", 2): 22,
+        ("gnnrec::ngcf_layer_backward", 1): 33,
+        ("gnnrec::ngcf_layer_backward", 2): 44,
+    }
+
+
 def test_on_a_gpu_the_time_is_that_of_kernels():
     kernel = {"cat": "kernel", "tid": 7}
     events = [
@@ -360,8 +428,24 @@ def test_bytes_and_operations_of_a_call():
     assert cost(Call("aten::exp", [[3]], ["float"], [""])) == (None, None)
 
 
+def test_operations_of_losses():
+    final, triples = [9, 4], [4, 3]  # two negatives, three triples
+    settings, types = ["", "", "", "0.1", "False"], ["float", "float", "long int", "", ""]
+    assert cost(Call("gnnrec::bpr_loss", [final, final, triples, [], []], types, settings)).flop == 3 * 3 * 8
+    backward = Call(
+        "gnnrec::bpr_loss_backward", [[], final, final, triples, [], []], ["float", *types], ["", *settings]
+    )
+    assert cost(backward).flop == 3 * 3 * 8 + 3 * 2 * 3 * 8  # a row of every pair to either
+    dims = [[4], [7], [10, 8], [20, 8], [], []]  # three users against all 20 items
+    softmax = Call("gnnrec::softmax_loss", dims, ["long int", "int", "float", "float", "", ""], [""] * 6)
+    assert cost(softmax).flop == 3 * 2 * 3 * 20 * 8
+    shared = softmax._replace(dims=[*dims[:5], [6]], types=[*softmax.types[:5], "long int"])
+    assert cost(shared).flop == 3 * 2 * 3 * 6 * 8
+
+
 def test_bytes_of_adam_with_tensors_of_several_types():
     plain = Call("gnnrec::adam_step", [[10, 4]] * 4 + [[]] * 6, ["float"] * 4 + [""] * 6, [""] * 10)
+    assert cost(plain).flop == 12 * 40
     assert cost(plain).bytes == adam.bytes_moved(Case("", {"parameter": (10, 4)}, {}), 4)
     half = Call("gnnrec::adam_step", [[10, 4]] * 5 + [[]] * 5, ["c10::BFloat16"] * 4 + ["float"] + [""] * 5, [""] * 10)
     assert cost(half).bytes == 40 * (2 + 2 + 2 * 2 + 2 * 2 + 2 * 4)

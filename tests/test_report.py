@@ -33,8 +33,9 @@ from gnnrec.config import (
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, StorageError
 from gnnrec.report import records, render
 from gnnrec.report.findings import findings
-from gnnrec.report.sections import sections
-from gnnrec.training import placing, run
+from gnnrec.report.sweep import read_sweep
+from gnnrec.report.sweep import sections as sweep_sections
+from gnnrec.training import placing, profile, run
 from gnnrec.training.trainer import Interrupted, Trainer
 
 SMALL = SyntheticConfig(num_users=200, num_items=150, num_interactions=3000, communities=4)
@@ -61,12 +62,15 @@ def config(memory: MemoryConfig | None = None, **changes) -> TrainConfig:
 def folder(tmp_path_factory) -> Path:
     """Runs of every kind, on a machine with 16 GiB of DRAM and a disk wherever a folder is named."""
     folder: Path = tmp_path_factory.mktemp("runs")
+    profiled = {"profiled": config(profile="on"), "recorded": config(STREAM, profile="on")}
     closed = config(model=GFCFConfig(), loss=None, optimizer=None, trainer=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placing, "discover", lambda folders: [dram(), *map(disk, folders)])
         patch.setattr(placing.calibrate, "calibrated", lambda tiers: list(tiers))
         runs = {"plain": config(), "other": config(seed=1), "streamed": config(STREAM), "simulated": config(SIMULATED)}
-        for name, how in (runs | {"closed": closed}).items():
+        patch.setattr(profile, "discover", lambda: [dram()])
+        patch.setattr(profile, "product_flops", lambda dtype: 1e11)
+        for name, how in (runs | profiled | {"closed": closed}).items():
             done, _ = run.train(how, folder / name)
             done.places.close()
     with pytest.MonkeyPatch.context() as patch:
@@ -139,12 +143,15 @@ class Page(HTMLParser):
             self.titles[-1] += data
 
 
-COMMON = ["Time", "Memory", "Data, machine and versions", "Configuration"]
+COMMON = ["Time", "Memory", "Bandwidths", "Data, machine and versions", "Configuration"]
 CONTENT = {
     ("plain",): ["Summary and verdict", "Accuracy", *COMMON],
     ("closed",): ["Summary and verdict", *COMMON],
     ("interrupted",): ["Summary and verdict", "Accuracy", *COMMON],
     ("streamed",): ["Summary and verdict", "Accuracy", "Time", "Tiers of memory", *COMMON[1:]],
+    ("plain", "recorded", "profiled"): [
+        "Summary and verdict", "Accuracy", "Time", "Roofline", "Tiers of memory: recorded", *COMMON[1:]
+    ],
     ("plain", "simulated"): [
         "Summary and verdict", "Accuracy", "Time", "Tiers of memory: simulated", *COMMON[1:]
     ],
@@ -158,7 +165,7 @@ def written(request, folder, tmp_path_factory):
     return request.param, out, *report(folder, out, *request.param)
 
 
-def test_a_page_has_its_sections_and_needs_nothing_else(written, folder):
+def test_a_page_has_its_sections_and_needs_nothing_else(written):
     names, _, text, markdown = written
     page = Page(text)
     assert page.titles == CONTENT[names]
@@ -169,7 +176,7 @@ def test_a_page_has_its_sections_and_needs_nothing_else(written, folder):
     assert set(page.ids.values()) == {1}
     assert all(len({len(row) for row in rows}) == 1 and len(rows) > 1 for rows in page.tables.values())
     assert text.count("<th scope") == text.count('<button type="button">') > 0
-    assert text.count("<svg") == sum(len(section.figures + section.more) for section in sections(read(folder, *names)))
+    assert text.count("<svg") == text.count("<figure>") > 0
 
 
 def test_csv_files_hold_what_the_tables_show(written):
@@ -227,6 +234,47 @@ def test_the_verdict_names_what_bounds_a_step(folder):
     assert re.search(r"A step took .* where .* were predicted \([+-]\d+%\)", said)
 
 
+def test_a_profile_is_shown_by_class_operator_and_bandwidth(folder, tmp_path):
+    report(folder, tmp_path, "profiled")
+    recorded = json.loads((folder / "profiled" / "profile.json").read_text())
+    rows = {}
+    for name in ("classes", "operators", "calibration"):
+        with open(tmp_path / f"report-{name}.csv", newline="") as file:
+            rows[name] = list(csv.DictReader(file))
+    by_class = {row[""]: float(row["profiled"]) for row in rows["classes"]}
+    assert by_class.pop("steps that were recorded") == recorded["steps"]
+    assert by_class.pop("a step (seconds)") == recorded["seconds_per_step"]
+    assert sum(by_class.values()) == pytest.approx(recorded["seconds_per_step"])
+    assert {"SpMM (seconds)", "loss (seconds)", "optimizer (seconds)", "sampling (seconds)"} <= set(by_class)
+    operators = {entry["operator"].removeprefix("gnnrec::"): {} for entry in recorded["operators"]}
+    for entry in recorded["operators"]:
+        operators[entry["operator"].removeprefix("gnnrec::")][entry["direction"] or ""] = entry
+    counted = [row for row in rows["operators"] if row["intensity (flop/byte)"]]
+    assert {row["operator"] for row in counted} == {"lightgcn_propagate", "bpr_loss", "bpr_loss_backward", "adam_step"}
+    (ceiling,) = recorded["ceilings"]
+    for row in counted:
+        entry = operators[row["operator"]][row["direction"]]
+        rate = ceiling["read_gb_per_s" if entry["class"] == "optimizer" else "gather_gb_per_s"]
+        assert float(row["bandwidth (GB/s)"]) == pytest.approx(entry["gb_per_s"])
+        assert float(row["of measured (share)"]) == pytest.approx(entry["gb_per_s"] / rate)
+        assert float(row["intensity (flop/byte)"]) == pytest.approx(entry["flop"] / entry["bytes"])
+        assert row["bound by"] == "memory"
+    assert [(row["pattern"], float(row["bandwidth (GB/s)"])) for row in rows["calibration"]] == [
+        ("read", 20), ("write", 15), ("mixed", 18), ("gather", 8), ("scatter", 8)
+    ]  # fmt: skip
+
+
+def test_layers_stand_beside_each_other_in_both_directions(folder, tmp_path):
+    shutil.copytree(folder / "profiled", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "data"))
+    seconds = {("forward", 1): 0.25, ("forward", 2): 0.5, ("backward", 1): 1.0, ("backward", 2): 2.0}
+    found = [{"direction": way, "layer": number, "seconds_per_step": time} for (way, number), time in seconds.items()]
+    change("profile.json", layers=found)(tmp_path / "run")
+    report(tmp_path, tmp_path, "run")
+    assert (tmp_path / "report-layers.csv").read_text() == (
+        "layer,forward (seconds),backward (seconds)\n1,0.25,1.0\n2,0.5,2.0\n"
+    )
+
+
 def test_an_interrupted_run_shows_what_there_is(folder, tmp_path):
     (found,) = read(folder, "interrupted")
     assert (found.state, [epoch.epoch for epoch in found.epochs]) == ("interrupted", [1])
@@ -281,6 +329,55 @@ def test_what_deviates_from_its_prediction_is_flagged(folder, tmp_path):
         assert ("over 25% off" in row) == flagged
 
 
+def swept(tmp_path: Path) -> Path:
+    """A sweep over seeds and epochs, with gaps, and a folder that is no run."""
+    sweep = tmp_path / "sweep"
+    for number, (seed, epochs) in {0: (0, 1), 2: (0, 2), 3: (1, 1), 10: (1, 2)}.items():
+        run.train(config(seed=seed, trainer=TrainerConfig(epochs=epochs, batch_size=4096)), sweep / str(number))
+    (sweep / "4").mkdir()
+    return sweep
+
+
+def test_a_sweep_is_a_table_of_settings_and_results(tmp_path):
+    found = read_sweep(str(swept(tmp_path)))
+    assert [run.label for run in found.runs] == ["0", "2", "3", "10"]
+    assert [name for name, _ in found.failed] == ["1", "4", "5", "6", "7", "8", "9"]
+    assert dict(found.failed)["1"] == "left no folder: it ended before it was a run"
+    assert "is no run directory" in dict(found.failed)["4"]
+    render.write_sweep(found, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert list(page.tables) == ["failed", "sweep", "seeds", "epochs", "data", "machine"]
+    with open(tmp_path / "report-sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["seed"], row["trainer.epochs"]) for row in rows] == [
+        ("0", "0", "1"), ("2", "0", "2"), ("3", "1", "1"), ("10", "1", "2")
+    ]  # fmt: skip
+    for row in rows:
+        summary = json.loads((tmp_path / "sweep" / row["run"] / "summary.json").read_text())
+        assert float(row["test recall@20"]) == summary["metrics"]["test"]["recall@20"]
+    scores = [float(row["test recall@20"]) for row in rows]
+    with open(tmp_path / "report-seeds.csv", newline="") as file:
+        seeds = list(csv.DictReader(file))
+    assert [(row["trainer.epochs"], row["seeds"]) for row in seeds] == [("1", "2"), ("2", "2")]
+    assert float(seeds[0]["recall@20, mean"]) == pytest.approx((scores[0] + scores[2]) / 2)
+    assert float(seeds[0]["recall@20, deviation"]) == pytest.approx(abs(scores[0] - scores[2]) / 2**0.5)
+    titles = [figure.title for section in sweep_sections(found) for figure in section.figures]
+    assert {"Test recall@20 over trainer.epochs", "Seconds of training over seed"} <= set(titles)
+
+
+def test_tables_of_an_earlier_report_are_removed_and_nothing_else(folder, tmp_path):
+    report(folder, tmp_path, "streamed")
+    (tmp_path / "report-notes.csv").write_text("mine")
+    assert (tmp_path / "report-tensors.csv").exists()
+    text = tmp_path / "report.html"
+    report(folder, tmp_path, "plain")
+    names = {f"report-{name}.csv" for name in Page(text.read_text()).tables}
+    assert {file.name for file in tmp_path.glob("*.csv")} == names | {"report-notes.csv"}
+    text.write_text('<table id="table-notes">')
+    report(folder, tmp_path, "plain")
+    assert (tmp_path / "report-notes.csv").read_text() == "mine"
+
+
 def drop(name: str):
     return lambda folder: (folder / name).unlink()
 
@@ -316,6 +413,8 @@ BROKEN = {
     ),
     "no plan": (drop("plan.json"), "plan.json: is missing, though summary.json has an account of it"),
     "another plan": (change("plan.json", tensors=[1]), "plan.json: has 1 where a section should be"),
+    "half a profile": (write("profile.json", '{"steps": 3'), "profile.json: cannot be read"),
+    "another profile": (write("profile.json", '{"steps": "3"}'), "profile.json: 'steps' is '3', not a whole number"),
     "live files": (write("gnnrec-tier.json", ""), "holds live tensors of a training, not its records. Give the run"),
 }
 
@@ -337,6 +436,9 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(folder, tmp_path)
     runs = f"run=[run,{folder / 'other'}]"
     assert forked.gnnrec("report", runs, "out=both.html", cwd=tmp_path).returncode == 0
     assert {path.suffix for path in tmp_path.glob("both*")} == {".html", ".md", ".csv"}
+    sweep = Path(__file__).parent / "records" / "sweep"
+    told = forked.gnnrec("report", f"sweep={sweep}", "out=swept.html", cwd=tmp_path)
+    assert told.stdout == "swept.html, with swept.md and 5 tables as swept-*.csv\n"
 
 
 @pytest.mark.parametrize(
@@ -347,6 +449,10 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(folder, tmp_path)
         ("run=. out=page.txt", "out: is 'page.txt'. Give a name that ends in .html"),
         ("run=. out=there/page.html", "out: is 'there/page.html', but there is no folder 'there'. Create it"),
         ("run=[{run},{run}]", "twice. Give each run once"),
+        ("run={run} sweep={run}", "sweep: is set beside run. Give one of them"),
+        ("sweep=nowhere", "nowhere: is no folder. Give the folder that holds the runs' folders"),
+        ("sweep={run}", "is the directory of one run. Give it as run="),
+        ("sweep=.", ".: holds no run. Give the folder that holds the runs' folders"),
     ],
 )
 def test_a_mistake_ends_with_2_and_one_message(args, says, folder, tmp_path):

@@ -13,8 +13,12 @@ def report(values: dict[str, Any], run_dir: Path, verb: str) -> None:
     config = fill(ReportConfig, values)
     config.validate()
 
-    from gnnrec.report import records, render
+    from gnnrec.report import records, render, sweep
 
-    runs = records.read_runs(config.run)
-    page, *others = render.write(runs, Path(config.out or Path(config.run[0], "report.html")))
+    out = Path(config.out or Path(config.sweep or config.run[0], "report.html"))
+    if config.sweep is not None:
+        written = render.write_sweep(sweep.read_sweep(config.sweep), out)
+    else:
+        written = render.write(records.read_runs(config.run), out)
+    page, *others = written
     print(f"{page}, with {others[0].name} and {len(others) - 1} tables as {page.stem}-*.csv")

@@ -76,11 +76,14 @@ class ReportConfig:
     """What `gnnrec report` is told."""
 
     run: list[str] = field(default_factory=list)
+    sweep: str | None = None
     out: str | None = None
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
-        if not self.run:
+        if self.run and self.sweep is not None:
+            raise ConfigError("is set beside run", where="sweep", remedy="Give one of them")
+        if not self.run and self.sweep is None:
             raise _no_run()
         if self.out is None:
             return

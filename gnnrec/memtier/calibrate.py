@@ -100,6 +100,22 @@ def user_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnnrec" / "calibration.json"
 
 
+def rates_of(tier: Tier) -> list[dict[str, Any]]:
+    """The tier's rates as files keep them, units in the names."""
+    return [
+        {
+            "pattern": rate.pattern,
+            "row_bytes": rate.row_bytes,
+            "working_set_bytes": rate.working_set,
+            "threads_count": rate.threads,
+            "gb_per_s": rate.gb_per_s,
+            "spread_ratio": rate.spread,
+            "measurements_count": rate.count,
+        }
+        for rate in tier.rates
+    ]
+
+
 def _measured(tier: Tier, watch: Stopwatch) -> Tier:
     from gnnrec.memtier import measure_file, measure_gpu, measure_memory
 
@@ -152,20 +168,8 @@ def _command(tier: Tier) -> str:
 
 
 def _to_dict(tier: Tier) -> dict[str, Any]:
-    rates = [
-        {
-            "pattern": rate.pattern,
-            "row_bytes": rate.row_bytes,
-            "working_set_bytes": rate.working_set,
-            "threads_count": rate.threads,
-            "gb_per_s": rate.gb_per_s,
-            "spread_ratio": rate.spread,
-            "measurements_count": rate.count,
-        }
-        for rate in tier.rates
-    ]
     words = {"name": tier.name, "calibration": tier.facts[FACT]}
-    return words | {"conditions": conditions.of_tier(tier), "latency_ns": tier.latency_ns, "rates": rates}
+    return words | {"conditions": conditions.of_tier(tier), "latency_ns": tier.latency_ns, "rates": rates_of(tier)}
 
 
 def _from_dict(tier: Tier, saved: dict[str, Any]) -> Tier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gnnrec.report.records import Run
@@ -14,7 +14,7 @@ STAMP = "SIMULATED"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, its unit (bytes, seconds, ns, share, change, GB/s, or none) and what is to be seen beside it.
+    """A value, its unit (bytes, seconds, ns, share, change, GB/s, GFLOP/s, flop/byte, or none), what is seen beside it.
 
     The unit of a text is that of the numbers beside or below it, which a CSV file holds without one.
     """
@@ -61,8 +61,8 @@ class Cell:
                 return f"{value:.1%}"
             case "change":
                 return f"{value:+.0%}"
-            case "GB/s":
-                return f"{value:.2f} GB/s" if value >= 1 else f"{value:.3g} GB/s"
+            case "GB/s" | "GFLOP/s" | "flop/byte":
+                return f"{value:,.2f} {self.unit}" if value >= 1 else f"{value:.3g} {self.unit}"
         return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
@@ -102,6 +102,13 @@ def beside(name: str, title: str, runs: Sequence[Run], lines: Sequence[Line], no
         if any(cell.value is not None for cell in cells)
     ]
     return Table(name, title, tuple(header), tuple(rows), note)
+
+
+def filled(table: Table) -> Table:
+    """Without columns in which nothing stands."""
+    kept = [number for number in range(len(table.header)) if any(row[number].text for row in table.rows)]
+    rows = tuple(tuple(row[number] for number in kept) for row in table.rows)
+    return replace(table, header=tuple(table.header[number] for number in kept), rows=rows)
 
 
 def _compared(first: Cell, other: Cell) -> tuple[Cell, Cell]:

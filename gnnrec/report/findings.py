@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
-from typing import NamedTuple
 
-from gnnrec.report.cells import STAMP
 from gnnrec.report.plans import Plan
+from gnnrec.report.profile_findings import Finding, recorded, stamp
 from gnnrec.report.records import Run
 from gnnrec.report.tables import best, deviates, epoch_seconds, spent
 from gnnrec.units import in_bytes, in_seconds
@@ -19,16 +18,9 @@ NEARLY_FULL = 0.9  # of the memory there is
 _KINDS = {"rest": "neither training nor evaluation", "evaluation and rest": "evaluation and all else beside training"}
 
 
-class Finding(NamedTuple):
-    """What was found, and what would help, if anything would."""
-
-    text: str
-    helps: str = ""
-
-
 def findings(run: Run) -> list[Finding]:
     """In order of reading: how the run ended, how good it is, what its time went into, what bounds a step, memory."""
-    return [_ending(run), *_accuracy(run), *_time(run), *_step(run), *_deviation(run), *_memory(run)]
+    return [_ending(run), *_accuracy(run), *_time(run), *_step(run), *_deviation(run), *recorded(run), *_memory(run)]
 
 
 def _ending(run: Run) -> Finding:
@@ -79,7 +71,7 @@ def _time(run: Run) -> Iterator[Finding]:
     }
     most, into = parts[kind], _KINDS.get(kind, kind)
     words = f"Of {in_seconds(total)}, {in_seconds(most)} ({most / total:.0%}) went into {into}."
-    yield Finding(f"{_stamp(run)}{words}", helps.get(kind, "") if most > LARGE * total else "")
+    yield Finding(f"{stamp(run)}{words}", helps.get(kind, "") if most > LARGE * total else "")
 
 
 def _step(run: Run) -> Iterator[Finding]:
@@ -91,12 +83,12 @@ def _step(run: Run) -> Iterator[Finding]:
     plan, account = run.plan, run.account
     name, seconds = plan.binding, plan.resources[plan.binding]
     share = seconds / sum(plan.resources.values())
-    words = f"{_stamp(run)}By its plan a step is bound by {name}: busy {in_seconds(seconds)} ({share:.0%} of all work)"
+    words = f"{stamp(run)}By its plan a step is bound by {name}: busy {in_seconds(seconds)} ({share:.0%} of all work)"
     yield Finding(f"{words} in a step of {in_seconds(plan.step_seconds)}.", _helps(plan))
     if account is None or account.step_seconds is None or account.waiting_seconds is None:
         return
     waiting, step = account.waiting_seconds, account.step_seconds
-    words = f"{_stamp(run)}By its account a step took {in_seconds(step)} and waited {in_seconds(waiting)} of it"
+    words = f"{stamp(run)}By its account a step took {in_seconds(step)} and waited {in_seconds(waiting)} of it"
     words += f" ({waiting / step:.0%}) for transfers"
     if account.hidden_share is not None:
         words += f"; {account.hidden_share:.0%} of the shorter of computation and transfers went on beside the other"
@@ -111,7 +103,8 @@ def _unplanned(run: Run) -> tuple[str, str]:
     steps, seconds = run.epochs[-1].step / run.epochs[-1].epoch, median(epoch_seconds(run))
     words = f"The median epoch trains for {in_seconds(seconds)}: {steps:.0f} steps, each over the whole graph."
     fewer = "Fewer steps: a step's cost hardly depends on its batch (experiment=large_batch). " if steps > 1 else ""
-    return words, f"{fewer}memory=auto plans, and says what bounds a step."
+    asked = "" if run.profile else "; profile=on records where its time goes"
+    return words, f"{fewer}memory=auto plans, and says what bounds a step{asked}."
 
 
 def _helps(plan: Plan) -> str:
@@ -137,7 +130,7 @@ def _deviation(run: Run) -> Iterator[Finding]:
     plan, account = run.plan, run.account
     if plan is None or account is None or account.step_seconds is None or account.deviation is None:
         return
-    words = f"{_stamp(run)}A step took {in_seconds(account.step_seconds)} where {in_seconds(plan.step_seconds)} were"
+    words = f"{stamp(run)}A step took {in_seconds(account.step_seconds)} where {in_seconds(plan.step_seconds)} were"
     words += f" predicted ({account.deviation:+.0%})"
     if deviates(plan.step_seconds, account.step_seconds):
         words += ", more than 25 % off"
@@ -156,7 +149,3 @@ def _memory(run: Run) -> Iterator[Finding]:
     if isinstance(room, int):
         words += f"; there are {in_bytes(room)}"
     yield Finding(f"{words}.", "memory=auto with a memory.limit streams what is more." if full else "")
-
-
-def _stamp(run: Run) -> str:
-    return f"{STAMP} " if run.simulated else ""

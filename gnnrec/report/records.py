@@ -16,6 +16,7 @@ from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.memtier.files import is_tier_folder
 from gnnrec.report.fields import damaged, get, json_object, optional
 from gnnrec.report.plans import Account, Plan, read_plan
+from gnnrec.report.profiles import Profile, read_profile
 from gnnrec.training.runlog import read_events
 
 Metrics = Mapping[str, float | None]  # None: not a number
@@ -79,6 +80,7 @@ class Run:
     attainable: Metrics
     plan: Plan | None
     account: Account | None
+    profile: Profile | None
 
     @property
     def simulated(self) -> bool:
@@ -133,6 +135,8 @@ def read_run(folder: Path, label: str) -> Run:
     metrics = get(summary or end, "metrics", dict, at) if end else {}
     attainable = {} if summary is None else get(summary, "data", dict, at).get("attainable", {})
     plan, account = read_plan(folder, summary)
+    profile = read_profile(folder)
+    peak = profile.peak_rss_bytes if profile else None
     spent = Seconds(
         training=get(summary, "train_seconds", float, at) if summary else epochs[-1].seconds if epochs else None,
         compiling=get(summary, "compile_seconds", float, at) if summary else None,
@@ -156,11 +160,12 @@ def read_run(folder: Path, label: str) -> Run:
         metrics={part: _metrics(found, at) for part, found in metrics.items()},
         best_epoch=get(summary, "best_epoch", int, at) if summary else _best(epochs, str(settings.get("monitor"))),
         seconds=spent,
-        peak_rss_bytes=get(summary, "peak_rss_bytes", int, at) if summary else None,
+        peak_rss_bytes=get(summary, "peak_rss_bytes", int, at) if summary else peak,
         peak_gpu_bytes=get(summary, "peak_gpu_bytes", int, at) if summary and "peak_gpu_bytes" in summary else None,
         attainable=_metrics(attainable, at),
         plan=plan,
         account=account,
+        profile=profile,
     )
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from gnnrec.errors import GnnrecError
 from gnnrec.report.cells import STAMP, Table
 from gnnrec.report.records import Run
 from gnnrec.report.sections import Section, sections
-from gnnrec.storage import atomic_write
+from gnnrec.report.sweep import Sweep
+from gnnrec.report.sweep import sections as sweep_sections
+from gnnrec.storage import atomic_write, storage_errors
 
 PAGE = "page.html.j2"
+GENERATOR = "gnnrec report"  # by which the page of an earlier report is known
 
 
 def write(runs: Sequence[Run], out: Path) -> list[Path]:
@@ -22,7 +27,7 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
 
     Args:
         runs: one, or several to be compared with the first.
-        out: the page, ending in .html; Markdown and CSV files get its stem.
+        out: the page, ending in .html; Markdown and CSV files get its stem. Those of a report that was there are gone.
 
     Returns:
         What was written, the page first.
@@ -31,17 +36,48 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
         GnnrecError: a package for reports is not installed.
         StorageError: a file cannot be written.
     """
-    content = sections(runs)
-    written = {out: page(runs, content), out.with_suffix(".md"): markdown(runs, content)}
-    for section in content:
+    return _write(_Report(_title([run.label for run in runs]), sections(runs), _simulated(runs)), out)
+
+
+def write_sweep(sweep: Sweep, out: Path) -> list[Path]:
+    """Write the report of a sweep, as `write`."""
+    return _write(_Report(_title([sweep.name]), sweep_sections(sweep), _simulated(sweep.runs)), out)
+
+
+class _Report(NamedTuple):
+    """simulated: names of runs for which a device was slowed down."""
+
+    title: str
+    sections: Sequence[Section]
+    simulated: Sequence[str]
+
+
+def _write(report: _Report, out: Path) -> list[Path]:
+    written = {out: _page(report), out.with_suffix(".md"): _markdown(report)}
+    for section in report.sections:
         for table in section.tables:
-            written[out.with_name(f"{out.stem}-{table.name}.csv")] = as_csv(table)
+            written[_csv_file(out, table.name)] = as_csv(table)
+    before = _tables_of(out)
     for file, text in written.items():
         atomic_write(file, text.encode())
+    with storage_errors(out.parent):
+        for name in before:
+            if (file := _csv_file(out, name)) not in written:
+                file.unlink(missing_ok=True)
     return list(written)
 
 
-def page(runs: Sequence[Run], content: Sequence[Section]) -> str:
+def _csv_file(out: Path, name: str) -> Path:
+    return out.with_name(f"{out.stem}-{name}.csv")
+
+
+def _tables_of(page: Path) -> list[str]:
+    """The names of the tables in a report that was written before, none where that is not one."""
+    text = page.read_text(errors="replace") if page.is_file() else ""
+    return re.findall(r'<table id="table-([\w-]+)">', text) if f'content="{GENERATOR}"' in text else []
+
+
+def _page(report: _Report) -> str:
     """One HTML page that needs no other file."""
     try:
         import jinja2
@@ -52,20 +88,22 @@ def page(runs: Sequence[Run], content: Sequence[Section]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files(__package__) / PAGE).read_text(encoding="utf-8"))
-    return template.render(title=_title(runs), sections=content, simulated=_simulated(runs), stamp=STAMP)
+    return template.render(report._asdict(), stamp=STAMP, generator=GENERATOR)
 
 
-def markdown(runs: Sequence[Run], content: Sequence[Section]) -> str:
+def _markdown(report: _Report) -> str:
     """The same without plots."""
-    lines = [f"# {_escaped(_title(runs))}", ""]
-    if names := _simulated(runs):
-        lines += [f"**{STAMP}**: {_about_simulated(names)}", ""]
-    for section in content:
+    lines = [f"# {_escaped(report.title)}", ""]
+    if report.simulated:
+        lines += [f"**{STAMP}**: {_about_simulated(report.simulated)}", ""]
+    for section in report.sections:
         lines += [f"## {_escaped(section.title)}", ""]
         for label, found in section.verdicts:
             lines += [f"**{_escaped(label)}**", ""] if len(section.verdicts) > 1 else []
             lines += [f"- {_escaped(text)}{f' → {_escaped(helps)}' if helps else ''}" for text, helps in found]
             lines.append("")
+        for note in section.notes:
+            lines += [_escaped(note), ""]
         for table in section.tables:
             lines += as_markdown(table)
         for text in section.texts:
@@ -89,8 +127,8 @@ def as_markdown(table: Table) -> list[str]:
     return [f"### {_escaped(table.title)}", "", *rows, "", *([_escaped(table.note), ""] if table.note else [])]
 
 
-def _title(runs: Sequence[Run]) -> str:
-    return f"gnnrec report: {', '.join(run.label for run in runs)}"
+def _title(names: Sequence[str]) -> str:
+    return f"gnnrec report: {', '.join(names)}"
 
 
 def _simulated(runs: Sequence[Run]) -> list[str]:

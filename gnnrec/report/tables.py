@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from gnnrec.memtier.account import TOLERANCE
-from gnnrec.report.cells import Cell, Table, beside, facts_beside, line
+from gnnrec.report.cells import Cell, Table, beside, facts_beside, filled, line
 from gnnrec.report.plans import Tensor
 from gnnrec.report.records import Epoch, Run
 
@@ -132,14 +131,7 @@ def tensors(run: Run) -> Table:
         "Traffic and time are those of a step. Those of tensors that kernels work on in memory are not counted while "
         "they run: only what is streamed has actual figures."
     )
-    return _filled(Table("tensors", "Tier map", tuple(header), tuple(map(_tensor, run.plan.tensors)), note))
-
-
-def _filled(table: Table) -> Table:
-    """Without columns in which nothing stands."""
-    kept = [number for number in range(len(table.header)) if any(row[number].text for row in table.rows)]
-    rows = tuple(tuple(row[number] for number in kept) for row in table.rows)
-    return replace(table, header=tuple(table.header[number] for number in kept), rows=rows)
+    return filled(Table("tensors", "Tier map", tuple(header), tuple(map(_tensor, run.plan.tensors)), note))
 
 
 def _tensor(tensor: Tensor) -> tuple[Cell, ...]:
@@ -177,7 +169,7 @@ def rates(run: Run) -> Table:
         for rate in run.plan.rates
     ]
     title = "Bandwidths that the plan counts on"
-    return _filled(Table("rates", title, (*header, Cell("from"), Cell("source")), tuple(rows)))
+    return filled(Table("rates", title, (*header, Cell("from"), Cell("source")), tuple(rows)))
 
 
 def memory(runs: Sequence[Run]) -> Table:
@@ -214,11 +206,15 @@ def data(runs: Sequence[Run]) -> Table:
 
 def differences(runs: Sequence[Run]) -> Table:
     """The keys in which the configurations differ."""
+    return facts_beside("differences", "Differences between the configurations", runs, differing(runs))
+
+
+def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of every run the settings that are not those of all, by dotted keys."""
     found = [_flat(run.config) for run in runs]
     names = dict.fromkeys(name for values in found for name in values)
-    differing = [name for name in names if len({str(values.get(name)) for values in found}) > 1]
-    kept = [{name: values[name] for name in differing if name in values} for values in found]
-    return facts_beside("differences", "Differences between the configurations", runs, kept)
+    kept = [name for name in names if len({str(values.get(name)) for values in found}) > 1]
+    return [{name: values[name] for name in kept if name in values} for values in found]
 
 
 def deviation(predicted: float, actual: float | None) -> float | None:

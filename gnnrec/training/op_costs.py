@@ -22,6 +22,7 @@ from gnnrec.ops.spmm import reference as spmm
 from gnnrec.ops.uniformity_loss import reference as uniformity
 
 _SIZES = {"double": 8, "float": 4, "c10::BFloat16": 2, "c10::Half": 2, "long int": 8, "int": 4}
+_ADAM_FLOP = 12  # for a number: 3 for the mean, 4 for the square, 5 for the corrected quotient and the step
 
 
 class Call(NamedTuple):
@@ -150,11 +151,23 @@ def _bpr_case(call: Call, first: int) -> Case:
 
 
 def _bpr(call: Call) -> Cost:
-    return Cost(bpr.bytes_moved(_bpr_case(call, 0), _size(call, 0)))
+    case = _bpr_case(call, 0)
+    return Cost(bpr.bytes_moved(case, _size(call, 0)), _bpr_scores(case))
 
 
 def _bpr_backward(call: Call) -> Cost:
-    return Cost(bpr.backward_bytes(_bpr_case(call, 1), _size(call, 1)))
+    """The scores again; of user, positive and every negative that counts a multiple of another's row is added up."""
+    case = _bpr_case(call, 1)
+    roles, batch = case.options["triples"].shape
+    pairs = 1 if case.options["hardest"] else roles - 2
+    gradients = 2 * batch * 2 * (1 + pairs) * case.tensors["final"][1]
+    return Cost(bpr.backward_bytes(case, _size(call, 1)), _bpr_scores(case) + gradients)
+
+
+def _bpr_scores(case: Case) -> int:
+    """Dot products of the user with all others."""
+    roles, batch = case.options["triples"].shape
+    return int(2 * batch * (roles - 1) * case.tensors["final"][1])
 
 
 def _softmax(call: Call) -> Cost:
@@ -165,7 +178,9 @@ def _softmax(call: Call) -> Cost:
         options["negatives"] = torch.empty(call.dims[5], device="meta")
     size = _size(call, 2)
     others = (queries[0] - pointers + 1) * queries[1] * size
-    return Cost(softmax.bytes_moved(Case("", {"keys": tuple(keys)}, options), size) + others)
+    against = call.dims[5][0] if _given(call, 5) else keys[0]
+    products = 3 * 2 * (pointers - 1) * against * keys[1]  # scores, and from their gradients those of both sides
+    return Cost(softmax.bytes_moved(Case("", {"keys": tuple(keys)}, options), size) + others, products)
 
 
 def _uniformity(call: Call) -> Cost:
@@ -182,7 +197,8 @@ def _adam(call: Call) -> Cost:
     parameter, gradient, mean, square, master = (
         prod(call.dims[k]) * _size(call, k) if _given(call, k) else 0 for k in range(5)
     )
-    return Cost(parameter * (1 if master else 2) + gradient + 2 * (mean + square + master))
+    moved = parameter * (1 if master else 2) + gradient + 2 * (mean + square + master)
+    return Cost(moved, _ADAM_FLOP * prod(call.dims[0]))
 
 
 def _product(a: list[int], b: list[int], size: int) -> Cost:

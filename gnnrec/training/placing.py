@@ -220,7 +220,7 @@ def workload(
         cache_bytes=cache_held(tiers, conditions.last_level_cache()[0])
         if compute is None
         else parse_bytes("hardware.compute.cache", compute.cache),
-        flops=product_flops(_precision(loss)) if products and here else None,
+        flops=product_flops(precision(loss)) if products and here else None,
         on_gpu=on_gpu,
     )
 
@@ -326,7 +326,7 @@ def place(model: torch.nn.Module, device: torch.device) -> None:
         model.to(device)
 
 
-def _precision(loss: LossConfig) -> torch.dtype:
+def precision(loss: LossConfig) -> torch.dtype:
     """Of dense products, as the loss resolves it."""
     name = loss.precision if isinstance(loss, SoftmaxConfig) else "float32"
     return losses.best_precision(torch.device("cpu")) if name == "auto" else losses.PRECISIONS[name]

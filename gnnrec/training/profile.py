@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from gnnrec.memtier import calibrate
 from gnnrec.memtier.account import Actual
-from gnnrec.memtier.costs import Access, UnknownRateError, bandwidth
+from gnnrec.memtier.costs import Access, UnknownRateError, bandwidth, product_flops
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.tiers import Tier
 from gnnrec.storage import atomic_write
@@ -45,13 +45,14 @@ class StepProfile:
     Args:
         folder: of the run.
         row_bytes: of the embeddings, whose gathers give a ceiling.
+        precision: of dense products, whose rate is another.
 
     Raises:
         ConfigError: the calibration of the machine, if there is one, is damaged.
     """
 
-    def __init__(self, folder: Path, row_bytes: int) -> None:
-        self.folder, self._row_bytes = folder, row_bytes
+    def __init__(self, folder: Path, row_bytes: int, precision: torch.dtype = torch.float32) -> None:
+        self.folder, self._row_bytes, self._precision = folder, row_bytes, precision
         self._tiers = calibrate.calibrated(discover())
         self._skip, self._left = 0, STEPS  # steps before, and those that are to be recorded
         self._first: int | None = None
@@ -148,8 +149,16 @@ class StepProfile:
         content: dict[str, Any] = {"device": self._device.type, "steps": found.steps, "first_step": self._first}
         content |= {"steps_seconds": found.seconds, "seconds_per_step": found.seconds / steps}
         content["operators"] = sorted(rows, key=lambda row: -row["seconds"])
-        content |= {"ceilings": self._ceilings(), "transfers": transfers}
-        return content | {"memory": {"peak_rss_bytes": peak_rss_bytes(), "timeline": self._memory}}
+        content["layers"] = [
+            {"operator": operator, "direction": trace.LAYERED[operator], "layer": number}
+            | {"seconds_per_step": seconds / steps}
+            for (operator, number), seconds in sorted(found.layers.items())
+        ]
+        content |= {"ceilings": self._ceilings(), "products": self._products(), "bandwidths": self._bandwidths()}
+        content["transfers"] = transfers
+        # The kernel counts pages by processor and adds them up now and then: a sample may be above its own peak.
+        peak = max([peak_rss_bytes(), *(int(sample["rss_bytes"]) for sample in self._memory)])
+        return content | {"memory": {"peak_rss_bytes": peak, "timeline": self._memory}}
 
     def _ceilings(self) -> list[dict[str, Any]]:
         """Measured rates of the memory that operators work in; null where there are none."""
@@ -164,6 +173,23 @@ class StepProfile:
             }
             for tier in self._tiers
             if tier.kind in kinds
+        ]
+
+    def _products(self) -> dict[str, Any]:
+        """The rate of dense products, measured here and now; null on a GPU."""
+        found = None
+        if self._device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                found = product_flops(self._precision) / 1e9
+        return {"dtype": str(self._precision).removeprefix("torch."), "gflop_per_s": found}
+
+    def _bandwidths(self) -> list[dict[str, Any]]:
+        """All that was measured of the machine's tiers."""
+        return [
+            {"tier": tier.name, "kind": tier.kind, "latency_ns": tier.latency_ns}
+            | {"calibration": tier.facts.get(calibrate.FACT), "rates": calibrate.rates_of(tier)}
+            for tier in self._tiers
+            if tier.provenance == "measured"
         ]
 
 

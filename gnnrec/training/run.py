@@ -36,7 +36,7 @@ from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
 from gnnrec.training.streamed import fill
 from gnnrec.training.streamed_ngcf import load
-from gnnrec.training.trainer import Position, Trainer, split_groups
+from gnnrec.training.trainer import Interrupted, Position, Trainer, split_groups
 
 PARTS = ("train", "valid", "test")
 # What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
@@ -152,7 +152,7 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
         from gnnrec.training.profile import StepProfile  # imported where it is asked for
 
         row_bytes = run.model.embedding.shape[1] * (2 if config.trainer.storage == "bfloat16" else 4)
-        profile = StepProfile(checkpoints.parent, row_bytes)
+        profile = StepProfile(checkpoints.parent, row_bytes, placing.precision(config.loss))
     trainer = Trainer(
         run.model,
         config.trainer,
@@ -166,7 +166,12 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
         places=run.places,
         profile=profile,
     )
-    position = trainer.fit()
+    try:
+        position = trainer.fit()
+    except Interrupted:
+        if profile is not None:
+            profile.write()
+        raise
     if profile is not None:
         profile.write()
     return position, trainer.learner.actual

@@ -29,6 +29,8 @@ _OWN = {
     ELEMENTS: "perturb",
 }
 _CLASSES = {f"gnnrec::{name}": kind for kind, names in _OWN.items() for name in names.split()}
+# What a model calls once a layer, with the direction. lightgcn_propagate takes all layers in one call.
+LAYERED = {"gnnrec::ngcf_layer": "forward", "gnnrec::ngcf_layer_backward": "backward"}
 _PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 _CLASSES |= dict.fromkeys(_PRODUCTS, GEMM)
 # What moves, makes or looks at tensors without computing with their numbers is no element-wise operator.
@@ -80,12 +82,34 @@ class _Frame:
         return float(self.event["ts"] + self.event["dur"])
 
 
+class _Layers:
+    """Tells the layers of a step apart by the order of calls, which is the reverse one in the backward pass."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, int], float] = {}
+        self._calls: dict[str, list[float]] = {}  # of the step so far
+
+    def count(self, frame: _Frame) -> None:
+        """An event that has ended, after all that are in it."""
+        name, seconds = frame.event["name"], frame.event["dur"] / 1e6
+        if name in LAYERED and frame.counts:
+            self._calls.setdefault(name, []).append(seconds)
+        elif name == STEP:
+            for called, times in self._calls.items():
+                in_order = times if LAYERED[called] == "forward" else times[::-1]
+                for number, one in enumerate(in_order, start=1):
+                    self.seconds[called, number] = self.seconds.get((called, number), 0.0) + one
+            self._calls = {}
+
+
 class Profile(NamedTuple):
-    """Rows whose seconds sum up to those of all steps, how many these are, and their seconds."""
+    """Rows whose seconds sum up to those of all steps, how many these are, and their seconds; seconds of all calls of
+    an operator that a model calls once a layer, by operator and number of the layer, from 1, with what it calls."""
 
     rows: dict[Key, Row]
     steps: int
     seconds: float
+    layers: dict[tuple[str, int], float]
 
 
 def rows_of(events: Iterable[Mapping[str, Any]]) -> Profile:
@@ -104,6 +128,7 @@ def rows_of(events: Iterable[Mapping[str, Any]]) -> Profile:
         threads.setdefault(event["tid"], []).append(event)
     main, differentiated = {step["tid"] for step in steps}, any(_is_engine(event["name"]) for event in host)
     rows: dict[Key, Row] = {}
+    layers = _Layers()
     owners: dict[int, Key] = {}  # by the number under which kernels know what launched them
     for thread, inside in threads.items():
         if thread not in main and not kernels:
@@ -113,11 +138,12 @@ def rows_of(events: Iterable[Mapping[str, Any]]) -> Profile:
             row.seconds += (frame.event["dur"] - frame.inner) / 1e6
             if frame.counts:
                 row.count(_cost(frame.event))
+            layers.count(frame)
             if "External id" in frame.event.get("args", {}):
                 owners[frame.event["args"]["External id"]] = frame.key
     if kernels:
         _by_kernels(rows, kernels, owners, steps)
-    return Profile(rows, len(steps), seconds)
+    return Profile(rows, len(steps), seconds, {} if kernels else layers.seconds)
 
 
 def waited(rows: dict[Key, Row], seconds: float) -> None:
