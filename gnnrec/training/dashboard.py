@@ -17,7 +17,7 @@ from gnnrec.training.runlog import Phase, Progress, Status, gpu_bytes, memory_by
 from gnnrec.training.view import Lines
 from gnnrec.units import in_bytes, in_clock, in_seconds
 
-REFRESH_SECONDS = 0.5  # a drawing takes about 2 ms of a core
+REFRESH_SECONDS = 0.5  # between two drawings
 MARGIN = 4  # columns on the right that stay free: a "^C^C" of the terminal's must not begin a line that nobody erases
 WIDEST, BAR, CURVE = 96, 36, 40  # columns
 TIERS = 2  # are shown
