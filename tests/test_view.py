@@ -163,7 +163,7 @@ def drawn(width: int, clock: list[float], **options: Any) -> list[str]:
         clock[0] += 0.125
         moved = {"/mnt/nvme": (10**8 * number, 5 * 10**7 * number)} if options.get("moved") else {}
         view.steps(progress(297 + number, 1 - number / 127, moved=moved))
-    view.event("epoch", {"epoch": 12, "loss": 0.3, "valid": VALID})
+    view.event("epoch", {"epoch": 12, "loss": 0.3, "valid": options.get("valid", VALID)})
     with console.capture() as text:
         console.print(view.render())
     return text.get().splitlines()
@@ -184,6 +184,11 @@ def test_the_dashboard_at_80_columns(clock: list[float], monkeypatch: pytest.Mon
         "memory     512.00 MiB of 24.00 GiB",
         "time       0:12, about 1:55 left",
     ]
+
+
+def test_a_better_validation_is_the_best_at_once(clock: list[float]) -> None:
+    lines = drawn(80, clock, valid={"recall@20": 0.2435, "ndcg@20": 0.19})
+    assert lines[3:5] == ["recall@20  0.2435  best 0.2435 in epoch 12", "ndcg@20    0.1900  0.1900 in epoch 12"]
 
 
 @pytest.mark.parametrize("width", [60, 40, 20, 5])

@@ -56,6 +56,8 @@ class Dashboard(Lines):
         self._title, self._phase = "training", ""
         self._progress: Progress | None = None
         self._valid: Mapping[str, float] = {}  # the latest
+        self._best: Mapping[str, float] = {}
+        self._best_epoch = 0
         self._losses, self._meter, self._memory_bytes = Curve(), Meter(), memory_bytes()
         self._lines: list[str] = []  # to be written
         self._lock = threading.RLock()  # of all above; a signal's handler may take it once more
@@ -80,7 +82,7 @@ class Dashboard(Lines):
     def steps(self, progress: Progress) -> None:
         """Take the numbers."""
         with self._lock:
-            self._progress = progress
+            self._progress, self._best, self._best_epoch = progress, progress.best, progress.best_epoch
             self._losses.add(progress.loss)
             self._meter.add(progress.step, progress.moved)
 
@@ -89,7 +91,9 @@ class Dashboard(Lines):
         super().event(event, fields)
         if event == "epoch" and fields["valid"]:
             with self._lock:
-                self._valid = fields["valid"]
+                self._valid, monitor = fields["valid"], self._settings["monitor"]
+                if not self._best or self._valid[monitor] > self._best[monitor]:  # the next step would tell it too
+                    self._best, self._best_epoch = self._valid, fields["epoch"]
 
     def line(self, text: str) -> None:
         """Write a line above with the next drawing."""
@@ -139,10 +143,10 @@ class Dashboard(Lines):
             Row("epoch", f"{epoch} of {progress.epochs}", share=progress.step / progress.steps),
             Row("loss", f"{progress.loss:.4f}", curve=self._losses),
         ]
-        for name in self._shown(progress):
+        for name in self._shown():
             latest = f"{self._valid[name]:.4f}  " if name in self._valid else ""
             word = "best " if name == self._settings.get("monitor") else ""  # the other one's best may be elsewhere
-            rows.append(Row(name, f"{latest}{word}{progress.best[name]:.4f} in epoch {progress.best_epoch}"))
+            rows.append(Row(name, f"{latest}{word}{self._best[name]:.4f} in epoch {self._best_epoch}"))
         rows.append(Row("speed", "-" if meter.steps is None else _speed(meter.steps)))
         for tier, (read, written) in list(meter.bytes.items())[:TIERS]:
             rows.append(Row("tier", f"{read / 1e9:.2f} GB/s read, {written / 1e9:.2f} written  {tier}"))
@@ -150,11 +154,11 @@ class Dashboard(Lines):
         time = clock if left is None else f"{clock}, about {in_clock(left)} left"
         return [*rows, Row("memory", memory), Row("time", time)]
 
-    def _shown(self, progress: Progress) -> list[str]:
+    def _shown(self) -> list[str]:
         """Of the metrics, the one that decides, and beside it NDCG or recall."""
         monitor = str(self._settings.get("monitor"))
         metric, _, k = monitor.partition("@")
-        return [name for name in (monitor, f"{'recall' if metric == 'ndcg' else 'ndcg'}@{k}") if name in progress.best]
+        return [name for name in (monitor, f"{'recall' if metric == 'ndcg' else 'ndcg'}@{k}") if name in self._best]
 
     def _open(self) -> None:
         self._live = Live(
