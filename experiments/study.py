@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gnnrec import process
@@ -22,6 +23,7 @@ from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
 from gnnrec.training.runlog import RunLog, read_events
 from gnnrec.training.trainer import Trainer
+from gnnrec.training.view import views
 
 
 def curve(overrides: Sequence[str], data: dataset.Dataset | None = None, every: int = 1) -> dict[str, Any]:
@@ -44,10 +46,11 @@ def curve(overrides: Sequence[str], data: dataset.Dataset | None = None, every: 
     assert not isinstance(model, models.GFCF)
     config.trainer.eval_every, config.trainer.patience = every, 2**31  # never stops early
     test = Evaluator(data.test, graph.user_item(), config.evaluation.k)
-    with tempfile.TemporaryDirectory() as folder, RunLog(folder) as log:
+    with tempfile.TemporaryDirectory() as folder, RunLog(folder, views()) as log:
         trainer = Trainer(model, config.trainer, config.loss, config.optimizer, seed=config.seed, valid=test, log=log)
         position = trainer.fit()
-        events = [event for event in read_events(log.path) if event["event"] == "epoch" and event["valid"]]
+        records = read_events(Path(folder, "events.jsonl"))
+        events = [event for event in records if event["event"] == "epoch" and event["valid"]]
     epochs = [
         {name: event[name] for name in ("epoch", "step", "loss", "train_seconds")} | {"metrics": event["valid"]}
         for event in events

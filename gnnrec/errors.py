@@ -6,6 +6,9 @@ and ends with exit code 2; anything else that escapes is a defect of ours and ke
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 
 class GnnrecError(Exception):
     """A mistake that the user can mend.
@@ -40,3 +43,16 @@ class CheckpointError(GnnrecError):
 
 class StorageError(GnnrecError, OSError):
     """Writing failed: no space left, no permission, an I/O error."""
+
+
+class Interrupted(GnnrecError):
+    """SIGINT or SIGTERM ended the training; a checkpoint is written where there is a place for it."""
+
+    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+        self.signum = signum
+        kept = f"the state is kept in {checkpoint}" if checkpoint else "nothing is kept"
+        super().__init__(f"interrupted by {signal.Signals(signum).name}; {kept}")
+
+
+class LoggerError(GnnrecError):
+    """A package that a run was to be logged with is missing, or failed."""

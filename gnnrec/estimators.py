@@ -29,7 +29,9 @@ from gnnrec.models.scorer import Scorer
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import place
 from gnnrec.training.run import graph_of
+from gnnrec.training.runlog import RunLog
 from gnnrec.training.trainer import Trainer
+from gnnrec.training.view import views
 
 
 class Estimator:
@@ -94,7 +96,8 @@ class _Trained(Estimator):
             train.check_same_ids(valid)
             evaluator = Evaluator(valid, graph.user_item(), [k])
         loop = replace(self.trainer, monitor=f"recall@{k}")
-        Trainer(model, loop, self.loss, self.optimizer, seed=self.seed, valid=evaluator).fit()
+        with RunLog(loggers=views()) as log:
+            Trainer(model, loop, self.loss, self.optimizer, seed=self.seed, valid=evaluator, log=log).fit()
         self.model = model
         return self._fitted(train, valid, model.scorer())
 

@@ -42,3 +42,10 @@ def in_seconds(seconds: float) -> str:
         if abs(seconds) * factor >= 1:
             return f"{seconds * factor:.2f} {unit}"
     return f"{seconds * 1e9:.0f} ns"
+
+
+def in_clock(seconds: float) -> str:
+    """Seconds as a clock has them: "0:07", "1:02:03"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

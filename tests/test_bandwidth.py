@@ -482,5 +482,5 @@ def test_two_sockets_and_a_gpu_make_matrices(bench: Any, measured: Any) -> None:
     ]
     assert texts["idle-latency"][1] == ["node0", "100.0 ns", "250.0 ns"]
     assert texts["gpu-host-to-device"] == [["CPU", "gpu0"], ["0", "55.50 GB/s"]]
-    assert "3000.00 GB/s" in texts["gpu-local-gpu0"][1]
+    assert "3,000.00 GB/s" in texts["gpu-local-gpu0"][1]
     assert "access-size-dram0" in bench.figures.figures(content)

@@ -113,8 +113,11 @@ COMMAND_LINES = [
     ("train experiment=nothing", "there is no experiment=nothing. Known are: "),
     ("train optimzer.lr=1", "optimzer.lr: unknown key. Did you mean optimizer.lr"),
     ("train lr=1", "lr: unknown key. Did you mean optimizer.lr?"),
-    ("train foo.bar=1", "foo.bar: unknown key. Known are: seed, device, threads, resume, profile, evaluation, data,"),
-    ("train +foo=1", "foo: unknown key. Known are: device, profile, resume, seed, threads"),
+    (
+        "train foo.bar=1",
+        "foo.bar: unknown key. Known are: seed, device, threads, resume, profile, view, loggers,",
+    ),
+    ("train +foo=1", "foo: unknown key. Known are: device, loggers, profile, resume, seed, threads, view"),
     ("train +optimizer.foo=1", "optimizer.foo: unknown key. Known are: betas, clip, eps, lr"),
     ("train +data=gowalla", "data is chosen twice. Write data=NAME, without the +"),
     ("train data.log=x.csv", "data.log: unknown key. It belongs to data=files: add that"),

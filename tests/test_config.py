@@ -206,6 +206,9 @@ def test_a_file_in_a_group_may_set_what_belongs_to_no_group(tmp_path):
 # Field, a value that it cannot have, what the message says of it, and what it advises.
 RULES = [
     ("profile", "of", "is 'of'", "Did you mean off"),
+    ("view", "lives", "is 'lives'", "Did you mean live?"),
+    ("loggers", ["mlflow", "tensorbord"], "is 'tensorbord'", "Did you mean tensorboard?"),
+    ("loggers", ["wandb", "wandb"], "is ['wandb', 'wandb']", "Name each once"),
     ("data.source", "web", "is 'web'", "Known are: catalog, files, fractal, synthetic"),
     ("data.source", "file", "is 'file'", "Did you mean files?"),
     ("data.duplicates", "lst", "is 'lst'", "Did you mean last"),

@@ -29,9 +29,8 @@ from gnnrec.data import dataset
 from gnnrec.device import DeviceError, DeviceMemoryError
 from gnnrec.errors import ConfigError
 from gnnrec.training import checkpoint, optim, resident, run, runlog
-from gnnrec.training import trainer as trainer_module
 from gnnrec.training.run import graph_of
-from gnnrec.training.runlog import RunLog, read_events
+from gnnrec.training.runlog import Logger, RunLog, read_events
 from gnnrec.training.sampler import TripleSampler
 from gnnrec.training.trainer import DivergedError, Interrupted, Trainer
 
@@ -268,7 +267,7 @@ def test_when_losses_are_read_changes_nothing(parts, tmp_path, read_seconds):
         with RunLog(tmp_path / name) as log:
             trainer = make(parts, seconds, log=log)
             trainer.fit()
-        losses = [event["loss"] for event in read_events(log.path) if event["event"] == "epoch"]
+        losses = [event["loss"] for event in read_events(tmp_path / name / "events.jsonl") if event["event"] == "epoch"]
         results.append((losses, counters(trainer), trainer.model.embedding.detach().clone()))
     assert results[0][:2] == results[1][:2]
     assert torch.equal(results[0][2], results[1][2])
@@ -309,16 +308,14 @@ def test_the_step_that_diverged_is_found_later(parts, tmp_path, monkeypatch, ste
     assert latest == (tmp_path / f"step-{STEPS:08d}" if step > STEPS else None)
 
 
-def test_progress_counts_every_step(parts, monkeypatch):
+def test_loggers_are_told_of_all_steps_that_were_read(parts):
+    class Steps(Logger):
+        def steps(self, progress):
+            shown.append((progress.step, progress.steps, type(progress.loss), math.isfinite(progress.loss)))
+
     shown = []
-    monkeypatch.setattr(
-        trainer_module.Progress,
-        "advance",
-        lambda self, steps, loss: shown.append((steps, type(loss), math.isfinite(loss))),
-    )
-    trainer = make(parts, math.inf)
-    trainer.fit()
-    assert shown == [(STEPS, float, True)] * 3
+    make(parts, math.inf, log=RunLog(loggers=[Steps()])).fit()
+    assert shown == [(STEPS * epoch, 3 * STEPS, float, True) for epoch in (1, 2, 3)]
 
 
 def test_the_cpu_is_no_more_than_a_few_steps_ahead(parts, monkeypatch):

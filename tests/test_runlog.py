@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import math
 import os
 import platform
-import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,19 @@ from checkpoint_cases import in_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnnrec.errors import CheckpointError, StorageError
+from gnnrec.errors import CheckpointError, Interrupted, StorageError
 from gnnrec.training import runlog
-from gnnrec.training.runlog import Progress, RunLog, machine, peak_rss_bytes, read_events, versions
+from gnnrec.training.runlog import (
+    Logger,
+    RunLog,
+    machine,
+    memory_bytes,
+    peak_rss_bytes,
+    read_events,
+    rss_bytes,
+    versions,
+    write_summary,
+)
 
 
 def strict(text: str) -> Any:
@@ -38,6 +45,10 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+def events_file(folder: Path) -> Path:
+    return folder / "events.jsonl"
+
+
 # --- events and summary -----------------------------------------------------------------------------------------------
 
 
@@ -46,7 +57,7 @@ def test_events_are_lines_of_json(tmp_path: Path) -> None:
     with RunLog(tmp_path / "new" / "run") as log:
         log.event("epoch", epoch=1, loss=0.25, name="Größe\nline\r\u2028")
         # Read while the log is open: nothing waits in a buffer.
-        (event,) = read_events(log.path)
+        (event,) = read_events(tmp_path / "new" / "run" / "events.jsonl")
         log.event("end")
     assert before <= event.pop("time") <= time.time()
     assert event == {"event": "epoch", "epoch": 1, "loss": 0.25, "name": "Größe\nline\r\u2028"}
@@ -71,7 +82,8 @@ def test_values_that_json_does_not_know(tmp_path: Path) -> None:
             path=Path("a/b"),
             nested={1: (math.nan, {"y": math.inf})},
         )
-    assert {key: value for key, value in strict(log.path.read_text()).items() if key not in ("event", "time")} == {
+    record = strict(events_file(tmp_path).read_text())
+    assert {key: value for key, value in record.items() if key not in ("event", "time")} == {
         "nan": None,
         "infinities": ["Infinity", "-Infinity"],
         "numpy": 0.5,
@@ -89,7 +101,7 @@ def test_values_that_json_does_not_know(tmp_path: Path) -> None:
 def test_a_value_that_cannot_be_written_writes_nothing(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log, pytest.raises(TypeError):
         log.event("x", value=object())
-    assert read_events(log.path) == []
+    assert read_events(events_file(tmp_path)) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -99,25 +111,26 @@ def test_a_torn_last_line_is_skipped_and_cut_on_reopening(tmp_path_factory: pyte
     with RunLog(folder) as log:
         for number in range(5):
             log.event("step", number=number, text="x" * number)
-    data = log.path.read_bytes()
+    path = events_file(folder)
+    data = path.read_bytes()
     torn = data[: cut % (len(data) + 1)]
-    log.path.write_bytes(torn)
+    path.write_bytes(torn)
     whole = torn.count(b"\n")
-    assert [event["number"] for event in read_events(log.path)] == list(range(whole))
+    assert [event["number"] for event in read_events(path)] == list(range(whole))
     with RunLog(folder) as log:
         log.event("again")
-    assert [event["event"] for event in read_events(log.path)] == ["step"] * whole + ["again"]
+    assert [event["event"] for event in read_events(path)] == ["step"] * whole + ["again"]
 
 
 def test_zeros_after_a_power_cut_are_cut(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.event("a")
-    with open(log.path, "ab") as file:
+    with open(events_file(tmp_path), "ab") as file:
         file.write(bytes(100))
-    assert [event["event"] for event in read_events(log.path)] == ["a"]
+    assert [event["event"] for event in read_events(events_file(tmp_path))] == ["a"]
     with RunLog(tmp_path) as log:
         log.event("b")
-    assert [strict(line)["event"] for line in log.path.read_text().splitlines()] == ["a", "b"]
+    assert [strict(line)["event"] for line in events_file(tmp_path).read_text().splitlines()] == ["a", "b"]
 
 
 def test_killed_while_logging(tmp_path: Path) -> None:
@@ -155,11 +168,10 @@ def test_events_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_summary(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
-        log.write_summary({"metrics": {"test": {"recall@20": 0.5}}, "loss": math.nan})
-        log.write_summary({"metrics": {"test": {"recall@20": np.float64(0.25)}}, "loss": math.nan})
+    write_summary(tmp_path, {"metrics": {"test": {"recall@20": 0.5}}, "loss": math.nan})
+    write_summary(tmp_path, {"metrics": {"test": {"recall@20": np.float64(0.25)}}, "loss": math.nan})
     assert strict((tmp_path / "summary.json").read_text()) == {"metrics": {"test": {"recall@20": 0.25}}, "loss": None}
-    assert sorted(os.listdir(tmp_path)) == ["events.jsonl", "summary.json"]
+    assert os.listdir(tmp_path) == ["summary.json"]
 
 
 def test_disks_that_refuse(tmp_path: Path) -> None:
@@ -180,6 +192,70 @@ def test_disks_that_refuse(tmp_path: Path) -> None:
     assert status == 0
     assert text.startswith(f"{tmp_path / 'events.jsonl'}: cannot be written: File too large (EFBIG)")
     assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["small"]
+
+
+# --- loggers ----------------------------------------------------------------------------------------------------------
+
+
+class Told(Logger):
+    """Keeps what it is told, in a list that others may share."""
+
+    def __init__(self, told: list[Any], name: str = "a", fails: str = "") -> None:
+        self.told, self.name, self.fails = told, name, fails
+
+    def event(self, event: str, fields: Any) -> None:
+        self.told.append((self.name, event, dict(fields)))
+        if event == self.fails:
+            raise StorageError("the first failure")
+
+    def close(self, status: str) -> None:
+        self.told.append((self.name, status))
+        if self.fails == "close":
+            raise StorageError("a failure on the way out")
+
+
+def test_loggers_are_told_after_the_file_and_closed_before_it(tmp_path: Path) -> None:
+    told: list[Any] = []
+    with RunLog(tmp_path, [Told(told), Told(told, "b")]) as log:
+        log.event("x", number=1)
+    assert told == [("a", "x", {"number": 1}), ("b", "x", {"number": 1}), ("b", "finished"), ("a", "finished")]
+    assert [event["event"] for event in read_events(events_file(tmp_path))] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(143), "interrupted"),
+        (Interrupted(signal.SIGINT, None), "interrupted"),
+        (ZeroDivisionError(), "failed"),
+    ],
+)
+def test_how_a_run_ended(error: BaseException, status: str) -> None:
+    told: list[Any] = []
+    with pytest.raises(type(error)), RunLog(loggers=[Told(told)]):
+        raise error
+    assert told == [("a", status)]
+
+
+def test_a_logger_that_fails_keeps_none_from_being_closed(tmp_path: Path) -> None:
+    told: list[Any] = []
+    loggers = [Told(told), Told(told, "b", fails="x"), Told(told, "c", fails="close")]
+    with pytest.raises(StorageError, match="the first failure"), RunLog(tmp_path, loggers) as log:
+        log.event("x")
+    assert told[-3:] == [("c", "failed"), ("b", "failed"), ("a", "failed")]
+    assert [event["event"] for event in read_events(events_file(tmp_path))] == ["x"]
+    with pytest.raises(StorageError, match="on the way out"), RunLog(loggers=[Told(told), loggers[2]]):
+        pass
+    assert told[-2:] == [("c", "finished"), ("a", "finished")]
+
+
+def test_a_logger_leaves_out_what_it_has_no_use_for(tmp_path: Path) -> None:
+    log = RunLog(loggers=[Logger()])
+    log.start({}, tmp_path)
+    log.phase("training")
+    log.event("x")
+    log.close()
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -239,90 +315,7 @@ def test_peak_rss() -> None:
     assert peak_rss_bytes() >= max(before, block.nbytes)
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_lines_only_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(10) as progress:
-        progress.advance(5, loss=0.5)
-        progress.line("epoch 1 [bold] :smile:")
-        progress.advance(5, loss=0.25)
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("epoch 1 [bold] :smile:\n", "")
-    assert progress.done == 10
-
-
-def test_rich_is_imported_for_a_terminal_only() -> None:
-    code = """
-import sys
-from gnnrec.training.runlog import Progress
-with Progress(2) as progress:
-    progress.advance(1, loss=.5)
-    progress.line("done")
-print("rich" in sys.modules)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "done\nFalse\n"
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    return Terminal()
-
-
-def test_a_bar_with_loss_rate_and_time_left_on_a_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runlog, "_REFRESH_SECONDS", 0.0)
-    with Progress(100, initial=40, stream=terminal) as progress:
-        for _ in range(5):
-            progress.advance(10, loss=torch.tensor(0.125))
-            time.sleep(0.002)
-        progress.line("epoch 1 [bold] :smile:")
-    text = terminal.getvalue()
-    assert "40/100" in text
-    assert "90/100" in text
-    assert "loss 0.1250" in text
-    assert re.search(r"[0-9.]+ steps/s", text)
-    assert re.search(r"0:00:0\d.* left", text)
-    assert "epoch 1 [bold] :smile:\n" in text
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is shown again
-
-
-def test_a_dumb_terminal_gets_lines_only(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    with Progress(10, stream=terminal) as progress:
-        progress.advance(10, loss=0.5)
-        progress.line("epoch 1")
-    assert terminal.getvalue() == "epoch 1\n"
-
-
-def test_the_bar_ends_on_an_error(terminal: Terminal) -> None:
-    with pytest.raises(KeyboardInterrupt), Progress(10, stream=terminal):
-        raise KeyboardInterrupt
-    assert "\x1b[?25h" in terminal.getvalue()
-
-
-def test_advancing_is_cheap_and_a_tensor_is_read_only_to_be_drawn(terminal: Terminal) -> None:
-    class Loss:
-        reads = 0
-
-        def __float__(self) -> float:
-            Loss.reads += 1
-            return 0.5
-
-    loss = Loss()
-    with Progress(50_000, stream=terminal) as progress:
-        start = time.monotonic()
-        for _ in range(50_000):
-            progress.advance(1, loss=loss)
-        seconds = time.monotonic() - start
-    assert Loss.reads <= seconds / 0.1 + 2
-    assert seconds / 50_000 < 50e-6  # about 0.3 us on an idle core
+def test_memory_now_and_at_most() -> None:
+    before = rss_bytes()
+    block = np.ones(2**23)
+    assert before + block.nbytes // 2 < rss_bytes() <= memory_bytes() <= machine()["ram_bytes"]

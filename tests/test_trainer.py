@@ -18,7 +18,7 @@ from gnnrec.errors import ConfigError
 from gnnrec.ops._numba import num_threads
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
-from gnnrec.training.runlog import RunLog, read_events
+from gnnrec.training.runlog import Logger, RunLog, read_events
 from gnnrec.training.trainer import DivergedError, Interrupted, Trainer
 
 
@@ -222,6 +222,31 @@ def test_early_stopping_keeps_the_best(parts, tmp_path):
     again = Evaluator(parts[1], graph_of(parts[0]).user_item(), [20])(trainer.model.scorer())
     assert again == position.best
     assert again["recall@20"] == max(scores)
+
+
+def test_what_a_training_tells_its_loggers(parts, tmp_path):
+    class Told(Logger):
+        def phase(self, phase):
+            told.append(phase)
+
+        def steps(self, progress):
+            told.append("step" if told[-1] == "training" else None)
+            latest.append(progress)
+
+        def event(self, event, fields):
+            told.append((event, fields.get("epoch", fields.get("evaluations"))))
+
+    told, latest = [], []
+    trainer = make(parts, epochs=2, lr=1e-12, batch_size=2048, log=RunLog(loggers=[Told()]), checkpoints=tmp_path)
+    trainer.config.patience = 1
+    trainer.config.checkpoint_every = 2
+    trainer.epochs = 3
+    position = trainer.fit()
+    epoch = ["training", "step", "validating"]
+    expected = [("settings", None), "loading", *epoch, ("epoch", 1), *epoch, ("epoch", 2), ("stopped", 1), "saving"]
+    assert told == expected
+    assert [(seen.step, seen.epoch, seen.best_epoch) for seen in latest] == [(1, 0, 0), (2, 1, 1)]
+    assert (latest[1].steps, latest[1].epochs, latest[1].best) == (3, 3, position.best)
 
 
 def test_resuming_a_finished_run_changes_nothing(parts, tmp_path):

@@ -15,6 +15,9 @@ from gnnrec.config.values import fill, optional
 from gnnrec.device import NAMES as DEVICES
 from gnnrec.errors import ConfigError
 
+VIEWS = ("auto", "live", "plain", "quiet")
+LOGGERS = ("tensorboard", "mlflow", "wandb")
+
 
 @dataclass
 class GeneralConfig:
@@ -25,6 +28,8 @@ class GeneralConfig:
     threads: int | None = None
     resume: bool = False
     profile: str = "off"
+    view: str = "auto"
+    loggers: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -75,6 +80,11 @@ class TrainConfig(GeneralConfig):
         one_of("device", self.device, DEVICES)
         at_least("threads", self.threads, 1)
         one_of("profile", self.profile, ("on", "off"))
+        one_of("view", self.view, VIEWS)
+        for name in self.loggers:
+            one_of("loggers", name, LOGGERS)
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ConfigError(f"is {self.loggers}", where="loggers", remedy="Name each once")
         gradient_sections = {"loss": self.loss, "optimizer": self.optimizer, "trainer": self.trainer}
         for name, section in gradient_sections.items():
             if not isinstance(self.model, GFCFConfig) and section is None:

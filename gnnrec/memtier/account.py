@@ -35,6 +35,16 @@ class Actual:
     shares: Mapping[str, str] = field(default_factory=dict)
 
 
+def by_tier(plan: Plan, moved: Mapping[str, Traffic]) -> dict[str, tuple[int, int]]:
+    """Bytes read and written of each tier, from those of the tensors that are streamed."""
+    tiers = {placement.name: placement.tier for placement in plan.placements}
+    found: dict[str, tuple[int, int]] = {}
+    for name, traffic in moved.items():
+        read, written = found.get(tiers[name], (0, 0))
+        found[tiers[name]] = read + traffic.read_bytes, written + traffic.write_bytes
+    return found
+
+
 def account(plan: Plan, actual: Actual) -> dict[str, Any]:
     """Predicted against actual, of a step: for `summary.json`, units in the names.
 

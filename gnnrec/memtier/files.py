@@ -161,22 +161,18 @@ class TierFile:
         path: a name that is still free.
         size: bytes, rounded up to a multiple of the alignment.
         access: of the folder.
-        traffic: where the folder counts.
         throttle: for a simulated device.
 
     Raises:
         StorageError: no space, no permission, the name is taken, a file system that cannot reserve space.
     """
 
-    def __init__(
-        self, path: Path, size: int, access: Access, traffic: Traffic, throttle: Throttle | None = None
-    ) -> None:
+    def __init__(self, path: Path, size: int, access: Access, throttle: Throttle | None = None) -> None:
         self.path = path
         self.alignment = access.alignment
         self.buffered = access.buffered
         self.size = -(-size // self.alignment) * self.alignment
-        self.traffic = Traffic()
-        self._folder_traffic, self._throttle = traffic, throttle
+        self._throttle = throttle
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0)
         with storage_errors(path):
             self._descriptor = os.open(path, flags, 0o600)
@@ -215,19 +211,17 @@ class TierFile:
         self._transfer("write", offset, buffer)
 
     def sync(self) -> None:
-        """Wait until all that was written is on the device; count the time as writing.
+        """Wait until all that was written is on the device.
 
         Raises:
             StorageError: the device failed.
         """
-        start = time.perf_counter()
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
             raise self._failed("sync", 0, error) from error
         if self.buffered:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._count("write", 0, time.perf_counter() - start)
 
     def close(self) -> None:
         """Close the file; a second time does nothing. Mappings of it stay."""
@@ -237,8 +231,7 @@ class TierFile:
 
     def _transfer(self, direction: Direction, offset: int, buffer: npt.NDArray[Any]) -> None:
         self._check(direction, offset, buffer)
-        start = time.perf_counter()
-        due = self._throttle.reserve(direction, buffer.nbytes) if self._throttle else start
+        due = self._throttle.reserve(direction, buffer.nbytes) if self._throttle else 0.0
         view = buffer.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
@@ -256,7 +249,6 @@ class TierFile:
             done += moved - moved % self.alignment  # a transfer may be cut short anywhere, and the next is aligned
         if self._throttle:
             self._throttle.wait(due)
-        self._count(direction, len(view), time.perf_counter() - start)
 
     def _check(self, direction: Direction, offset: int, buffer: npt.NDArray[Any]) -> None:
         address = buffer.__array_interface__["data"][0]
@@ -267,10 +259,6 @@ class TierFile:
             raise ValueError(f"{direction} {self.path}: the array is not contiguous, its strides are {buffer.strides}")
         if not 0 <= offset <= self.size - buffer.nbytes:
             raise ValueError(f"{direction} {self.path}: {buffer.nbytes} bytes at {offset} of a file of {self.size}")
-
-    def _count(self, direction: Direction, count: int, seconds: float) -> None:
-        self.traffic.add(direction, count, seconds)
-        self._folder_traffic.add(direction, count, seconds)
 
     def _failed(self, doing: str, offset: int, error: OSError) -> StorageError:
         found = f"{doing} at byte {offset} failed: {sysfs.why(error)}"
@@ -293,7 +281,6 @@ class TierFolder:
         self.path = Path(path)
         self.run = run
         self.throttle = throttle
-        self.traffic = Traffic()
         self.access = Access(BLOCK)
         self._files: dict[str, TierFile] = {}
         self._stack = contextlib.ExitStack()
@@ -346,7 +333,7 @@ class TierFolder:
             remedy = "Remove it if nobody needs it, or take another folder: only files that gnnrec made are overwritten"
             raise StorageError("is in the way", where=str(path), remedy=remedy)
         self._write_marker([*self._files, name])  # first: what a killed run leaves is always named
-        self._files[name] = TierFile(path, size, self.access, self.traffic, self.throttle)
+        self._files[name] = TierFile(path, size, self.access, self.throttle)
         return self._files[name]
 
     def _write_marker(self, names: list[str]) -> None:

@@ -61,8 +61,10 @@ class Cell:
                 return f"{value:.1%}"
             case "change":
                 return f"{value:+.0%}"
+            case "GB/s" if value < 1:
+                return f"{value:.3g} GB/s"
             case "GB/s" | "GFLOP/s" | "flop/byte":
-                return f"{value:,.2f} {self.unit}" if value >= 1 else f"{value:.3g} {self.unit}"
+                return f"{value:,.2f} {self.unit}"
         return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

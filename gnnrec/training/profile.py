@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import mmap
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from gnnrec.memtier.discover import discover
 from gnnrec.memtier.tiers import Tier
 from gnnrec.storage import atomic_write
 from gnnrec.training import trace
-from gnnrec.training.runlog import peak_rss_bytes
+from gnnrec.training.runlog import peak_rss_bytes, rss_bytes
 from gnnrec.training.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ class StepProfile:
 
     def sample(self) -> None:
         """Note the resident memory."""
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-        self._memory.append({"seconds": time.perf_counter() - self._started, "rss_bytes": resident})
+        self._memory.append({"seconds": time.perf_counter() - self._started, "rss_bytes": rss_bytes()})
         if len(self._memory) > SAMPLES:
             self._memory, self._every = self._memory[::2], 2 * self._every
 

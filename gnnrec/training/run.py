@@ -19,10 +19,11 @@ from gnnrec import config as config_module
 from gnnrec import device as devices
 from gnnrec import models
 from gnnrec.config import LightGCNConfig, TrainConfig
+from gnnrec.config.values import flat
 from gnnrec.data import dataset
 from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.data.synthetic import PlantedModel
-from gnnrec.errors import CheckpointError, ConfigError
+from gnnrec.errors import CheckpointError, ConfigError, Interrupted
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.account import Actual, account
@@ -36,11 +37,13 @@ from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
 from gnnrec.training.streamed import fill
 from gnnrec.training.streamed_ngcf import load
-from gnnrec.training.trainer import Interrupted, Position, Trainer, split_groups
+from gnnrec.training.trackers import trackers
+from gnnrec.training.trainer import Position, Trainer, split_groups
+from gnnrec.training.view import views
 
 PARTS = ("train", "valid", "test")
 # What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
-RESUMABLE = {"resume", "device", "threads", "profile", "evaluation.k"}
+RESUMABLE = {"resume", "device", "threads", "profile", "view", "loggers", "evaluation.k"}
 RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
 RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
 MEMORY = "memory."  # every key of it too: results are the same wherever tensors lie
@@ -92,6 +95,7 @@ def train(
     Raises:
         GnnrecError: whatever a user can mend; Interrupted by a signal, with a checkpoint written.
     """
+    loggers = [*trackers(config.loggers), *views(config.view)]
     device = devices.resolve(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of the run before in a sweep
@@ -102,7 +106,10 @@ def train(
     _check_cutoffs(config, data)
     with storage_errors(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir / ".lock", "another process is training in this run directory"), runlog.RunLog(run_dir) as log:
+    with (
+        locked(run_dir / ".lock", "another process is training in this run directory"),
+        runlog.RunLog(run_dir, loggers) as log,
+    ):
         _check_run_dir(config, run_dir)  # again: another process may have come first while data were read
         if not config.resume:
             save_data(data, run_dir)
@@ -119,14 +126,16 @@ def train(
             model, graph = placing.build(config, graph, places, device, tier, restored=restored)
             run = Run(config, data, graph, model, device, places)
             facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
+            log.start(asdict(config), run_dir)
             log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
             position, actual = _fit(run, run_dir / "checkpoints", log)
+            log.phase("testing")
             started = time.perf_counter()
             metrics = evaluate(run, ks=config.evaluation.k)
             position.eval_seconds += time.perf_counter() - started
             summary = _summary(run, position, metrics) | _account(run.places, actual)
             log.event("end", metrics=metrics)
-            log.write_summary(summary)
+            runlog.write_summary(run_dir, summary)
             failed.pop_all()
     return run, summary
 
@@ -135,6 +144,7 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
     """Train the run's model, or compute it where it is in closed form; gives the position, and what steps took."""
     config = run.config
     if isinstance(run.model, models.GFCF):
+        log.phase("computing")
         started = time.perf_counter()
         run.model.fit()
         position = Position(finished=True, train_seconds=time.perf_counter() - started)
@@ -437,7 +447,7 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
             where=str(run_dir),
             remedy="Set hydra.run.dir to the directory of the run",
         )
-    before, now = (_flat(asdict(part)) for part in (_read_config(run_dir), config))
+    before, now = (flat(asdict(part)) for part in (_read_config(run_dir), config))
     decays = config.trainer is not None and config.trainer.lr_decay != "none"
     resumable = RESUMABLE - {"trainer.epochs"} if decays else RESUMABLE  # the decay goes by them
     changed = [
@@ -452,13 +462,3 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
             where=str(run_dir),
             remedy="Give the same options as the run had, or start another one in another hydra.run.dir",
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat

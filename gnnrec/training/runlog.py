@@ -1,4 +1,4 @@
-"""What a run leaves in its directory beside checkpoints (events.jsonl, summary.json), and what it shows meanwhile."""
+"""What a run tells: `RunLog` passes it on to loggers, one of which keeps events.jsonl. Facts about the machine."""
 
 from __future__ import annotations
 
@@ -6,74 +6,166 @@ import contextlib
 import importlib.metadata
 import json
 import math
+import mmap
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, SupportsFloat, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from gnnrec.errors import CheckpointError
+from gnnrec.errors import CheckpointError, GnnrecError, Interrupted
 from gnnrec.memtier import cgroup
 from gnnrec.storage import atomic_write, storage_errors
 
 if TYPE_CHECKING:
-    import rich.progress
     import torch
 
 _PACKAGES = ("gnnrec", "torch", "numpy", "numba", "hydra-core")
 _GPU_PACKAGES = ("triton",)
-_REFRESH_SECONDS = 0.1
+
+Phase = Literal["loading", "training", "validating", "saving", "stopping", "computing", "testing"]
+Status = Literal["finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is.
+
+    Args:
+        step, epoch: that are done.
+        steps, epochs: at the end, unless validation ends it before.
+        loss: of the latest step.
+        best, best_epoch: metrics of the best validation so far, and its epoch; empty and 0 before one.
+        moved: bytes read and written so far, by the tier that is streamed from.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    best: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    moved: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class Logger:
+    """The protocol: what anything is told that wants to know of a run, in this order, by the thread that trains.
+
+    A subclass leaves out what it has no use for. What it raises ends the run.
+    """
+
+    def start(self, config: Mapping[str, Any], run_dir: Path) -> None:
+        """The run begins: its composed configuration, and its directory."""
+
+    def phase(self, phase: Phase) -> None:
+        """From now on it does this. Also called by a signal's handler, in between."""
+
+    def steps(self, progress: Progress) -> None:
+        """One step is done, or on a GPU several."""
+
+    def event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Something for the records: start, settings, epoch, stopped, interrupted or end."""
+
+    def close(self, status: Status) -> None:
+        """The run is over; also called where `start` never was."""
 
 
 class RunLog:
-    """The records of a run: `events.jsonl`, one JSON object a line, and `summary.json`.
-
-    Each event reaches the operating system at once, in one write, so a killed process loses at most the line it was
-    writing; such a torn line is cut off when the log is opened again. A NaN becomes null, infinities become the strings
-    "Infinity" and "-Infinity": every line is valid JSON.
+    """Passes on to loggers what a run tells. A context manager that closes them, the last one first.
 
     Args:
-        run_dir: the run's directory; created where missing.
+        run_dir: the run's directory, for `EventsFile`, which is told before all others; None keeps no records.
+        loggers: the others.
 
     Raises:
         StorageError: here and in the methods: no space, no permission, an I/O error.
     """
 
+    def __init__(self, run_dir: str | os.PathLike[str] | None = None, loggers: Sequence[Logger] = ()) -> None:
+        self._loggers = [*([] if run_dir is None else [EventsFile(run_dir)]), *loggers]
+
+    def start(self, config: Mapping[str, Any], run_dir: Path) -> None:
+        """As Logger.start."""
+        for logger in self._loggers:
+            logger.start(config, run_dir)
+
+    def phase(self, phase: Phase) -> None:
+        """As Logger.phase."""
+        for logger in self._loggers:
+            logger.phase(phase)
+
+    def steps(self, progress: Progress) -> None:
+        """As Logger.steps."""
+        for logger in self._loggers:
+            logger.steps(progress)
+
+    def event(self, event: str, **fields: Any) -> None:
+        """As Logger.event; fields are numbers, strings, arrays, dicts."""
+        for logger in self._loggers:
+            logger.event(event, fields)
+
+    def close(self, status: Status = "finished") -> None:
+        """Close every logger, whatever the others do."""
+        with contextlib.ExitStack() as stack:
+            for logger in self._loggers:
+                stack.callback(logger.close, status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            return self.close()
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        with contextlib.suppress(GnnrecError):  # must not hide what failed before
+            self.close("interrupted" if stopped else "failed")
+        return None
+
+
+class EventsFile(Logger):
+    """`events.jsonl`, one JSON object a line.
+
+    Each event reaches the operating system at once, in one write, so a killed process loses at most the line it was
+    writing; such a torn line is cut off when the file is opened again. A NaN becomes null, infinities become the
+    strings "Infinity" and "-Infinity": every line is valid JSON.
+
+    Args:
+        run_dir: the run's directory; created where missing.
+    """
+
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        self.run_dir = Path(run_dir)
-        self.path = self.run_dir / "events.jsonl"
+        self.path = Path(run_dir, "events.jsonl")
         with storage_errors(self.path):
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what a full disk refused is not tried again, and complained of again, when the file is closed.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as this log
             self._file.truncate(_end_of_whole_lines(self.path.read_bytes()))
 
-    def event(self, event: str, **fields: Any) -> None:
-        """Append an event with the time (seconds since 1970) and the given fields: numbers, strings, arrays, dicts."""
-        record = {"event": event, "time": time.time()} | fields
+    def event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Append an event with the time (seconds since 1970) and its fields."""
+        record = {"event": event, "time": time.time(), **fields}
         line = memoryview(_json(record).encode() + b"\n")
         with storage_errors(self.path):
             while line:
                 line = line[self._file.write(line) :]
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`: the old one or the whole new one is there, also after a crash."""
-        atomic_write(self.run_dir / "summary.json", (_json(summary, indent=2) + "\n").encode())
-
-    def close(self) -> None:
-        """Close the log."""
+    def close(self, status: Status) -> None:
+        """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json`: the old one or the whole new one is there, also after a crash."""
+    atomic_write(run_dir / "summary.json", (_json(summary, indent=2) + "\n").encode())
 
 
 def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -137,13 +229,22 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": numba.get_num_threads(),
         "torch_threads": torch.get_num_threads(),
-        "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "ram_bytes": _ram_bytes(),
         "os": platform.platform(),
     }
     limit = cgroup.memory_limit()
     if limit is not None and limit < facts["ram_bytes"]:
         facts["memory_limit_bytes"] = limit
     return facts
+
+
+def memory_bytes() -> int:
+    """What this process may use of memory, in bytes: all of it, or what a control group allows."""
+    return min(_ram_bytes(), cgroup.memory_limit() or _ram_bytes())
+
+
+def _ram_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cpu_model() -> str:
@@ -191,74 +292,15 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class Progress:
-    """How far training is: a bar with loss, rate and time left on a terminal, else only the lines given to `line`.
-
-    Args:
-        total_steps: the number of steps at the end.
-        initial: the steps done before, by the run that this one resumes.
-        stream: where to write; standard output by default.
-    """
-
-    def __init__(self, total_steps: int, *, initial: int = 0, stream: TextIO | None = None) -> None:
-        self.total_steps, self.done = total_steps, initial
-        self._stream = stream or sys.stdout
-        self._loss: SupportsFloat | None = None
-        self._next = 0.0
-        self._bar: rich.progress.Progress | None = None
-
-    def __enter__(self) -> Self:
-        if self._stream.isatty() and os.environ.get("TERM") != "dumb":
-            self._bar = _bar(self._stream)
-            self._bar.add_task("", total=self.total_steps, completed=self.done, loss="", rate="")
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._show(self._bar)
-            self._bar.stop()
-            self._bar = None
-
-    def advance(self, steps: int = 1, loss: SupportsFloat | None = None) -> None:
-        """Count `steps` more. A loss that is a tensor is read when the bar is drawn: at most ten times a second."""
-        self.done += steps
-        self._loss = loss
-        if self._bar is not None and time.monotonic() >= self._next:
-            self._show(self._bar)
-            self._next = time.monotonic() + _REFRESH_SECONDS
-
-    def line(self, text: str) -> None:
-        """Write a line of text, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.console.out(text, highlight=False)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def _show(self, bar: rich.progress.Progress) -> None:
-        (task,) = bar.tasks
-        bar.update(
-            task.id,
-            completed=self.done,
-            loss="" if self._loss is None else f"loss {float(self._loss):.4f}",
-            rate="" if task.speed is None else f"{task.speed:.1f} steps/s",
-        )
-        bar.refresh()
+def rss_bytes() -> int:
+    """The resident memory of this process now, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
-def _bar(stream: TextIO) -> rich.progress.Progress:
-    import rich.console
-    from rich import progress
+def gpu_bytes() -> tuple[int, int] | None:
+    """What tensors hold of the GPU's memory, and all of that; None where this process uses none."""
+    import torch
 
-    return progress.Progress(
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[loss]}"),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("left"),
-        console=rich.console.Console(file=stream),
-        auto_refresh=False,  # no thread: `advance` draws
-    )
+    if not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.memory_allocated(), torch.cuda.get_device_properties().total_memory

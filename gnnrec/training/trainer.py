@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +16,8 @@ import torch
 
 from gnnrec import device as devices
 from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
-from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
-from gnnrec.memtier.account import Actual
+from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Interrupted
+from gnnrec.memtier.account import Actual, by_tier
 from gnnrec.models import Scorer, StreamedLightGCN, StreamedNGCF, Trainable
 from gnnrec.models import Streamed as StreamedModel
 from gnnrec.training import checkpoint, sampler
@@ -39,15 +39,6 @@ READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do
 
 class DivergedError(GnnrecError):
     """The loss or the embeddings are no usable numbers any more."""
-
-
-class Interrupted(GnnrecError):
-    """SIGINT or SIGTERM ended the training; a checkpoint is written where there is a place for it."""
-
-    def __init__(self, signum: int, checkpoint: Path | None) -> None:
-        self.signum = signum
-        kept = f"the state is kept in {checkpoint}" if checkpoint else "nothing is kept"
-        super().__init__(f"interrupted by {signal.Signals(signum).name}; {kept}")
 
 
 @dataclass
@@ -100,7 +91,7 @@ class Trainer:
         seed: of the sampler.
         valid: ranks the validation part; None trains all epochs and keeps the last.
         checkpoints: the folder for checkpoints; None writes none.
-        log: where events go.
+        log: is told what happens; None tells nobody.
         resume: go on from the newest checkpoint in `checkpoints`.
         places: where its tensors lie, if not beside the model.
         profile: records steps.
@@ -136,8 +127,9 @@ class Trainer:
             self.learner = Resident(model, config, loss, optimizer, seed, places)
         self.sampler = self.learner.sampler
         self.read_seconds = READ_SECONDS if self.learner.device.type == "cuda" else 0.0
-        self.valid, self.checkpoints, self.log, self.profile = valid, checkpoints, log, profile
-        self._event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
+        self.valid, self.checkpoints, self.log, self.profile = valid, checkpoints, log or RunLog(), profile
+        self._plan = None if places is None else places.plan
+        self.log.event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
         self.position = Position()
         self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
         # A run that ended before its first checkpoint starts again.
@@ -155,43 +147,43 @@ class Trainer:
             DeviceMemoryError: no room on the GPU; earlier checkpoints are intact.
         """
         position, epochs = self.position, self.epochs
-        total = epochs * self.sampler.steps_per_epoch
+        left = epochs * self.sampler.steps_per_epoch - position.step
         with (
             _closed(self.learner),
-            nullcontext() if self.profile is None else self.profile.watch(self.learner, total - position.step),
+            nullcontext() if self.profile is None else self.profile.watch(self.learner, left),
             self._memory_errors(),
-            _caught_signals() as caught,
-            Progress(total, initial=position.step) as progress,
+            _caught_signals(lambda: self.log.phase("stopping")) as caught,
         ):
             if not position.finished:
-                progress.line("loading kernels; the first run compiles them, in seconds, and keeps them on disk")
+                self.log.phase("loading")
                 self._warm_up()
             while not (caught or position.finished or position.epoch == epochs):
-                self._train_epoch(caught, progress)
+                self._train_epoch(caught)
                 if not caught:
-                    self._end_epoch(progress)
+                    self._end_epoch()
             if caught:
                 path = self._save()
-                self._event("interrupted", signal=caught[0], step=position.step)
+                self.log.event("interrupted", signal=caught[0], step=position.step)
                 raise Interrupted(caught[0], path)
         self.learner.take_best()
         return position
 
-    def _train_epoch(self, caught: list[int], progress: Progress) -> None:
+    def _train_epoch(self, caught: list[int]) -> None:
         """The rest of this epoch's steps, or up to a signal."""
+        self.log.phase("training")
         position, started = self.position, time.perf_counter()
         stop, read = (position.epoch + 1) * self.sampler.steps_per_epoch, started
         losses: list[torch.Tensor] = []
         for step in range(position.step, stop):
             losses.append(self._step(step))
             if caught or step + 1 == stop or time.perf_counter() - read >= self.read_seconds:
-                self._read(losses, progress)
+                self._read(losses)
                 losses, read = [], time.perf_counter()
                 if caught:
                     break
         position.train_seconds += time.perf_counter() - started
 
-    def _read(self, losses: list[torch.Tensor], progress: Progress) -> None:
+    def _read(self, losses: list[torch.Tensor]) -> None:
         """Take the losses of the latest steps into the position; waits until a GPU has done them."""
         position, loss = self.position, 0.0
         for loss in torch.stack(losses).tolist():
@@ -199,7 +191,18 @@ class Trainer:
                 raise self._diverged(f"the loss is {loss}")
             position.loss_sum += loss
             position.step += 1
-        progress.advance(len(losses), loss=loss)
+        self.log.steps(
+            Progress(
+                step=position.step,
+                steps=self.epochs * self.sampler.steps_per_epoch,
+                epoch=position.epoch,
+                epochs=self.epochs,
+                loss=loss,
+                best=position.best,
+                best_epoch=position.best_epoch,
+                moved={} if self._plan is None else by_tier(self._plan, self.learner.actual.moved),
+            )
+        )
 
     def _diverged(self, found: str) -> DivergedError:
         position = self.position
@@ -219,7 +222,7 @@ class Trainer:
             return self.profile.step(self.learner, step, self._rate)
         return self.learner.step(step, self._rate)
 
-    def _end_epoch(self, progress: Progress) -> None:
+    def _end_epoch(self) -> None:
         """Log, evaluate where it is time, decide whether to stop, write a checkpoint where it is time."""
         position, config = self.position, self.config
         largest = self.learner.largest()
@@ -235,7 +238,7 @@ class Trainer:
         if self.valid is not None and (last or position.epoch % config.eval_every == 0):
             metrics = self._evaluate(self.valid)
         position.finished = last or position.worse >= config.patience
-        self._event(
+        self.log.event(
             "epoch",
             epoch=position.epoch,
             step=position.step,
@@ -243,15 +246,14 @@ class Trainer:
             train_seconds=position.train_seconds,
             valid=metrics,
         )
-        scores = "".join(f"  valid {name} {value:.4f}" for name, value in metrics.items() if name == config.monitor)
-        progress.line(f"epoch {position.epoch}/{self.epochs}  loss {loss:.4f}{scores}")
         if position.finished and not last:
-            progress.line(f"no better {config.monitor} for {position.worse} evaluations: stopped")
+            self.log.event("stopped", step=position.step, evaluations=position.worse)
         if position.finished or position.epoch % config.checkpoint_every == 0:
             self._save()
 
     def _evaluate(self, valid: Evaluator) -> dict[str, float]:
         """Validate, and keep the parameters if they are the best so far."""
+        self.log.phase("validating")
         position, monitor, started = self.position, self.config.monitor, time.perf_counter()
         metrics = valid(self.learner.scorer())
         position.eval_seconds += time.perf_counter() - started
@@ -270,15 +272,12 @@ class Trainer:
         self.position.compile_seconds += seconds
         self.position.train_seconds += seconds
 
-    def _event(self, event: str, **fields: Any) -> None:
-        if self.log is not None:
-            self.log.event(event, **fields)
-
     def _save(self) -> Path | None:
         if self.checkpoints is None:
             return None
         if self._saved is not None and self._saved[0] == self.position.step:
             return self._saved[1]
+        self.log.phase("saving")
         path = checkpoint.save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
         self._saved = self.position.step, path
         return path
@@ -318,7 +317,7 @@ def _closed(learner: Learner) -> Iterator[None]:
 
 
 @contextmanager
-def _caught_signals() -> Iterator[list[int]]:
+def _caught_signals(on_signal: Callable[[], None]) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list instead of ending the process; the second SIGINT ends it at once."""
     caught: list[int] = []
 
@@ -326,6 +325,7 @@ def _caught_signals() -> Iterator[list[int]]:
         if caught and signum == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(signum)
+        on_signal()
 
     try:
         before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
