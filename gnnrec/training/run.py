@@ -194,7 +194,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
         DeviceError, DeviceMemoryError: no such device, or no room on it.
     """
     found = devices.resolve(device)
-    config = _read_config(run_dir)
+    config = read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
     panels = _panels(run_dir, found)
@@ -404,7 +404,13 @@ def _check_cutoffs(config: TrainConfig, data: dataset.Dataset) -> None:
             )
 
 
-def _read_config(run_dir: Path) -> TrainConfig:
+def read_config(run_dir: Path) -> TrainConfig:
+    """The configuration that the run in `run_dir` has kept.
+
+    Raises:
+        CheckpointError: no run lies there.
+        ConfigError: it is damaged.
+    """
     file = run_dir / "config.yaml"
     if is_tier_folder(run_dir):
         found = "holds live tensors of a training, half of them new at any time: they are no checkpoint"
@@ -436,21 +442,29 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
             where=str(run_dir),
             remedy="Set hydra.run.dir to the directory of the run",
         )
-    before, now = (_flat(asdict(part)) for part in (_read_config(run_dir), config))
     decays = config.trainer is not None and config.trainer.lr_decay != "none"
     resumable = RESUMABLE - {"trainer.epochs"} if decays else RESUMABLE  # the decay goes by them
-    changed = [
-        name
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name) and name not in resumable and not name.startswith(MEMORY)
-    ]
-    if changed:
-        listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in changed)
+    changes = changed(run_dir, config).items()
+    kept = {name: both for name, both in changes if name not in resumable and not name.startswith(MEMORY)}
+    if kept:
+        listed = ", ".join(f"{name}={now} (was {before})" for name, (before, now) in kept.items())
         raise ConfigError(
             f"this run has another configuration: {listed}",
             where=str(run_dir),
             remedy="Give the same options as the run had, or start another one in another hydra.run.dir",
         )
+
+
+def changed(run_dir: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """What differs between the configuration of the run in `run_dir` and this one: its value there and here, by name.
+
+    Raises:
+        CheckpointError: no run lies there.
+        ConfigError: its configuration is damaged.
+    """
+    before, now = (_flat(asdict(part)) for part in (read_config(run_dir), config))
+    names = (name for name in sorted(before | now) if before.get(name) != now.get(name))
+    return {name: (before.get(name), now.get(name)) for name in names}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

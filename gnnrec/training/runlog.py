@@ -191,6 +191,12 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def reset_peak_rss() -> None:
+    """Let `peak_rss_bytes` count from now on, where the system allows it: of the jobs of a sweep each has its own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 class Progress:
     """How far training is: a bar with loss, rate and time left on a terminal, else only the lines given to `line`.
 

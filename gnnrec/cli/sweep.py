@@ -1,0 +1,128 @@
+"""`gnnrec train -m`: the jobs of a sweep through one of Hydra's launchers, gathered into a table."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from gnnrec.cli.jobs import Task
+from gnnrec.cli.show import show_sweep
+from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.storage import atomic_write, locked, storage_errors
+
+
+class Sweep(Sweeper):
+    """All combinations of the values that are given, in the order of the options.
+
+    A sweep goes on where an earlier one in `hydra.sweep.dir` stopped; jobs record what became of them (`sweeps.Job`).
+
+    Args:
+        params: options and their values, as on the command line, which comes after them.
+    """
+
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives."""
+        assert isinstance(task_function, Task)
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
+        self.folder = Path(config.hydra.sweep.dir)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs of these overrides.
+
+        Raises:
+            ConfigError: the folder holds another sweep.
+            GnnrecError: some jobs failed.
+        """
+        from gnnrec import sweeps
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock", "another process is sweeping in this folder"):
+            self.jobs: dict[int, list[str]] = {}
+            try:
+                self.run(given)
+            finally:
+                if self.jobs:
+                    frame = sweeps.gather(self.folder, self.jobs)
+                    sweeps.keep(self.folder, frame)
+                    show_sweep(frame, self.folder)
+        unfinished = frame.loc[~frame["status"].isin(["done", "pruned"]), "job"].tolist()
+        if unfinished:
+            raise GnnrecError(
+                f"{len(unfinished)} of {len(frame)} jobs failed: {', '.join(map(str, unfinished))}",
+                where=str(self.folder),
+                remedy="To run these again, call the same command with hydra.sweep.dir set to this folder",
+            )
+
+    def run(self, given: Sequence[Override]) -> None:
+        """Launch all jobs at once."""
+        self.launch(dict(enumerate(grid(given))))
+
+    def launch(self, jobs: dict[int, list[str]]) -> None:
+        """Check jobs, numbered without gaps, and run them to their end, whatever it is."""
+        from gnnrec import sweeps
+
+        self.validate_batch_is_legal(list(jobs.values()))
+        sweeps.check_same(self.folder, jobs)
+        atomic_write(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+        launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task, self.config)
+        self.jobs |= jobs
+        for number, options in sweeps.differing(self.jobs).items():
+            shown = " ".join(f"{key}={value}" for key, value in options.items())
+            self.task.labels[number] = f"job {number} ({shown})" if shown else f"job {number}"
+        self.task.running = True
+        launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
+
+
+def register() -> None:
+    """Make `Sweep` what Hydra takes as its basic sweeper in this process.
+
+    Hydra instantiates sweepers of the package hydra_plugins alone, so this module gets a name there. Installed under
+    that name it would be loaded by every other application that uses Hydra.
+    """
+    plugins = Plugins.instance()
+    package = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
+    package.gnnrec = sys.modules[__name__]  # type: ignore[attr-defined]
+    target = f"hydra_plugins.gnnrec.{Sweep.__name__}"
+    plugins.class_name_to_class[target] = Sweep
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node={"_target_": target, "params": None})
+
+
+def grid(given: Sequence[Override]) -> list[list[str]]:
+    """The overrides of every combination of values.
+
+    Raises:
+        ConfigError: an interval, which has no values to combine.
+    """
+    options = {}
+    for override in given:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            options[key] = [str(override.input_line)]
+        elif override.is_discrete_sweep():
+            options[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            remedy = "List values (KEY=1,2,3 or KEY=range(1,4)), or search with hydra/sweeper=optuna"
+            raise ConfigError(f"{override.input_line!r} is an interval", where="command line", remedy=remedy)
+    return [list(job) for job in itertools.product(*options.values())]
