@@ -88,6 +88,12 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists()
 
 
+def state(folder: Path, since: float) -> str:
+    """The status of the job in `folder`, if it was recorded since then (seconds since 1970), else ""."""
+    record = _read(folder)
+    return "" if record is None or (folder / JOB).stat().st_mtime < since else str(record["status"])
+
+
 def check_same(sweep: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     """Raise a ConfigError where a job of an earlier sweep in this folder had other options than it has now."""
     for number, overrides in jobs.items():

@@ -27,6 +27,10 @@ __all__ = ["APPS", "CONF", "main"]
 # Of Hydra's options, those that have a use here. (--experimental-rerun reads a pickle, which could run any code.)
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info", "-cd", "--config-dir")
 
+# What brings choices that Hydra itself does not have.
+PLUGINS = {"hydra/launcher=joblib": "hydra-joblib-launcher"}
+PLUGINS |= dict.fromkeys(("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local"), "hydra-submitit-launcher")
+
 
 def main() -> None:
     """Entry point of the `gnnrec` command."""
@@ -133,6 +137,10 @@ def _explained(error: Exception, name: str, args: list[str]) -> ConfigError:
         )
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if package := PLUGINS.get(f"{group}={option}"):
+            return ConfigError(
+                f"{package} is not installed", where=f"{group}={option}", remedy=f"pip install {package}"
+            )
         return ConfigError(f"there is no {group}={option}", remedy=did_you_mean(option, list(error.options)))
     if twice := re.match(r"Multiple values for (\w+)", text):
         return ConfigError(f"{twice[1]} is chosen twice", remedy=f"Write {twice[1]}=NAME, without the +")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gnnrec import process
+from gnnrec.cli import workers
 from gnnrec.cli.apps import APPS
 from gnnrec.cli.show import complain
 from gnnrec.config import TrainConfig
@@ -39,11 +43,14 @@ class Task:
     Attributes:
         running: from now on errors come from the app, not from Hydra.
         labels: what is said of a sweep's jobs, by number.
+        ended: jobs that this sweep has run already.
     """
 
     def __init__(self, name: str, verb: str) -> None:
         self.name, self.verb, self.running = name, verb, False
         self.labels: dict[int, str] = {}
+        self.ended: set[int] = set()
+        self._process = os.getpid()
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run the app in Hydra's output directory; gives what a training of a sweep reached, see `sweeps.objective`."""
@@ -54,10 +61,12 @@ class Task:
         reached = None
         try:
             if self.name == "train" and settings.mode == RunMode.MULTIRUN:
-                reached = self._job(values, run_dir, settings.job.num, list(settings.overrides.task))
+                reached = self._job(values, run_dir, settings)
             else:
                 APPS[self.name].function(values, run_dir, self.verb)
         except (GnnrecError, OSError) as error:
+            if hasattr(error, "signum") and os.getpid() != self._process:
+                raise KeyboardInterrupt from error  # which the process that waits for this one understands
             if settings.mode == RunMode.RUN or hasattr(error, "signum"):
                 raise Ended(error) from error
             if isinstance(error, GnnrecError):
@@ -70,26 +79,38 @@ class Task:
                 (os.rmdir if made.startswith("..") else os.removedirs)(made)
         return reached
 
-    def _job(self, values: dict[str, Any], run_dir: Path, number: int, overrides: list[str]) -> float | None:
+    def _job(self, values: dict[str, Any], run_dir: Path, settings: HydraConf) -> float | None:
         """Train as a job of a sweep: go on with what is there, record the end.
 
         Raises:
             JobFailed: it could not be done. The sweep goes on.
             Interrupted: by a signal.
         """
+        number = settings.job.num
+        if number in self.ended:
+            return None
+        label, elsewhere = self.labels[number], os.getpid() != self._process
+        threads = self._settle(settings) if elsewhere else None
+
         from gnnrec import sweeps
+        from gnnrec.ops import set_num_threads
         from gnnrec.training import runlog
 
-        label = self.labels[number]
+        if threads is not None:
+            set_num_threads(threads)
         try:
-            with sweeps.recorded(run_dir, overrides) as job:
+            with sweeps.recorded(run_dir, list(settings.overrides.task)) as job:
                 config = TrainConfig.from_dict(values)
                 if job.is_done(config):
-                    print(f"{label}: done before")
+                    print(f"{label}: done before", flush=True)
                 else:
                     print(label, flush=True)
                     runlog.reset_peak_rss()
-                    APPS[self.name].function(values | {"resume": sweeps.is_run(run_dir)}, run_dir, self.verb)
+                    values["resume"] = sweeps.is_run(run_dir)
+                    with _into(run_dir / "output.txt") if elsewhere else contextlib.nullcontext():
+                        APPS[self.name].function(values, run_dir, self.verb)
+                    if elsewhere:
+                        print(f"{label}: done", flush=True)
                 job.write("done")
         except (GnnrecError, OSError) as error:
             if hasattr(error, "signum"):
@@ -100,3 +121,17 @@ class Task:
             traceback.print_exc()
             raise JobFailed(f"{type(error).__name__}: {error}") from error
         return sweeps.objective(run_dir)
+
+    @staticmethod
+    def _settle(settings: HydraConf) -> int | None:
+        """Prepare a process that runs jobs beside others; gives its threads, where it has cores of its own."""
+        process.prepare()
+        places = settings.launcher.get("n_jobs")
+        return None if places is None else workers.take_place(Path(settings.sweep.dir), places)
+
+
+@contextlib.contextmanager
+def _into(file: Path) -> Iterator[None]:
+    """Append to a file what is printed, where lines of several jobs would mix."""
+    with open(file, "a") as stream, contextlib.redirect_stdout(stream):
+        yield

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from gnnrec.cli import workers
 from gnnrec.cli.jobs import Task
-from gnnrec.cli.show import show_sweep
+from gnnrec.cli.show import complain, show_sweep
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.storage import atomic_write, locked, storage_errors
 
@@ -79,20 +85,62 @@ class Sweep(Sweeper):
         """Launch all jobs at once."""
         self.launch(dict(enumerate(grid(given))))
 
-    def launch(self, jobs: dict[int, list[str]]) -> None:
+    def launch(self, jobs: dict[int, list[str]]) -> Sequence[JobReturn]:
         """Check jobs, numbered without gaps, and run them to their end, whatever it is."""
         from gnnrec import sweeps
 
         self.validate_batch_is_legal(list(jobs.values()))
         sweeps.check_same(self.folder, jobs)
+        self._make_room(jobs)
         atomic_write(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task, self.config)
+        self.launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task, self.config)
         self.jobs |= jobs
         for number, options in sweeps.differing(self.jobs).items():
             shown = " ".join(f"{key}={value}" for key, value in options.items())
             self.task.labels[number] = f"job {number} ({shown})" if shown else f"job {number}"
         self.task.running = True
-        launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
+        while True:
+            began = time.time()
+            try:
+                return self.launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
+            except BrokenExecutor:  # a process was killed, and the executor has ended the others
+                self._try_singly(jobs, began)
+
+    def _try_singly(self, jobs: dict[int, list[str]], began: float) -> None:
+        """Run the jobs that were under way one by one, so that one whose process dies again fails alone."""
+        from gnnrec import sweeps
+
+        states = {number: sweeps.state(self.folder / str(number), began) for number in jobs}
+        self.task.ended |= {number for number, state in states.items() if state not in ("", "running")}
+        for number in [number for number, state in states.items() if state == "running"]:
+            try:
+                self.launcher.launch([jobs[number]], initial_job_idx=number)
+            except BrokenExecutor:
+                found = "its process was killed, as by the system for want of memory"
+                sweeps.Job(self.folder / str(number), jobs[number]).write("failed", found)
+                complain(
+                    GnnrecError(found, remedy="Look into the system's log (dmesg)"), f"{self.task.labels[number]}: "
+                )
+            self.task.ended.add(number)
+
+    def _make_room(self, jobs: dict[int, list[str]]) -> None:
+        """Let no more jobs run at a time than there are cores and memory for, where the launcher runs several here."""
+        asked = self.config.hydra.launcher.get("n_jobs")
+        if asked is None:
+            return
+        from gnnrec.memtier import nodes
+
+        load, needs = self.hydra_context.config_loader.load_sweep_config, []
+        for overrides in jobs.values():
+            config = load(self.config, list(overrides))
+            memory: Any = OmegaConf.to_container(config.memory, resolve=True)
+            needs.append(workers.needed(memory, config.device))
+        frees = [tier.free for tier in nodes.tiers(Path("/")) if tier.kind == "dram"]
+        free = None if None in frees else sum(filter(None, frees))
+        count = workers.at_a_time(asked, needs, len(os.sched_getaffinity(0)), free)
+        print(f"{count} of {len(jobs)} jobs at a time", flush=True)
+        with read_write(self.config), open_dict(self.config):
+            self.config.hydra.launcher.n_jobs = count
 
 
 def register() -> None:
