@@ -385,7 +385,7 @@ def test_help_names_apps_groups_verbs_and_keys(tmp_path):
         text = succeeds(overview)
         for part in ("train ", "evaluate ", "recommend new_users|similar_items|embeddings", "data list|info|fetch"):
             assert part in text
-        assert "model=gfcf|lightgcn|ngcf" in text
+        assert "model=custom|gfcf|lightgcn|ngcf" in text
     text = succeeds(forked.gnnrec("train", "--help", cwd=tmp_path))
     for group in (
         "data=synthetic ",

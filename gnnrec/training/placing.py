@@ -13,6 +13,7 @@ import torch
 from gnnrec import device as devices
 from gnnrec import losses, models
 from gnnrec.config import (
+    CustomModelConfig,
     GFCFConfig,
     HardwareConfig,
     LightGCNConfig,
@@ -266,7 +267,7 @@ def streamed(
 ) -> models.Streamed:
     """A model whose embeddings lie in a file, or without a folder in DRAM beside the device, a GPU; drawn from the seed
     or left to what a checkpoint holds."""
-    assert not isinstance(config.model, GFCFConfig)
+    assert not isinstance(config.model, GFCFConfig | CustomModelConfig)
     rows, dim = graph.num_nodes, config.model.dim
     store: Store
     if folder is None:
