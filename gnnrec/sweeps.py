@@ -17,6 +17,7 @@ from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
 from gnnrec.recommend import write_table
 from gnnrec.storage import atomic_write, storage_errors
 from gnnrec.training import run as runs
+from gnnrec.training.trainer import Pruned
 
 JOB = "job.json"
 TABLES = ("sweep.parquet", "sweep.csv")
@@ -70,6 +71,9 @@ def recorded(folder: Path, overrides: Sequence[str]) -> Iterator[Job]:
     job = Job(folder, overrides)
     try:
         yield job
+    except Pruned as error:
+        job.write("pruned", str(error))
+        raise
     except Exception as error:
         if hasattr(error, "signum"):
             job.write("interrupted", str(error))

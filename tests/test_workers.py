@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -75,8 +75,9 @@ def execute(context, task, config, overrides, number):
 TARGET = "hydra_plugins.processes.Processes"
 ConfigStore.instance().store(group="hydra/launcher", name="processes", node={"_target_": TARGET, "n_jobs": -1})
 """
+INSTALLED = {distribution.name for distribution in importlib.metadata.distributions()}
 needs_joblib = pytest.mark.skipif(
-    importlib.util.find_spec("joblib") is None, reason="hydra-joblib-launcher is not installed"
+    "hydra-joblib-launcher" not in INSTALLED, reason="hydra-joblib-launcher is not installed"
 )
 needs_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this process may use one core alone")
 

@@ -103,9 +103,9 @@ def _compose_and_call(name: str, verb: str, args: list[str]) -> None:
 
     task = Task(name, verb)
     if name == "train":
-        from gnnrec.cli import sweep
+        from gnnrec.cli import search
 
-        sweep.register()
+        search.register()
     # With this set, Hydra lets exceptions through instead of printing them and leaving with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"gnnrec {name}", *args]

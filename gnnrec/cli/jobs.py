@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gnnrec import process
 from gnnrec.cli import workers
-from gnnrec.cli.apps import APPS
+from gnnrec.cli.apps import APPS, train
 from gnnrec.cli.show import complain
 from gnnrec.config import TrainConfig
 from gnnrec.errors import GnnrecError
@@ -95,6 +95,7 @@ class Task:
         from gnnrec import sweeps
         from gnnrec.ops import set_num_threads
         from gnnrec.training import runlog
+        from gnnrec.training.trainer import Pruned
 
         if threads is not None:
             set_num_threads(threads)
@@ -108,10 +109,13 @@ class Task:
                     runlog.reset_peak_rss()
                     values["resume"] = sweeps.is_run(run_dir)
                     with _into(run_dir / "output.txt") if elsewhere else contextlib.nullcontext():
-                        APPS[self.name].function(values, run_dir, self.verb)
+                        train(values, run_dir, self.verb, hopeless=self._hopeless(settings))
                     if elsewhere:
                         print(f"{label}: done", flush=True)
                 job.write("done")
+        except Pruned as error:
+            print(f"{label}: {error}", flush=True)
+            return None
         except (GnnrecError, OSError) as error:
             if hasattr(error, "signum"):
                 raise
@@ -121,6 +125,15 @@ class Task:
             traceback.print_exc()
             raise JobFailed(f"{type(error).__name__}: {error}") from error
         return sweeps.objective(run_dir)
+
+    @staticmethod
+    def _hopeless(settings: HydraConf) -> Callable[[int, float], bool] | None:
+        """What gives up a job of a search that others have left behind."""
+        if "n_trials" not in settings.sweeper:
+            return None
+        from gnnrec.cli import search
+
+        return search.watch(Path(settings.sweep.dir), settings.job.num, settings.sweeper)
 
     @staticmethod
     def _settle(settings: HydraConf) -> int | None:

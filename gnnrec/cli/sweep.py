@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -70,7 +67,7 @@ class Sweep(Sweeper):
                 self.run(given)
             finally:
                 if self.jobs:
-                    frame = sweeps.gather(self.folder, self.jobs)
+                    frame = sweeps.gather(self.folder, dict(sorted(self.jobs.items())))
                     sweeps.keep(self.folder, frame)
                     show_sweep(frame, self.folder)
         unfinished = frame.loc[~frame["status"].isin(["done", "pruned"]), "job"].tolist()
@@ -141,20 +138,6 @@ class Sweep(Sweeper):
         print(f"{count} of {len(jobs)} jobs at a time", flush=True)
         with read_write(self.config), open_dict(self.config):
             self.config.hydra.launcher.n_jobs = count
-
-
-def register() -> None:
-    """Make `Sweep` what Hydra takes as its basic sweeper in this process.
-
-    Hydra instantiates sweepers of the package hydra_plugins alone, so this module gets a name there. Installed under
-    that name it would be loaded by every other application that uses Hydra.
-    """
-    plugins = Plugins.instance()
-    package = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
-    package.gnnrec = sys.modules[__name__]  # type: ignore[attr-defined]
-    target = f"hydra_plugins.gnnrec.{Sweep.__name__}"
-    plugins.class_name_to_class[target] = Sweep
-    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node={"_target_": target, "params": None})
 
 
 def grid(given: Sequence[Override]) -> list[list[str]]:

@@ -77,7 +77,10 @@ class Run:
 
 
 def train(
-    config: TrainConfig, run_dir: Path, on_plan: Callable[[Plan], None] = lambda plan: None
+    config: TrainConfig,
+    run_dir: Path,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    hopeless: Callable[[int, float], bool] | None = None,
 ) -> tuple[Run, dict[str, Any]]:
     """Train, evaluate and leave everything in `run_dir`.
 
@@ -85,12 +88,14 @@ def train(
         config: of the run.
         run_dir: its directory.
         on_plan: is told where tensors go, before they do, unless everything lies in DRAM as asked.
+        hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
 
     Returns:
         The run and its summary, which `summary.json` holds too.
 
     Raises:
         GnnrecError: whatever a user can mend; Interrupted by a signal, with a checkpoint written.
+        Pruned: it was given up.
     """
     device = devices.resolve(config.device)
     if device.type == "cuda":
@@ -120,7 +125,7 @@ def train(
             run = Run(config, data, graph, model, device, places)
             facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
             log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
-            position, actual = _fit(run, run_dir / "checkpoints", log)
+            position, actual = _fit(run, run_dir / "checkpoints", log, hopeless)
             started = time.perf_counter()
             metrics = evaluate(run, ks=config.evaluation.k)
             position.eval_seconds += time.perf_counter() - started
@@ -131,7 +136,9 @@ def train(
     return run, summary
 
 
-def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Actual]:
+def _fit(
+    run: Run, checkpoints: Path, log: runlog.RunLog, hopeless: Callable[[int, float], bool] | None
+) -> tuple[Position, Actual]:
     """Train the run's model, or compute it where it is in closed form; gives the position, and what steps took."""
     config = run.config
     if isinstance(run.model, models.GFCF):
@@ -165,6 +172,7 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
         resume=config.resume,
         places=run.places,
         profile=profile,
+        hopeless=hopeless,
     )
     position = trainer.fit()
     if profile is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,10 @@ class Interrupted(GnnrecError):
         self.signum = signum
         kept = f"the state is kept in {checkpoint}" if checkpoint else "nothing is kept"
         super().__init__(f"interrupted by {signal.Signals(signum).name}; {kept}")
+
+
+class Pruned(Exception):
+    """The training was given up, since others are better by now."""
 
 
 @dataclass
@@ -104,6 +108,7 @@ class Trainer:
         resume: go on from the newest checkpoint in `checkpoints`.
         places: where its tensors lie, if not beside the model.
         profile: records steps.
+        hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Trainer:
         resume: bool = False,
         places: Places | None = None,
         profile: StepProfile | None = None,
+        hopeless: Callable[[int, float], bool] | None = None,
     ) -> None:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
@@ -137,6 +143,7 @@ class Trainer:
         self.sampler = self.learner.sampler
         self.read_seconds = READ_SECONDS if self.learner.device.type == "cuda" else 0.0
         self.valid, self.checkpoints, self.log, self.profile = valid, checkpoints, log, profile
+        self.hopeless = hopeless
         self._event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
         self.position = Position()
         self._saved: tuple[int, Path] | None = None  # step and place of the newest checkpoint of this process
@@ -153,6 +160,7 @@ class Trainer:
             DivergedError: the loss became NaN or infinite; earlier checkpoints are intact.
             StorageError: a checkpoint could not be written.
             DeviceMemoryError: no room on the GPU; earlier checkpoints are intact.
+            Pruned: it was given up.
         """
         position, epochs = self.position, self.epochs
         total = epochs * self.sampler.steps_per_epoch
@@ -247,8 +255,16 @@ class Trainer:
         progress.line(f"epoch {position.epoch}/{self.epochs}  loss {loss:.4f}{scores}")
         if position.finished and not last:
             progress.line(f"no better {config.monitor} for {position.worse} evaluations: stopped")
+        if metrics and not position.finished and self.hopeless is not None:
+            self._give_up_where(self.hopeless(position.epoch, metrics[config.monitor]))
         if position.finished or position.epoch % config.checkpoint_every == 0:
             self._save()
+
+    def _give_up_where(self, hopeless: bool) -> None:
+        if hopeless:
+            position, monitor = self.position, self.config.monitor
+            self._event("pruned", epoch=position.epoch, step=position.step)
+            raise Pruned(f"given up after epoch {position.epoch}, with a {monitor} of {position.best[monitor]:.4f}")
 
     def _evaluate(self, valid: Evaluator) -> dict[str, float]:
         """Validate, and keep the parameters if they are the best so far."""
