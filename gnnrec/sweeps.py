@@ -92,6 +92,22 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists()
 
 
+def runs_of(folder: Path) -> list[Path]:
+    """The runs of the jobs that are done, in order, where a sweep lies in `folder`; else the folder itself.
+
+    Raises:
+        CheckpointError: the record of a job is damaged.
+        ConfigError: none is done.
+    """
+    if not any((folder / name).exists() for name in TABLES):
+        return [folder]
+    jobs = sorted((job for job in folder.iterdir() if job.name.isdecimal()), key=lambda job: int(job.name))
+    done = [job for job in jobs if (_read(job) or {}).get("status") == "done"]
+    if not done:
+        raise ConfigError("no job of this sweep is done", where=str(folder), remedy="Go on with the sweep first")
+    return done
+
+
 def state(folder: Path, since: float) -> str:
     """The status of the job in `folder`, if it was recorded since then (seconds since 1970), else ""."""
     record = _read(folder)

@@ -95,6 +95,25 @@ def test_the_same_command_runs_again_what_failed_and_nothing_else(made, tmp_path
     assert record(tmp_path / "sweep" / "0")["seconds"] >= record(made[0] / "0")["seconds"]
 
 
+def test_a_report_of_the_jobs_that_are_done(made, tmp_path):
+    pytest.importorskip("jinja2")
+    shutil.copytree(made[0], tmp_path / "sweep")
+    result = forked.gnnrec("report", "run=sweep", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "sweep/report.html, with report.md" in result.stdout
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert "0.001" in text
+    for job in ("0", "1"):
+        assert f"{summary(made[0] / job)['metrics']['test']['recall@20']:.4f}" in text
+
+
+def test_a_sweep_of_which_nothing_is_done_has_no_report(tmp_path):
+    assert sweeps.runs_of(tmp_path) == [tmp_path]
+    (tmp_path / "sweep.csv").write_text("")
+    with pytest.raises(ConfigError, match=r"no job of this sweep is done. Go on with the sweep first"):
+        sweeps.runs_of(tmp_path)
+
+
 def test_another_sweep_in_the_same_folder_is_refused(made, tmp_path):
     shutil.copytree(made[0], tmp_path / "sweep")
     other = train("seed=0,1", cwd=tmp_path)
