@@ -14,6 +14,7 @@ import forked
 import pytest
 
 from gnnrec import extensions, recommend
+from gnnrec.cli import folders
 from gnnrec.config import (
     CustomLossConfig,
     CustomModelConfig,
@@ -140,19 +141,48 @@ def test_other_memory_and_plans_are_not_for_own_code(tmp_path, allowed):
         CustomModelConfig(path=MODEL.path, options=["dim"]).validate()
 
 
-def test_a_config_file_cannot_allow_itself_anything(tmp_path):
-    """Hydra would put these into the environment of the job."""
+def test_what_the_environment_says_later_allows_nothing(monkeypatch):
+    """As Hydra puts there what a config has in `hydra.job.env_set`."""
+    monkeypatch.setenv("GNNREC_EXTENSIONS", "antigravity")
+    with pytest.raises(ConfigError, match=r"would run code of antigravity; no package is allowed to"):
+        extensions.load("model.path", "antigravity:geohash")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        (
+            "experiment/mine.yaml",
+            "# @package _global_\nhydra:\n  callbacks: {x: {_target_: antigravity.geohash}}",
+            "hydra",
+        ),
+        ("experiment/mine.yml", '"h\\x79dra": {job: {env_set: {GNNREC_EXTENSIONS: antigravity}}}', "hydra"),
+        ("experiment/mine.yaml", "#@package hydra.job_logging\nroot: {}", "hydra"),
+        ("experiment/mine.yaml", "defaults: [x@hydra.callbacks: y]", "hydra"),
+        ("hydra/job_logging/none.yaml", "root: {}", "hydra"),
+        ("model/mine.yaml", "x: [{_target_: antigravity.geohash}]", "_target_"),
+    ],
+)
+def test_a_config_file_that_reaches_for_what_runs_code_is_refused(name, text, word, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    for args in (("seed=1", "--config-dir", str(tmp_path)), (f"--config-dir={tmp_path}",), ("-cd", str(tmp_path))):
+        with pytest.raises(ConfigError, match=rf"{file.name}: mentions '{word}', which could run code"):
+            folders.check(args)
+
+
+def test_a_folder_of_configs_is_taken_and_a_search_path_is_not(tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\nmodel:\n  name: custom\n  path: antigravity:geohash\n  options: null\n"
-        "hydra:\n  job:\n    env_set:\n      GNNREC_EXTENSIONS: antigravity\n"
-    )
-    result = forked.gnnrec("train", "model=custom", "experiment=mine", "--config-dir", "conf", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith(
-        "gnnrec: model.path: is 'antigravity:geohash', which would run code of antigravity; no"
-    )
-    assert "GNNREC_EXTENSIONS=antigravity" in result.stderr
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\nmodel: {layers: 7}\n")
+    args = ("train", "experiment=mine", "--config-dir", "conf", "--cfg", "job")
+    assert "layers: 7" in forked.gnnrec(*args, cwd=tmp_path).stdout
+    file.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"mine.yaml: cannot be read: "):
+        folders.check(("--config-dir", str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"hydra.searchpath: cannot be set. Name the folder with --config-dir DIR"):
+        folders.check(("hydra.searchpath=[file:///x]",))
 
 
 def test_the_command_line_takes_what_the_environment_allows(tmp_path):

@@ -189,6 +189,23 @@ def test_a_search_of_nothing_or_by_nothing_is_refused(studies, tmp_path, monkeyp
         Launched(tmp_path, {}).run(parsed(*OPTIONS))
 
 
+def test_optuna_itself_is_asked_and_told(tmp_path):
+    pytest.importorskip("optuna")
+    first = Launched(tmp_path, {1: "failed", 2: "pruned", 3: "interrupted"}, n_trials=5)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(parsed(*OPTIONS))
+    sweeper = SimpleNamespace(seed=0, startup=5, prune=True)
+    assert not search.watch(tmp_path, 3, sweeper)(1, 0.5)
+    again = Launched(tmp_path, {}, n_trials=5)
+    again.run(parsed(*OPTIONS))
+    assert [list(batch) for batch in again.batches] == [[3], [4]]
+    assert again.batches[0] == first.batches[-1]
+    trials = search.open_study(tmp_path, 0, 5, True).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "PRUNED", "COMPLETE", "COMPLETE"]
+    assert trials[3].intermediate_values == {1: 0.5}
+    assert all(0.001 <= trial.params["optimizer.lr"] <= 0.1 for trial in trials)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="Optuna is installed")
 def test_without_optuna_the_remedy_is_named(tmp_path):
     result = forked.gnnrec("train", "-m", "hydra/sweeper=optuna", "seed=1,2", "hydra.sweep.dir=sweep", cwd=tmp_path)

@@ -99,8 +99,10 @@ def _compose_and_call(name: str, verb: str, args: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from gnnrec.cli import folders
     from gnnrec.cli.jobs import Ended, Task
 
+    folders.check(args)
     task = Task(name, verb)
     if name == "train":
         from gnnrec.cli import search
