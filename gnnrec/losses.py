@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from gnnrec import ops
-from gnnrec.config import BPRConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
+from gnnrec import extensions, ops
+from gnnrec.config import BPRConfig, CustomLossConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -211,6 +211,10 @@ def best_precision(device: torch.device) -> torch.dtype:
 
 def build(config: LossConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> Loss:
     """The loss that `config` names."""
+    if isinstance(config, CustomLossConfig):
+        options = config.options or {}
+        custom: Loss = extensions.make("loss", config.path, (), graph, cosine=cosine, device=device, **options)
+        return custom
     if isinstance(config, SoftmaxConfig):
         return Softmax(config, graph, cosine, device)
     if isinstance(config, SquaredConfig):

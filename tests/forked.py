@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -23,16 +24,26 @@ def gnnrec(
         limit: the most bytes that a file may have.
         terminal: where the output goes instead of into the result; it must hold all of it.
     """
-    words = [str(arg) for arg in args]
-    files = [cwd.parent / f"{cwd.name}.{name}" for name in ("out", "err")]
+    process = start(*args, cwd=cwd, limit=limit, terminal=terminal)
+    process.join()
+    assert process.exitcode is not None
+    files = _files(cwd)
+    return subprocess.CompletedProcess(list(map(str, args)), process.exitcode, *(file.read_text() for file in files))
+
+
+def start(*args: object, cwd: Path, limit: int = resource.RLIM_INFINITY, terminal: str | None = None) -> BaseProcess:
+    """As `gnnrec`, but the process still runs."""
+    files = _files(cwd)
     for file in files:
         file.write_text("")
     streams = [terminal or str(files[0]), str(files[1])]
-    process = _CONTEXT.Process(target=_call, args=(words, cwd, limit, streams))
+    process = _CONTEXT.Process(target=_call, args=(list(map(str, args)), cwd, limit, streams))
     process.start()
-    process.join()
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess(words, process.exitcode, *(file.read_text() for file in files))
+    return process
+
+
+def _files(cwd: Path) -> list[Path]:
+    return [cwd.parent / f"{cwd.name}.{name}" for name in ("out", "err")]
 
 
 def _call(words: list[str], cwd: Path, limit: int, streams: list[str]) -> None:

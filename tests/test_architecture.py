@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "gnnrec"
 
 # Lowest first. A room is a top-level module or folder of gnnrec; it imports from its own level and those before it.
 LEVELS = (
-    ("errors", "process", "units", "storage", "device"),
+    ("errors", "process", "units", "storage", "device", "extensions"),
     ("config",),
     ("profiler", "data"),
     ("graph",),
@@ -28,7 +28,7 @@ LEVELS = (
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SCRIPTS = {"experiments", "profiling", "tests"}
+SCRIPTS = {"examples", "experiments", "profiling", "tests"}
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_ROOMS = {"cli", "config"}
 

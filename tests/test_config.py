@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from gnnrec import extensions
 from gnnrec.cli import APPS
 from gnnrec.config import (
     BPRConfig,
@@ -50,7 +51,11 @@ from gnnrec.errors import ConfigError
 from gnnrec.training.metrics import ranking_metrics
 
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
-NEEDED = {"data=files": {"data": {"log": "log.csv"}}}  # what an option cannot do without
+NEEDED = {  # what an option cannot do without
+    "data=files": {"data": {"log": "log.csv"}},
+    "model=custom": {"model": {"path": "my_package.models:OneHop", "options": {"dim": 8}}},
+    "loss=custom": {"loss": {"path": "my_package.losses:Hinge", "batches": "my_package.samplers:AnyItem"}},
+}
 
 
 def composed(app: str, *overrides: str) -> dict[str, Any]:
@@ -112,7 +117,8 @@ def test_a_model_in_closed_form_has_no_use_for_memory(gfcf):
 
 
 @pytest.mark.parametrize("option", ["", *OPTIONS])
-def test_every_option_composes_fills_and_comes_back_from_yaml(option, tmp_path):
+def test_every_option_composes_fills_and_comes_back_from_yaml(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(extensions, "_allowed", {"my_package"})
     if option.startswith("hardware="):
         hardware = fill(HardwareConfig, composed("plan", option)["hardware"], "hardware")
         hardware.validate()
@@ -374,6 +380,7 @@ def test_no_rule_is_without_a_test():
     named = set(re.findall(r'(?:where=|(?:one_of|within|at_least|positive|cutoffs)\()"([\w.]+)"', source))
     of_others = {"model.factors", "model.ideal_weight", *(field for field, *_ in OTHER_RULES)}
     of_others |= {field for _, _, field, *_ in OTHER_LOSSES}
+    of_others.add("loss.batches")  # in test_extensions.py
     assert len(named) > 25
     assert named - {field for field, *_ in RULES} - of_others == {"data"}
 

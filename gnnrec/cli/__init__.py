@@ -6,18 +6,17 @@ mistakes and the exit codes (0 done, 2 the user can mend it, 130 and 143 interru
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import signal
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from gnnrec import process
 from gnnrec.cli.apps import APPS
+from gnnrec.cli.show import complain
 from gnnrec.config import did_you_mean
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, GnnrecError
@@ -27,6 +26,10 @@ __all__ = ["APPS", "CONF", "main"]
 
 # Of Hydra's options, those that have a use here. (--experimental-rerun reads a pickle, which could run any code.)
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info", "-cd", "--config-dir")
+
+# What brings choices that Hydra itself does not have.
+PLUGINS = {"hydra/launcher=joblib": "hydra-joblib-launcher"}
+PLUGINS |= dict.fromkeys(("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local"), "hydra-submitit-launcher")
 
 
 def main() -> None:
@@ -57,7 +60,7 @@ def _run(name: str, args: list[str]) -> int:
             _compose_and_call(name, *_verb_and_options(name, args))
         sys.stdout.flush()
     except GnnrecError as error:
-        return _complain(error)
+        return complain(error)
     except KeyboardInterrupt:
         print("gnnrec: interrupted", file=sys.stderr)
         return 130
@@ -66,24 +69,10 @@ def _run(name: str, args: list[str]) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         if error.errno == errno.ENOSPC:
-            return _complain(GnnrecError("no space left", where="standard output", remedy="Free some space"))
+            return complain(GnnrecError("no space left", where="standard output", remedy="Free some space"))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return 0  # also for `gnnrec ... | head`
-
-
-class _Ended(BaseException):
-    """Carries an error past Hydra, which would add a line of its own, and in a sweep begin the next job."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-def _complain(error: GnnrecError) -> int:
-    """Print the error on one line; returns the exit code."""
-    text = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    print(f"gnnrec: {text}", file=sys.stderr)
-    return 128 + error.signum if hasattr(error, "signum") else 2
 
 
 def _verb_and_options(name: str, args: list[str]) -> tuple[str, list[str]]:
@@ -107,45 +96,29 @@ def _verb_and_options(name: str, args: list[str]) -> tuple[str, list[str]]:
 def _compose_and_call(name: str, verb: str, args: list[str]) -> None:
     """Let Hydra compose the app's config from `args` and call the app's function, once or once a job of a sweep."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    running = False
+    from gnnrec.cli import folders
+    from gnnrec.cli.jobs import Ended, Task
 
-    def task(config: DictConfig) -> None:
-        nonlocal running
-        running = True
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        try:
-            APPS[name].function(values, run_dir, verb)
-        except (GnnrecError, OSError) as error:
-            if HydraConfig.get().mode == RunMode.RUN or hasattr(error, "signum"):
-                raise _Ended(error) from error
-            if isinstance(error, GnnrecError):
-                _complain(error)  # the sweep goes on; Hydra raises the first error at its end
-            raise
-        finally:
-            # Made by Hydra for a run that never began; within the working directory, so were empty folders above it.
-            made = os.path.relpath(run_dir)
-            with contextlib.suppress(OSError):  # not empty: a run
-                (os.rmdir if made.startswith("..") else os.removedirs)(made)
-        running = False
+    folders.check(args)
+    task = Task(name, verb)
+    if name == "train":
+        from gnnrec.cli import search
 
+        search.register()
     # With this set, Hydra lets exceptions through instead of printing them and leaving with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"gnnrec {name}", *args]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-    except _Ended as ended:
+    except Ended as ended:
         raise ended.error from None
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, name, args) from error
     except (OSError, ValueError) as error:
-        if running or isinstance(error, GnnrecError):
+        if task.running or isinstance(error, GnnrecError):
             raise
         if isinstance(error, OSError):
             with storage_errors(error.filename or "."):  # the run directory
@@ -166,6 +139,10 @@ def _explained(error: Exception, name: str, args: list[str]) -> ConfigError:
         )
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if package := PLUGINS.get(f"{group}={option}"):
+            return ConfigError(
+                f"{package} is not installed", where=f"{group}={option}", remedy=f"pip install {package}"
+            )
         return ConfigError(f"there is no {group}={option}", remedy=did_you_mean(option, list(error.options)))
     if twice := re.match(r"Multiple values for (\w+)", text):
         return ConfigError(f"{twice[1]} is chosen twice", remedy=f"Write {twice[1]}=NAME, without the +")

@@ -38,13 +38,15 @@ from gnnrec.errors import ConfigError
 from gnnrec.storage import storage_errors
 
 
-def train(values: dict[str, Any], run_dir: Path, verb: str) -> None:
+def train(
+    values: dict[str, Any], run_dir: Path, verb: str, hopeless: Callable[[int, float], bool] | None = None
+) -> None:
     """Train a model, evaluate it, show metrics and ten recommendations."""
     config = TrainConfig.from_dict(values)
 
     from gnnrec.training import run as runs
 
-    run, summary = runs.train(config, run_dir, on_plan=show_plan)
+    run, summary = runs.train(config, run_dir, on_plan=show_plan, hopeless=hopeless)
     with run:
         show_metrics(summary)
         show_account(summary)

@@ -9,7 +9,7 @@ from gnnrec.config import ReportConfig, fill
 
 
 def report(values: dict[str, Any], run_dir: Path, verb: str) -> None:
-    """Turn the records of one or several runs into a page, Markdown and CSV."""
+    """Turn the records of one or several runs, or of a sweep, into a page, Markdown and CSV."""
     config = fill(ReportConfig, values)
     config.validate()
 

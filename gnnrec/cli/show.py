@@ -6,10 +6,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnnrec.errors import GnnrecError
+
 if TYPE_CHECKING:
     import pandas as pd
 
 PROFILED = 12  # rows of a profile that are shown
+
+
+def complain(error: GnnrecError, job: str = "") -> int:
+    """Print the error on one line; returns the exit code.
+
+    Args:
+        job: the job of a sweep that met it.
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in f"{job}{error}")
+    print(f"gnnrec: {text}", file=sys.stderr)
+    return 128 + error.signum if hasattr(error, "signum") else 2
 
 
 def give(frame: pd.DataFrame, out: str | None) -> None:
@@ -36,6 +49,25 @@ def show_metrics(summary: dict[str, Any]) -> None:
     )
     if "peak_gpu_bytes" in summary:
         print(f"device {summary['device_name']}, peak memory {summary['peak_gpu_bytes'] / 2**30:.2f} GiB")
+
+
+def show_sweep(frame: pd.DataFrame, sweep: Path) -> None:
+    """The jobs of a sweep, of their metrics the first of each part; all of them are in the files beside the jobs."""
+    names = list(frame.columns)
+    metrics = [next((name for name in names if name.startswith(f"{part}_")), "") for part in ("valid", "test")]
+    options = names[1 : names.index("status")]
+    rows = []
+    for row in records(frame.astype(object).where(frame.notna(), "")):
+        shown = {name: row[name] for name in ("job", *options, "status", *filter(None, metrics))}
+        shown["seconds"] = f"{row['seconds']:.1f}" if row.get("seconds", "") != "" else ""
+        shown["peak GiB"] = f"{row['peak_rss_bytes'] / 2**30:.2f}" if row.get("peak_rss_bytes", "") != "" else ""
+        rows.append(shown)
+    table(rows)
+    if metrics[0] and frame[metrics[0]].notna().any():
+        best = records(frame)[int(frame[metrics[0]].astype(float).argmax())]
+        chosen = " ".join(f"{name}={best[name]}" for name in options)
+        print(f"best by {metrics[0].replace('_', ' ')}: job {best['job']} ({chosen})")
+    print(f"{len(frame)} jobs in {sweep}, with sweep.parquet and sweep.csv")
 
 
 def show_parts(parts: dict[str, dict[str, float]]) -> None:

@@ -8,10 +8,19 @@ from gnnrec.config.calibrate import CalibrateConfig
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
 from gnnrec.config.hardware import HardwareConfig
-from gnnrec.config.loss import LOSSES, BPRConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
+from gnnrec.config.loss import (
+    LOSSES,
+    BPRConfig,
+    CustomLossConfig,
+    DirectAUConfig,
+    LossConfig,
+    SoftmaxConfig,
+    SquaredConfig,
+)
 from gnnrec.config.memory import MemoryConfig, SimulateConfig
 from gnnrec.config.model import (
     MODELS,
+    CustomModelConfig,
     GFCFConfig,
     LightGCNConfig,
     ModelConfig,
@@ -33,6 +42,8 @@ __all__ = [
     "CalibrateConfig",
     "CatalogConfig",
     "ColumnsConfig",
+    "CustomLossConfig",
+    "CustomModelConfig",
     "DataConfig",
     "DirectAUConfig",
     "EvaluateConfig",

@@ -46,3 +46,9 @@ def cutoffs(where: str, ks: list[int]) -> None:
         raise ConfigError("is empty", where=where, remedy="Give at least one cut-off, such as [20]")
     for k in ks:
         at_least(where, k, 1)
+
+
+def mapping(where: str, value: Any) -> None:
+    """Raise a ConfigError unless the value is None or has names as keys."""
+    if value is not None and not (isinstance(value, dict) and all(str(key).isidentifier() for key in value)):
+        raise ConfigError(f"is {value!r}", where=where, remedy="Give options by their names, such as {dim: 64}")

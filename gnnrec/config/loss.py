@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from gnnrec.config.checks import at_least, one_of, positive, within
+from gnnrec import extensions
+from gnnrec.config.checks import at_least, mapping, one_of, positive, within
 from gnnrec.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")  # of products
@@ -106,10 +108,30 @@ class DirectAUConfig:
         one_of("loss.precision", self.precision, PRECISIONS)
 
 
-LossConfig = BPRConfig | SoftmaxConfig | SquaredConfig | DirectAUConfig
+@dataclass
+class CustomLossConfig:
+    """A loss of a user's own package, with the batches that it takes."""
+
+    name: str = "custom"
+    path: str | None = None
+    options: Any = None  # dict[str, Any] | None
+    batches: str = "triples"
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used, or code that is not allowed."""
+        extensions.check("loss.path", self.path)
+        mapping("loss.options", self.options)
+        if extensions.is_path(self.batches):
+            extensions.check("loss.batches", self.batches)
+        else:
+            one_of("loss.batches", self.batches, ("triples", "users"))
+
+
+LossConfig = BPRConfig | SoftmaxConfig | SquaredConfig | DirectAUConfig | CustomLossConfig
 LOSSES: dict[str, type[LossConfig]] = {
     "bpr": BPRConfig,
     "softmax": SoftmaxConfig,
     "squared": SquaredConfig,
     "directau": DirectAUConfig,
+    "custom": CustomLossConfig,
 }

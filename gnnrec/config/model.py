@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gnnrec.config.checks import at_least, one_of, positive, within
+from gnnrec import extensions
+from gnnrec.config.checks import at_least, mapping, one_of, positive, within
 from gnnrec.errors import ConfigError
 
 
@@ -141,11 +142,26 @@ class GFCFConfig:
         at_least("model.ideal_weight", self.ideal_weight, 0)
 
 
-ModelConfig = LightGCNConfig | NGCFConfig | SimGCLConfig | XSimGCLConfig | GFCFConfig
+@dataclass
+class CustomModelConfig:
+    """A model of a user's own package."""
+
+    name: str = "custom"
+    path: str | None = None
+    options: Any = None  # dict[str, Any] | None
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used, or code that is not allowed."""
+        extensions.check("model.path", self.path)
+        mapping("model.options", self.options)
+
+
+ModelConfig = LightGCNConfig | NGCFConfig | SimGCLConfig | XSimGCLConfig | GFCFConfig | CustomModelConfig
 MODELS: dict[str, type[ModelConfig]] = {
     "lightgcn": LightGCNConfig,
     "ngcf": NGCFConfig,
     "simgcl": SimGCLConfig,
     "xsimgcl": XSimGCLConfig,
     "gfcf": GFCFConfig,
+    "custom": CustomModelConfig,
 }

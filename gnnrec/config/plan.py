@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gnnrec.config.hardware import HardwareConfig
-from gnnrec.config.model import GFCFConfig
+from gnnrec.config.loss import CustomLossConfig
+from gnnrec.config.model import CustomModelConfig, GFCFConfig
 from gnnrec.config.train import TrainConfig
 from gnnrec.config.values import fill
 from gnnrec.errors import ConfigError
@@ -41,5 +42,9 @@ class PlanConfig:
         if isinstance(self.train.model, GFCFConfig):
             found = "is computed in closed form: there are no steps to plan"
             raise ConfigError(found, where=f"model={self.train.model.name}", remedy="Take model=lightgcn or model=ngcf")
+        for name, section in (("model", self.train.model), ("loss", self.train.loss)):
+            if isinstance(section, CustomModelConfig | CustomLossConfig):
+                found, remedy = "nobody knows what a step moves: there is nothing to plan", f"Take another {name}"
+                raise ConfigError(found, where=f"{name}=custom", remedy=remedy)
         if self.out is not None and Path(self.out).suffix != ".json":
             raise ConfigError(f"is {self.out!r}", where="out", remedy="Give a name that ends in .json")

@@ -7,9 +7,9 @@ from typing import Any
 
 from gnnrec.config.checks import at_least, one_of, within
 from gnnrec.config.data import DataConfig
-from gnnrec.config.loss import LOSSES, BPRConfig, LossConfig, SquaredConfig
+from gnnrec.config.loss import LOSSES, BPRConfig, CustomLossConfig, LossConfig, SquaredConfig
 from gnnrec.config.memory import MemoryConfig
-from gnnrec.config.model import MODELS, GFCFConfig, ModelConfig
+from gnnrec.config.model import MODELS, CustomModelConfig, GFCFConfig, ModelConfig
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, optional
 from gnnrec.device import NAMES as DEVICES
@@ -105,6 +105,10 @@ class TrainConfig(GeneralConfig):
         if isinstance(self.model, GFCFConfig) and self.memory.name != "dram":
             found = f"has no effect with model={self.model.name}, which is computed in closed form"
             raise ConfigError(found, where=f"memory={self.memory.name}", remedy="Take memory=dram")
+        for name, section in (("model", self.model), ("loss", self.loss)):
+            if isinstance(section, CustomModelConfig | CustomLossConfig) and self.memory.name != "dram":
+                found = f"has no effect with {name}=custom, of which nobody knows what a step moves"
+                raise ConfigError(found, where=f"memory={self.memory.name}", remedy="Take memory=dram")
         similarity = getattr(self.model, "similarity", "dot")
         if isinstance(self.loss, BPRConfig | SquaredConfig) and similarity != "dot":
             raise ConfigError(
@@ -120,9 +124,10 @@ class TrainConfig(GeneralConfig):
                 where="trainer.storage",
                 remedy="Take optimizer=adam or adamw, or leave it out",
             )
-        if not isinstance(self.loss, BPRConfig) and self.trainer.sampling is not None:
+        triples = isinstance(self.loss, BPRConfig) or getattr(self.loss, "batches", "") == "triples"
+        if not triples and self.trainer.sampling is not None:
             raise ConfigError(
-                f"has no effect with loss={self.loss.name}, whose batches are users with all of their items",
+                f"has no effect with loss={self.loss.name}, whose batches are no triples",
                 where="trainer.sampling",
                 remedy="Leave it out",
             )

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gnnrec import extensions
 from gnnrec.data import delimited
 from gnnrec.data.columns import CONVERT, check_column, gather, to_arrow
 from gnnrec.data.interactions import IdMap, Interactions, share_ids
@@ -81,7 +82,7 @@ def read_interactions(
     Args:
         source: path of a file, pandas DataFrame, scipy sparse users x items matrix, DGL graph, PyG HeteroData or
             `edge_index` tensor (see the `from_` methods of Interactions).
-        format: of a file; None: by its name.
+        format: of a file; None: by its name; or the path of a user's own reader, see `extensions`.
             `adjacency`: text, `user item item ...` in each line, integers; a user without items stays in the id map.
             `csv`: delimited text. `.gz`, `.bz2`, `.zst` and `.lz4` are decompressed, as for all text.
             `recbole`: an `.inter` file, tab-separated, whose header gives types (`user_id:token`). Without options its
@@ -177,6 +178,9 @@ def _read_file(path: Path, format: str | None, options: _Options, as_text: froze
     try:
         _check_file(path)
         format = format or _guess_format(path, options)
+        if extensions.is_path(format):
+            options.check_used((), f"format {format!r}")
+            return _read_custom(path, format)
         if format not in _FORMATS:
             near = difflib.get_close_matches(format, _FORMATS, n=1)
             remedy = f"Did you mean {near[0]!r}?" if near else f"Formats are {', '.join(_FORMATS)}"
@@ -186,6 +190,15 @@ def _read_file(path: Path, format: str | None, options: _Options, as_text: froze
         return reader(path, options, as_text)
     except OSError as error:
         raise DataError(f"cannot be read: {_reason(error)}", where=str(path)) from error
+
+
+def _read_custom(path: Path, format: str) -> Interactions:
+    """What a user's own reader makes of the file."""
+    log = extensions.load("data.format", format)(path)
+    if not isinstance(log, Interactions):
+        remedy = "Let it return gnnrec.Interactions, such as Interactions.from_pandas makes"
+        raise DataError(f"{format} returned {type(log).__name__}", where=str(path), remedy=remedy)
+    return log
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from gnnrec.config import GFCFConfig, ModelConfig, NGCFConfig, SimGCLConfig, XSimGCLConfig
+from gnnrec import extensions
+from gnnrec.config import CustomModelConfig, GFCFConfig, ModelConfig, NGCFConfig, SimGCLConfig, XSimGCLConfig
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.models.gfcf import GFCF
 from gnnrec.models.lightgcn import LightGCN
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 Trainable = LightGCN | NGCF  # those with embeddings that a loss trains; SimGCL and XSimGCL are kinds of LightGCN
+NEEDED = ("embedding", "graph", "similarity", "scorer")  # what a user's own model must have, as LightGCN has it
 Model = Trainable | GFCF
 Streamed = StreamedLightGCN | StreamedNGCF  # those with embeddings in files
 
@@ -41,6 +43,9 @@ def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> Model:
     """The model that `config` names, on this graph; parameters are drawn from `seed`."""
     if isinstance(config, GFCFConfig):
         return GFCF(graph, factors=config.factors, ideal_weight=config.ideal_weight, seed=seed)
+    if isinstance(config, CustomModelConfig):
+        custom: LightGCN = extensions.make("model", config.path, NEEDED, graph, seed=seed, **(config.options or {}))
+        return custom
     if isinstance(config, NGCFConfig):
         return NGCF(
             graph,

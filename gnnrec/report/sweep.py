@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +67,7 @@ def read_sweep(folder: str) -> Sweep:
         try:
             runs.append(read_run(path / name, name))
         except (CheckpointError, ConfigError) as error:
-            failed.append((name, str(error)))
+            failed.append((name, _reason(path / name) or str(error)))
     if not runs:
         found = f"holds no run: {failed[0][1]}" if failed else "holds no run"
         raise CheckpointError(found, where=folder, remedy=remedy)
@@ -73,6 +75,13 @@ def read_sweep(folder: str) -> Sweep:
     absent = [str(number) for number in range(max(numbers, default=0)) if number not in numbers]
     failed += [(number, "left no folder: it ended before it was a run") for number in absent]
     return Sweep(path.resolve().name, tuple(runs), tuple(sorted(failed, key=lambda one: _order(one[0]))))
+
+
+def _reason(job: Path) -> str:
+    """What the record of a job says of its failure, if there is one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # without one the error of reading the run is shown
+        return str(json.loads((job / "job.json").read_bytes()).get("message", ""))
+    return ""
 
 
 def _order(name: str) -> tuple[int, str]:

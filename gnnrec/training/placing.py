@@ -13,6 +13,7 @@ import torch
 from gnnrec import device as devices
 from gnnrec import losses, models
 from gnnrec.config import (
+    CustomModelConfig,
     GFCFConfig,
     HardwareConfig,
     LightGCNConfig,
@@ -288,7 +289,7 @@ def streamed(
 ) -> models.Streamed:
     """A model whose embeddings lie outside of where it computes, drawn from the seed or left to what a checkpoint
     holds."""
-    assert not isinstance(config.model, GFCFConfig)
+    assert not isinstance(config.model, GFCFConfig | CustomModelConfig)
     rows, dim = graph.num_nodes, config.model.dim
     seed, panel = config.seed if drawn else None, form.panel
     if form.folder is None:

@@ -80,7 +80,10 @@ class Run:
 
 
 def train(
-    config: TrainConfig, run_dir: Path, on_plan: Callable[[Plan], None] = lambda plan: None
+    config: TrainConfig,
+    run_dir: Path,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    hopeless: Callable[[int, float], bool] | None = None,
 ) -> tuple[Run, dict[str, Any]]:
     """Train, evaluate and leave everything in `run_dir`.
 
@@ -88,12 +91,14 @@ def train(
         config: of the run.
         run_dir: its directory.
         on_plan: is told where tensors go, before they do, unless everything lies in DRAM as asked.
+        hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
 
     Returns:
         The run and its summary, which `summary.json` holds too.
 
     Raises:
         GnnrecError: whatever a user can mend; Interrupted by a signal, with a checkpoint written.
+        Pruned: it was given up.
     """
     loggers = [*trackers(config.loggers), *views(config.view)]
     device = devices.resolve(config.device)
@@ -128,7 +133,8 @@ def train(
             facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
             log.start(asdict(config), run_dir)
             log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
-            position, actual = _fit(run, run_dir / "checkpoints", log)
+            log.start(asdict(config), run_dir)
+            position, actual = _fit(run, run_dir / "checkpoints", log, hopeless)
             log.phase("testing")
             started = time.perf_counter()
             metrics = evaluate(run, ks=config.evaluation.k)
@@ -140,7 +146,9 @@ def train(
     return run, summary
 
 
-def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Actual]:
+def _fit(
+    run: Run, checkpoints: Path, log: runlog.RunLog, hopeless: Callable[[int, float], bool] | None
+) -> tuple[Position, Actual]:
     """Train the run's model, or compute it where it is in closed form; gives the position, and what steps took."""
     config = run.config
     if isinstance(run.model, models.GFCF):
@@ -175,6 +183,7 @@ def _fit(run: Run, checkpoints: Path, log: runlog.RunLog) -> tuple[Position, Act
         resume=config.resume,
         places=run.places,
         profile=profile,
+        hopeless=hopeless,
     )
     try:
         position = trainer.fit()
@@ -209,7 +218,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
         DeviceError, DeviceMemoryError: no such device, or no room on it.
     """
     found = devices.resolve(device)
-    config = _read_config(run_dir)
+    config = read_config(run_dir)
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
     form = _form(run_dir, found)
@@ -415,7 +424,13 @@ def _check_cutoffs(config: TrainConfig, data: dataset.Dataset) -> None:
             )
 
 
-def _read_config(run_dir: Path) -> TrainConfig:
+def read_config(run_dir: Path) -> TrainConfig:
+    """The configuration that the run in `run_dir` has kept.
+
+    Raises:
+        CheckpointError: no run lies there.
+        ConfigError: it is damaged.
+    """
     file = run_dir / "config.yaml"
     if is_tier_folder(run_dir):
         found = "holds live tensors of a training, half of them new at any time: they are no checkpoint"
@@ -447,18 +462,26 @@ def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
             where=str(run_dir),
             remedy="Set hydra.run.dir to the directory of the run",
         )
-    before, now = (flat(asdict(part)) for part in (_read_config(run_dir), config))
     decays = config.trainer is not None and config.trainer.lr_decay != "none"
     resumable = RESUMABLE - {"trainer.epochs"} if decays else RESUMABLE  # the decay goes by them
-    changed = [
-        name
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name) and name not in resumable and not name.startswith(MEMORY)
-    ]
-    if changed:
-        listed = ", ".join(f"{name}={now.get(name)} (was {before.get(name)})" for name in changed)
+    changes = changed(run_dir, config).items()
+    kept = {name: both for name, both in changes if name not in resumable and not name.startswith(MEMORY)}
+    if kept:
+        listed = ", ".join(f"{name}={now} (was {before})" for name, (before, now) in kept.items())
         raise ConfigError(
             f"this run has another configuration: {listed}",
             where=str(run_dir),
             remedy="Give the same options as the run had, or start another one in another hydra.run.dir",
         )
+
+
+def changed(run_dir: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """What differs between the configuration of the run in `run_dir` and this one: its value there and here, by name.
+
+    Raises:
+        CheckpointError: no run lies there.
+        ConfigError: its configuration is damaged.
+    """
+    before, now = (flat(asdict(part)) for part in (read_config(run_dir), config))
+    names = (name for name in sorted(before | now) if before.get(name) != now.get(name))
+    return {name: (before.get(name), now.get(name)) for name in names}

@@ -292,6 +292,12 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def reset_peak_rss() -> None:
+    """Let `peak_rss_bytes` count from now on, where the system allows it: of the jobs of a sweep each has its own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def rss_bytes() -> int:
     """The resident memory of this process now, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

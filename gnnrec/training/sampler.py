@@ -9,7 +9,8 @@ import numba
 import numpy as np
 import torch
 
-from gnnrec.config import BPRConfig, LossConfig, SoftmaxConfig, TrainerConfig
+from gnnrec import extensions
+from gnnrec.config import BPRConfig, CustomLossConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.ops._numba import VERSION, inline, kernel
@@ -249,6 +250,12 @@ def build(
 ) -> TripleSampler | UserSampler:
     """The sampler of what the loss takes."""
     assert config.batch_size is not None
+    if isinstance(loss, CustomLossConfig) and loss.batches not in ("triples", "users"):
+        make, options = extensions.load("loss.batches", loss.batches), {"seed": seed, "pinned": pinned}
+        custom: TripleSampler = make(graph, config.batch_size, **options)
+        return custom
+    if isinstance(loss, CustomLossConfig) and loss.batches == "triples":
+        return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
     if isinstance(loss, BPRConfig):
         return TripleSampler(
             graph,

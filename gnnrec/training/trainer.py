@@ -41,6 +41,10 @@ class DivergedError(GnnrecError):
     """The loss or the embeddings are no usable numbers any more."""
 
 
+class Pruned(Exception):
+    """The training was given up, since others are better by now."""
+
+
 @dataclass
 class Position:
     """Where training is, and what it has seen; everything of a checkpoint that is no tensor."""
@@ -95,6 +99,7 @@ class Trainer:
         resume: go on from the newest checkpoint in `checkpoints`.
         places: where its tensors lie, if not beside the model.
         profile: records steps.
+        hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Trainer:
         resume: bool = False,
         places: Places | None = None,
         profile: StepProfile | None = None,
+        hopeless: Callable[[int, float], bool] | None = None,
     ) -> None:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
@@ -128,6 +134,7 @@ class Trainer:
         self.sampler = self.learner.sampler
         self.read_seconds = READ_SECONDS if self.learner.device.type == "cuda" else 0.0
         self.valid, self.checkpoints, self.log, self.profile = valid, checkpoints, log or RunLog(), profile
+        self.hopeless = hopeless
         self._plan = None if places is None else places.plan
         self.log.event("settings", trainer=asdict(config), loss=asdict(loss))  # none of them open any more
         self.position = Position()
@@ -145,6 +152,7 @@ class Trainer:
             DivergedError: the loss became NaN or infinite; earlier checkpoints are intact.
             StorageError: a checkpoint could not be written.
             DeviceMemoryError: no room on the GPU; earlier checkpoints are intact.
+            Pruned: it was given up.
         """
         position, epochs = self.position, self.epochs
         left = epochs * self.sampler.steps_per_epoch - position.step
@@ -248,8 +256,16 @@ class Trainer:
         )
         if position.finished and not last:
             self.log.event("stopped", step=position.step, evaluations=position.worse)
+        if metrics and not position.finished and self.hopeless is not None:
+            self._give_up_where(self.hopeless(position.epoch, metrics[config.monitor]))
         if position.finished or position.epoch % config.checkpoint_every == 0:
             self._save()
+
+    def _give_up_where(self, hopeless: bool) -> None:
+        if hopeless:
+            position, monitor = self.position, self.config.monitor
+            self.log.event("pruned", epoch=position.epoch, step=position.step)
+            raise Pruned(f"given up after epoch {position.epoch}, with a {monitor} of {position.best[monitor]:.4f}")
 
     def _evaluate(self, valid: Evaluator) -> dict[str, float]:
         """Validate, and keep the parameters if they are the best so far."""

@@ -1,0 +1,159 @@
+"""`gnnrec train -m`: the jobs of a sweep through one of Hydra's launchers, gathered into a table."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from gnnrec.cli import workers
+from gnnrec.cli.jobs import Task
+from gnnrec.cli.show import complain, show_sweep
+from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.storage import atomic_write, locked, storage_errors
+
+
+class Sweep(Sweeper):
+    """All combinations of the values that are given, in the order of the options.
+
+    A sweep goes on where an earlier one in `hydra.sweep.dir` stopped; jobs record what became of them (`sweeps.Job`).
+
+    Args:
+        params: options and their values, as on the command line, which comes after them.
+    """
+
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives."""
+        assert isinstance(task_function, Task)
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
+        self.folder = Path(config.hydra.sweep.dir)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs of these overrides.
+
+        Raises:
+            ConfigError: the folder holds another sweep.
+            GnnrecError: some jobs failed.
+        """
+        from gnnrec import sweeps
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock", "another process is sweeping in this folder"):
+            self.jobs: dict[int, list[str]] = {}
+            try:
+                self.run(given)
+            finally:
+                if self.jobs:
+                    frame = sweeps.gather(self.folder, dict(sorted(self.jobs.items())))
+                    sweeps.keep(self.folder, frame)
+                    show_sweep(frame, self.folder)
+        unfinished = frame.loc[~frame["status"].isin(["done", "pruned"]), "job"].tolist()
+        if unfinished:
+            raise GnnrecError(
+                f"{len(unfinished)} of {len(frame)} jobs failed: {', '.join(map(str, unfinished))}",
+                where=str(self.folder),
+                remedy="To run these again, call the same command with hydra.sweep.dir set to this folder",
+            )
+
+    def run(self, given: Sequence[Override]) -> None:
+        """Launch all jobs at once."""
+        self.launch(dict(enumerate(grid(given))))
+
+    def launch(self, jobs: dict[int, list[str]]) -> Sequence[JobReturn]:
+        """Check jobs, numbered without gaps, and run them to their end, whatever it is."""
+        from gnnrec import sweeps
+
+        self.validate_batch_is_legal(list(jobs.values()))
+        sweeps.check_same(self.folder, jobs)
+        self._make_room(jobs)
+        atomic_write(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+        self.launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task, self.config)
+        self.jobs |= jobs
+        for number, options in sweeps.differing(self.jobs).items():
+            shown = " ".join(f"{key}={value}" for key, value in options.items())
+            self.task.labels[number] = f"job {number} ({shown})" if shown else f"job {number}"
+        self.task.running = True
+        while True:
+            began = time.time()
+            try:
+                return self.launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
+            except BrokenExecutor:  # a process was killed, and the executor has ended the others
+                self._try_singly(jobs, began)
+
+    def _try_singly(self, jobs: dict[int, list[str]], began: float) -> None:
+        """Run the jobs that were under way one by one, so that one whose process dies again fails alone."""
+        from gnnrec import sweeps
+
+        states = {number: sweeps.state(self.folder / str(number), began) for number in jobs}
+        self.task.ended |= {number for number, state in states.items() if state not in ("", "running")}
+        for number in [number for number, state in states.items() if state == "running"]:
+            try:
+                self.launcher.launch([jobs[number]], initial_job_idx=number)
+            except BrokenExecutor:
+                found = "its process was killed, as by the system for want of memory"
+                sweeps.Job(self.folder / str(number), jobs[number]).write("failed", found)
+                complain(
+                    GnnrecError(found, remedy="Look into the system's log (dmesg)"), f"{self.task.labels[number]}: "
+                )
+            self.task.ended.add(number)
+
+    def _make_room(self, jobs: dict[int, list[str]]) -> None:
+        """Let no more jobs run at a time than there are cores and memory for, where the launcher runs several here."""
+        asked = self.config.hydra.launcher.get("n_jobs")
+        if asked is None:
+            return
+        from gnnrec.memtier import nodes
+
+        load, needs = self.hydra_context.config_loader.load_sweep_config, []
+        for overrides in jobs.values():
+            config = load(self.config, list(overrides))
+            memory: Any = OmegaConf.to_container(config.memory, resolve=True)
+            needs.append(workers.needed(memory, config.device))
+        frees = [tier.free for tier in nodes.tiers(Path("/")) if tier.kind == "dram"]
+        free = None if None in frees else sum(filter(None, frees))
+        count = workers.at_a_time(asked, needs, len(os.sched_getaffinity(0)), free)
+        print(f"{count} of {len(jobs)} jobs at a time", flush=True)
+        with read_write(self.config), open_dict(self.config):
+            self.config.hydra.launcher.n_jobs = count
+
+
+def grid(given: Sequence[Override]) -> list[list[str]]:
+    """The overrides of every combination of values.
+
+    Raises:
+        ConfigError: an interval, which has no values to combine.
+    """
+    options = {}
+    for override in given:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            options[key] = [str(override.input_line)]
+        elif override.is_discrete_sweep():
+            options[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            remedy = "List values (KEY=1,2,3 or KEY=range(1,4)), or search with hydra/sweeper=optuna"
+            raise ConfigError(f"{override.input_line!r} is an interval", where="command line", remedy=remedy)
+    return [list(job) for job in itertools.product(*options.values())]

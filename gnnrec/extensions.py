@@ -1,0 +1,92 @@
+"""Code of a user's own package that a config names, as `my_package.models:MyModel`.
+
+A config file alone never runs code: only packages are imported that the environment variable GNNREC_EXTENSIONS named
+when the process began (comma-separated), or that Python code has allowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from typing import Any
+
+from gnnrec.errors import ConfigError
+
+VARIABLE = "GNNREC_EXTENSIONS"
+_PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+# Read once, as gnnrec is imported: what Hydra puts into the environment for a job comes from configs.
+_allowed = {name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()}
+
+
+def allow(package: str) -> None:
+    """Let configs name code of this package, with all of its modules."""
+    _allowed.add(package)
+
+
+def is_path(text: str) -> bool:
+    """Whether the text names code, as PACKAGE.MODULE:NAME."""
+    return _PATH.fullmatch(text) is not None
+
+
+def check(where: str, path: str | None) -> None:
+    """Raise a ConfigError unless the path names code of an allowed package; nothing is imported.
+
+    Args:
+        where: the config field, for the message.
+    """
+    match = _PATH.fullmatch(path or "")
+    if match is None:
+        raise ConfigError(
+            f"is {path!r}", where=where, remedy="Give PACKAGE.MODULE:NAME, such as my_package.models:MyModel"
+        )
+    parts = match[1].split(".")
+    if not _allowed & {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}:
+        listed = f"allowed are {', '.join(sorted(_allowed))}" if _allowed else "no package is allowed to"
+        remedy = (
+            f"If you trust its code, set the environment variable {VARIABLE}={','.join(sorted({*_allowed, parts[0]}))}"
+        )
+        raise ConfigError(f"is {path!r}, which would run code of {parts[0]}; {listed}", where=where, remedy=remedy)
+
+
+def load(where: str, path: str | None) -> Any:
+    """The object of this path, imported.
+
+    Raises:
+        ConfigError: it is not allowed, or not there. Errors within its own module pass as they are.
+    """
+    check(where, path)
+    assert path is not None
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # of something that it imports itself
+        remedy = "Install the package, or set PYTHONPATH to the folder it lies in"
+        raise ConfigError(f"is {path!r}, but there is no module {error.name}", where=where, remedy=remedy) from error
+    except AttributeError as error:
+        if hasattr(importlib.import_module(module), name):
+            raise
+        raise ConfigError(f"is {path!r}, but {module} has no {name}", where=where) from error
+
+
+def make(where: str, path: str | None, needs: tuple[str, ...], *args: Any, **options: Any) -> Any:
+    """What the class or function of this path makes of the arguments.
+
+    Raises:
+        ConfigError: as `load`; it takes other arguments, or what it makes lacks one of the attributes `needs`.
+    """
+    import inspect
+
+    maker = load(f"{where}.path", path)
+    try:
+        inspect.signature(maker).bind(*args, **options)
+    except TypeError as error:
+        remedy = f"Correct {where}.options; it is called as {maker.__name__}{inspect.signature(maker)}"
+        raise ConfigError(f"{path} cannot be called: {error}", where=f"{where}.options", remedy=remedy) from error
+    made = maker(*args, **options)
+    if missing := [name for name in needs if not hasattr(made, name)]:
+        found = f"{path} makes a {type(made).__name__} without {', '.join(missing)}"
+        raise ConfigError(found, where=f"{where}.path", remedy="See CONTRIBUTING.md for what it must have")
+    return made
