@@ -89,7 +89,7 @@ def show_recommendations(run: Any) -> None:
     log = run.data.train
     user = log.user_ids.decode(log.users[:1])
     seen = run.seen(with_valid=True)
-    frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
+    frame = recommend(run.ranker(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
     print(f"recommendations for user {user[0]}")
     table(records(frame[["rank", "item", "score"]]))
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +19,11 @@ from gnnrec import device as devices
 from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
 from gnnrec.memtier.account import Actual
-from gnnrec.models import Scorer, StreamedLightGCN, StreamedNGCF, Trainable
+from gnnrec.models import LightGCN, Ranker, StreamedLightGCN, StreamedNGCF, Trainable
 from gnnrec.models import Streamed as StreamedModel
-from gnnrec.training import checkpoint, sampler
+from gnnrec.ranks import ALONE, Ranks
+from gnnrec.training import checkpoint, distributed, sampler
+from gnnrec.training.distributed import ColumnParallel
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Places
 from gnnrec.training.resident import Resident
@@ -67,7 +70,8 @@ class Position:
 
 
 class Learner(Protocol):
-    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed` or `StreamedLayers`."""
+    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed`, `StreamedLayers` or
+    `ColumnParallel`."""
 
     sampler: sampler.Sampler
     device: torch.device
@@ -79,7 +83,7 @@ class Learner(Protocol):
     def step(self, step: int, lr: float) -> torch.Tensor: ...
     def warm_up(self, step: int) -> float: ...
     def largest(self) -> float: ...
-    def scorer(self) -> Scorer: ...
+    def scorer(self) -> Ranker: ...
     def keep_best(self) -> None: ...
     def take_best(self) -> None: ...
     def state(self) -> dict[str, Any]: ...
@@ -104,6 +108,8 @@ class Trainer:
         resume: go on from the newest checkpoint in `checkpoints`.
         places: where its tensors lie, if not beside the model.
         profile: records steps.
+        ranks: that train together; with several, the model is a LightGCN on this rank's columns.
+        columns: these.
     """
 
     def __init__(
@@ -120,13 +126,20 @@ class Trainer:
         resume: bool = False,
         places: Places | None = None,
         profile: StepProfile | None = None,
+        ranks: Ranks = ALONE,
+        columns: slice | None = None,
     ) -> None:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
         self.model, self.config, self.epochs, self.lr = model, config, config.epochs, optimizer.lr
         self._rate = 0.0  # of the latest step
         self.learner: Learner
-        if isinstance(model, StreamedLightGCN):
+        self.ranks, self.columns = ranks, columns
+        if columns is not None:
+            assert isinstance(model, LightGCN)
+            assert isinstance(loss, BPRConfig)
+            self.learner = ColumnParallel(model, config, loss, optimizer, seed, ranks)
+        elif isinstance(model, StreamedLightGCN):
             assert isinstance(loss, BPRConfig)
             self.learner = Streamed(model, config, loss, optimizer, seed)
         elif isinstance(model, StreamedNGCF):
@@ -160,9 +173,10 @@ class Trainer:
             _closed(self.learner),
             nullcontext() if self.profile is None else self.profile.watch(self.learner, total - position.step),
             self._memory_errors(),
-            _caught_signals() as caught,
+            _caught_signals() as arrived,
             Progress(total, initial=position.step) as progress,
         ):
+            caught = self.ranks.heeding(arrived)
             if not position.finished:
                 progress.line("loading kernels; the first run compiles them, in seconds, and keeps them on disk")
                 self._warm_up()
@@ -279,12 +293,13 @@ class Trainer:
             return None
         if self._saved is not None and self._saved[0] == self.position.step:
             return self._saved[1]
-        path = checkpoint.save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
+        save = checkpoint.save if self.columns is None else partial(distributed.save, self.ranks, self.columns)
+        path = save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
         self._saved = self.position.step, path
         return path
 
     def _restore(self, folder: Path) -> None:
-        saved, warnings = checkpoint.load_latest(folder, as_rows=self.learner.as_rows)
+        saved, warnings = checkpoint.load_latest(folder, as_rows=self.learner.as_rows, columns=self.columns)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
         self.learner.restore(split_groups(saved.tensors), str(saved.path))
