@@ -147,28 +147,26 @@ class ColumnParallel:
     def _differentiate(self, step: int) -> torch.Tensor:
         """The loss of a batch; its gradient by the ego embeddings is then in `_gradient`."""
         (triples,) = self.sampler.batch(step)
-        (nodes_, width), weights = self.embedding.shape, self.model.layer_weights
-        options: dict[str, Any] = {"reg": self.loss.reg, "hardest": self.loss.hardest, "device": self.device}
-        batch = ops.BPRPanels(triples, (nodes_, width), **options)
-        nodes = batch.nodes
-        final = ops.lightgcn_propagate(
-            self.matrix, self.embedding, num_layers=self.model.layers, layer_weights=weights, rows=nodes
-        )
-        batch.add(_folds(final), _folds(self.embedding[nodes]))
+        ego, weights = self.embedding, self.model.layer_weights
+        size = ego.shape[0], ego.shape[1]
+        batch = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest, device=self.device)
+        nodes, layers = batch.nodes, self.model.layers
+        final = ops.lightgcn_propagate(self.matrix, ego, num_layers=layers, layer_weights=weights, rows=nodes)
+        batch.add(_folds(final), _folds(ego[nodes]))
         loss = batch.loss(self.ranks.total)
-        self._final.zero_()[nodes] = batch.gradient()[:, :width]
+        self._final.zero_()[nodes] = batch.gradient()[:, : size[1]]
         ops.lightgcn_propagate_into(self._gradient, self._work, self.matrix, self._final, layer_weights=weights)
         if batch.decay is not None:
-            self._gradient[nodes] += self.embedding[nodes] * batch.decay[:, None]
+            self._gradient[nodes] += ego[nodes] * batch.decay[:, None]
         return loss
 
 
 class AllColumns:
     """Ranks with what every rank has of the vectors: each ranks for its share of the users, and all get the answer.
 
-    Vectors of all items lie with every rank, those of users come for the users who are asked about. So an evaluation
-    holds (items + a block of users) x dim numbers, and exchanges the embeddings once; partial scores of all users and
-    items, which would take no such memory, are as many times more as there are users for a column.
+    Vectors of all items lie with every rank, those of users come for the users who are asked about: an evaluation holds
+    (items + a block of users) x dim numbers, and exchanges (items + users) x dim. Adding up partial scores would hold
+    less, but exchange users x items.
 
     Args:
         part: this rank's columns.
