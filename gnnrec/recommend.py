@@ -22,7 +22,7 @@ from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import FactorScorer, Scorer
+from gnnrec.models.scorer import FactorScorer, Ranker, Scorer
 from gnnrec.storage import atomic_write, storage_errors
 
 BLOCK = 65536  # users ranked at once
@@ -33,7 +33,7 @@ _memory_errors = devices.memory_errors("ranking", lower="k or model.dim")
 
 @_memory_errors
 def recommend(
-    scorer: Scorer,
+    scorer: Ranker,
     user_ids: IdMap,
     item_ids: IdMap,
     seen: SparseMatrix | None,

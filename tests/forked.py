@@ -5,10 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["gnnrec.training.run", "gnnrec.recommend", "hydra.main", "torch._dynamo"])
@@ -46,9 +50,42 @@ def _files(cwd: Path) -> list[Path]:
     return [cwd.parent / f"{cwd.name}.{name}" for name in ("out", "err")]
 
 
-def _call(words: list[str], cwd: Path, limit: int, streams: list[str]) -> None:
+class Rank(NamedTuple):
+    """One of several processes: what it has printed so far is in its files."""
+
+    process: Any
+    out: Path
+    err: Path
+
+
+def ranks(*args: object, cwd: Path, size: int = 2, restarts: int = 0) -> list[Rank]:
+    """Start `gnnrec ARGS` in so many processes, with the environment that torchrun gives them when it has started them
+    again so many times; they go on meanwhile."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(size):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        environment = {name: str(value) for name, value in names.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
+        out, err = (cwd.parent / f"{cwd.name}.{rank}.{name}" for name in ("out", "err"))
+        for file in (out, err):
+            file.write_text("")
+        given = [str(arg) for arg in args], cwd, resource.RLIM_INFINITY, [str(out), str(err)], environment
+        process = _CONTEXT.Process(target=_call, args=given)
+        process.start()
+        started.append(Rank(process, out, err))
+    return started
+
+
+def _call(
+    words: list[str], cwd: Path, limit: int, streams: list[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> None:
     from gnnrec.cli import main
 
+    os.environ.update(environment)
     for descriptor, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_NOCTTY), descriptor)
     os.chdir(cwd)

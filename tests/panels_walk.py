@@ -90,3 +90,28 @@ def test_a_loss_from_panels(device, reg, negatives, hardest, shape):
                 assert torch.equal(ego[there] * found.decay[:, None], decay[there])
             else:
                 assert found.decay is None
+
+
+@pytest.mark.parametrize(("reg", "negatives", "hardest"), [(0.0, 1, False), (0.1, 3, False), (0.1, 2, True)])
+def test_a_loss_from_panels_of_two_processes(device, reg, negatives, hardest):
+    """One tells what it has of the scores, the other adds that to its own, and knows the gradient of its columns."""
+    dim, batch, nodes = 32, 100, 12
+    generator = torch.Generator().manual_seed(2)
+    final, ego = (torch.randn(nodes, dim, generator=generator).to(device).requires_grad_() for _ in range(2))
+    triples = torch.randint(nodes, (2 + negatives, batch), generator=generator).to(device)
+    whole = ops.bpr_loss(final, ego, triples, reg, hardest=hardest)
+    gradient, decay = torch.autograd.grad(whole, [final, ego], materialize_grads=True)
+    first, second = (ops.BPRPanels(triples, (nodes, 16), reg, hardest=hardest, device=device) for _ in range(2))
+    for number, process in enumerate((first, second)):
+        columns = slice(16 * number, 16 * (number + 1))
+        process.add(*(x.detach()[process.nodes, columns] for x in (final, ego)))
+    told: list[torch.Tensor] = []
+    first.loss(lambda *parts: told.extend(part.clone() for part in parts))
+    loss = second.loss(lambda *parts: [part.add_(told.pop(0)) for part in parts])
+    there = second.nodes
+    torch.testing.assert_close(second.gradient(), gradient[there, 16:])
+    if reg:
+        torch.testing.assert_close(ego[there] * second.decay[:, None], decay[there])
+    if not hardest:  # of which the first process could not know at once which these are
+        torch.testing.assert_close(loss, whole.detach())
+    assert not told

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "gnnrec"
 
 # Lowest first. A room is a top-level module or folder of gnnrec; it imports from its own level and those before it.
 LEVELS = (
-    ("errors", "process", "units", "storage", "device", "extensions"),
+    ("errors", "process", "units", "storage", "device", "extensions", "ranks"),
     ("config",),
     ("profiler", "data"),
     ("graph",),
@@ -25,7 +25,7 @@ LEVELS = (
     ("recommend", "report"),
     ("estimators", "sweeps"),
     ("cli",),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SCRIPTS = {"examples", "experiments", "profiling", "tests"}

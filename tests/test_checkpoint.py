@@ -186,7 +186,11 @@ DAMAGE = [
     ("manifest.json", lambda path: path.write_text("[]"), "not the manifest"),
     ("manifest.json", edit_manifest(files=[]), "not the manifest"),
     ("manifest.json", edit_manifest(files={}), r"does not list state\.json"),
-    ("manifest.json", edit_manifest(version=2), "gnnrec-checkpoint version 2, and this gnnrec reads .* version 1"),
+    (
+        "manifest.json",
+        edit_manifest(version=3),
+        "gnnrec-checkpoint version 3, and this gnnrec reads .* versions 1 and 2",
+    ),
     ("manifest.json", edit_manifest(format="other"), "is other version 1"),
     ("manifest.json", edit_manifest(step=21), "is of step 21, in the folder step-00000020"),
 ]

@@ -14,7 +14,7 @@ import sys
 import textwrap
 from typing import Any
 
-from gnnrec import process
+from gnnrec import process, ranks
 from gnnrec.cli.apps import APPS
 from gnnrec.cli.show import complain
 from gnnrec.config import did_you_mean
@@ -36,6 +36,8 @@ def main() -> None:
     """Entry point of the `gnnrec` command."""
     process.prepare()
     args = sys.argv[1:]
+    if not ranks.shows():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as this process
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         raise SystemExit(0)
@@ -54,6 +56,9 @@ def _run(name: str, args: list[str]) -> int:
         if name not in APPS:
             remedy = f"Put an app before it: gnnrec train {name}" if "=" in name else did_you_mean(name, list(APPS))
             raise ConfigError(f"there is no app {name!r}", remedy=remedy)
+        if ranks.launched() and (name != "train" or {"-m", "--multirun"} & set(args)):
+            remedy = "Start it without torchrun; what ranks have trained is read by a single process"
+            raise ConfigError("several processes can only train, one run", where="torchrun", remedy=remedy)
         if {"-h", "--help"} & set(args):
             print(_app_help(name, args))
         else:
@@ -62,7 +67,8 @@ def _run(name: str, args: list[str]) -> int:
     except GnnrecError as error:
         return complain(error)
     except KeyboardInterrupt:
-        print("gnnrec: interrupted", file=sys.stderr)
+        if ranks.speaks("interrupted"):
+            print("gnnrec: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gnnrec import ranks
 from gnnrec.cli.calibrate import calibrate
 from gnnrec.cli.plan import plan
 from gnnrec.cli.plan import show as show_plan
@@ -31,6 +32,7 @@ from gnnrec.config import (
     RecommendConfig,
     TrainConfig,
     TuneConfig,
+    check_ranks,
     did_you_mean,
     fill,
 )
@@ -43,16 +45,20 @@ def train(
 ) -> None:
     """Train a model, evaluate it, show metrics and ten recommendations."""
     config = TrainConfig.from_dict(values)
+    check_ranks(config, ranks.count())
 
+    from gnnrec import device as devices
     from gnnrec.training import run as runs
 
-    run, summary = runs.train(config, run_dir, on_plan=show_plan, hopeless=hopeless)
-    with run:
-        show_metrics(summary)
-        show_account(summary)
-        if config.profile == "on":
-            show_profile(run_dir)
-        show_recommendations(run)
+    on_gpu = ranks.count() is not None and devices.resolve(config.device).type == "cuda"
+    with ranks.joined(config.distributed.timeout_seconds or ranks.TIMEOUT, on_gpu=on_gpu) as group:
+        run, summary = runs.train(config, run_dir, on_plan=show_plan, hopeless=hopeless, ranks=group)
+        with run:
+            show_metrics(summary)
+            show_account(summary)
+            if config.profile == "on":
+                show_profile(run_dir)
+            show_recommendations(run)
     print(f"run directory: {run_dir}")
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnnrec import ranks
 from gnnrec.errors import GnnrecError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def complain(error: GnnrecError, job: str = "") -> int:
         job: the job of a sweep that met it.
     """
     text = "".join(letter if letter.isprintable() else " " for letter in f"{job}{error}")
-    print(f"gnnrec: {text}", file=sys.stderr)
+    if ranks.speaks(text):
+        print(f"gnnrec: {text}", file=sys.stderr)
     return 128 + error.signum if hasattr(error, "signum") else 2
 
 
@@ -121,7 +123,7 @@ def show_recommendations(run: Any) -> None:
     log = run.data.train
     user = log.user_ids.decode(log.users[:1])
     seen = run.seen(with_valid=True)
-    frame = recommend(run.model.scorer(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
+    frame = recommend(run.ranker(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
     print(f"recommendations for user {user[0]}")
     table(records(frame[["rank", "item", "score"]]))
 

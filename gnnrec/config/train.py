@@ -7,6 +7,7 @@ from typing import Any
 
 from gnnrec.config.checks import at_least, one_of, within
 from gnnrec.config.data import DataConfig
+from gnnrec.config.distributed import DistributedConfig
 from gnnrec.config.loss import LOSSES, BPRConfig, CustomLossConfig, LossConfig, SquaredConfig
 from gnnrec.config.memory import MemoryConfig
 from gnnrec.config.model import MODELS, CustomModelConfig, GFCFConfig, ModelConfig
@@ -43,6 +44,7 @@ class TrainConfig(GeneralConfig):
     trainer: TrainerConfig | None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -66,6 +68,7 @@ class TrainConfig(GeneralConfig):
             trainer=optional(TrainerConfig, values.pop("trainer", None), "trainer"),
             evaluation=fill(EvaluationConfig, values.pop("evaluation", None) or {}, "evaluation"),
             memory=fill(MemoryConfig, values.pop("memory", None) or {}, "memory"),
+            distributed=fill(DistributedConfig, values.pop("distributed", None) or {}, "distributed"),
             **asdict(fill(GeneralConfig, values)),
         )
         config.validate()
@@ -73,7 +76,8 @@ class TrainConfig(GeneralConfig):
 
     def validate(self) -> None:
         """Raise a ConfigError for a value that cannot be used."""
-        for section in (self.data, self.model, self.loss, self.optimizer, self.trainer, self.evaluation, self.memory):
+        sections = self.data, self.model, self.loss, self.optimizer, self.trainer
+        for section in (*sections, self.evaluation, self.memory, self.distributed):
             if section is not None:
                 section.validate()
         within("seed", self.seed, 0, 2**63 - 1)

@@ -13,7 +13,7 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.models.gfcf import GFCF
 from gnnrec.models.lightgcn import LightGCN
 from gnnrec.models.ngcf import NGCF
-from gnnrec.models.scorer import FactorScorer, FilterScorer, Scorer
+from gnnrec.models.scorer import FactorScorer, FilterScorer, Ranker, Scorer
 from gnnrec.models.simgcl import SimGCL, XSimGCL
 from gnnrec.models.streamed import StreamedLightGCN
 from gnnrec.models.streamed_ngcf import StreamedNGCF
@@ -24,6 +24,7 @@ __all__ = [
     "FactorScorer",
     "FilterScorer",
     "LightGCN",
+    "Ranker",
     "Scorer",
     "SimGCL",
     "Streamed",
@@ -39,8 +40,9 @@ Model = Trainable | GFCF
 Streamed = StreamedLightGCN | StreamedNGCF  # those with embeddings in files
 
 
-def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> Model:
-    """The model that `config` names, on this graph; parameters are drawn from `seed`."""
+def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0, columns: slice | None = None) -> Model:
+    """The model that `config` names, on this graph; parameters are drawn from `seed`. Of LightGCN, some of the columns
+    may be held alone."""
     if isinstance(config, GFCFConfig):
         return GFCF(graph, factors=config.factors, ideal_weight=config.ideal_weight, seed=seed)
     if isinstance(config, CustomModelConfig):
@@ -62,6 +64,7 @@ def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> Model:
     if isinstance(config, SimGCLConfig):
         options = {name: value for name, value in asdict(config).items() if name != "name"}
         return (XSimGCL if isinstance(config, XSimGCLConfig) else SimGCL)(graph, **options, seed=seed)
+    adds = columns is None or columns.stop == config.dim  # one process does, behind all columns
     return LightGCN(
         graph,
         dim=config.dim,
@@ -70,6 +73,7 @@ def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0) -> Model:
         init=config.init,
         init_std=config.init_std,
         similarity=config.similarity,
-        popularity=config.popularity,
+        popularity=config.popularity if adds else 0.0,
         seed=seed,
+        columns=columns,
     )

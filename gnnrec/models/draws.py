@@ -10,6 +10,8 @@ import torch
 
 from gnnrec.graph.bipartite import BipartiteGraph
 
+BLOCK = 1 << 16  # rows that are drawn at a time
+
 
 def xavier(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     """Xavier's uniform distribution, float32 [rows, columns]."""
@@ -40,6 +42,20 @@ def embedding_blocks(
             bound = math.sqrt(6 / (count + dim))
             part.uniform_(-bound, bound, generator=generator)
         yield block
+
+
+def embedding_columns(
+    graph: BipartiteGraph, dim: int, std: float | None, generator: torch.Generator, columns: slice
+) -> torch.Tensor:
+    """These columns of `embeddings`. Where dim is a multiple of 16, the others are in memory a block at a time."""
+    if dim % 16:
+        return embeddings(graph, dim, std, generator)[:, columns].contiguous()
+    nodes = graph.num_nodes
+    result = torch.empty(nodes, columns.stop - columns.start)
+    blocks = [slice(first, min(first + BLOCK, nodes)) for first in range(0, nodes, BLOCK)]
+    for rows, block in zip(blocks, embedding_blocks(graph, dim, std, generator, blocks), strict=True):
+        result[rows] = block[:, columns]
+    return result
 
 
 def step_seeds(seed: int, step: int, count: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.draws import embeddings
+from gnnrec.models.draws import embedding_columns, embeddings
 from gnnrec.models.scorer import FactorScorer, normalised, popularity_bias
 from gnnrec.models.spectral import spectral_embedding
 
@@ -30,6 +30,8 @@ class LightGCN(nn.Module):
         similarity: how users and items are compared, "dot" product or "cosine".
         popularity: in rankings, an item's scores get this number times the logarithm of its degree.
         seed: of the initial embeddings.
+        columns: of the dim columns, those that are held here; by default all. Everything is then that of these columns
+            alone: final embeddings too, since propagation takes every column by itself.
 
     Raises:
         ValueError: layer_weights is another word.
@@ -46,6 +48,7 @@ class LightGCN(nn.Module):
         similarity: str = "dot",
         popularity: float = 0.0,
         seed: int = 0,
+        columns: slice | None = None,
     ) -> None:
         super().__init__()
         self.graph, self.layers = graph, layers
@@ -53,8 +56,11 @@ class LightGCN(nn.Module):
         # Ego embeddings (layer 0) of users, then items. Made on the CPU: every device starts from the same numbers.
         if init == "spectral":
             start = spectral_embedding(graph, dim, 0.1 if init_std is None else init_std, seed=seed)
-        else:
+            start = start if columns is None else start[:, columns].contiguous()
+        elif columns is None:
             start = embeddings(graph, dim, init_std, torch.Generator().manual_seed(seed))
+        else:
+            start = embedding_columns(graph, dim, init_std, torch.Generator().manual_seed(seed), columns)
         self.embedding = nn.Parameter(start)
         self.layer_logits: nn.Parameter | None = None
         if isinstance(layer_weights, str):

@@ -16,8 +16,8 @@ from gnnrec.graph.sparse import SparseMatrix
 Ranking = tuple[torch.Tensor, torch.Tensor]
 
 
-class Scorer(Protocol):
-    """What evaluation and recommendation ask of a model.
+class Ranker(Protocol):
+    """What evaluation asks of a model.
 
     `seen` holds the entries to leave out, one row per row of the answer. An answer is items int32 [rows, k], best
     first, -1 where none is left, and their scores float32 [rows, k], both where the item vectors lie. What is given may
@@ -29,6 +29,10 @@ class Scorer(Protocol):
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """The k best items of the users with these numbers, int64 [rows]."""
         ...
+
+
+class Scorer(Ranker, Protocol):
+    """What recommendation asks of a model besides, with answers as a Ranker's."""
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """The k best items of users who are known by their items alone: history [rows, num_items]."""

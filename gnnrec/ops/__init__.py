@@ -20,7 +20,7 @@ from gnnrec.ops import softmax_loss as _softmax_loss
 from gnnrec.ops import spmm as _spmm
 from gnnrec.ops import topk_scores as _topk_scores
 from gnnrec.ops import uniformity_loss as _uniformity_loss
-from gnnrec.ops._numba import set_num_threads
+from gnnrec.ops._numba import most_threads, set_num_threads
 from gnnrec.ops.autotune import autotune
 from gnnrec.ops.bpr_loss.panels import BPRPanels
 from gnnrec.ops.ngcf_layer.blocks import NGCFBlocks
@@ -84,6 +84,7 @@ __all__ = [
     "lightgcn_propagate",
     "lightgcn_propagate_blocks",
     "lightgcn_propagate_into",
+    "most_threads",
     "ngcf_layer",
     "perturb",
     "rgcn_conv",

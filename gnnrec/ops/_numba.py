@@ -46,6 +46,11 @@ def set_num_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def most_threads() -> int:
+    """The most threads that `set_num_threads` takes."""
+    return _LAUNCHED
+
+
 @contextmanager
 def num_threads(threads: int) -> Iterator[None]:
     """Set the number of threads for a while."""

@@ -3,6 +3,8 @@
 A checkpoint is a folder `step-00001234/`:
 
     GROUP.safetensors   the tensors named GROUP.NAME, under NAME: `model.safetensors` is a plain state dict
+    GROUP.0-32.safetensors  of several processes, each has written such a file: these columns of the group's matrices,
+                        the first one also what is no matrix
     state.json          everything that is no tensor
     manifest.json       format, step, and bytes and SHA-256 of each file
 
@@ -30,11 +32,12 @@ from gnnrec.errors import CheckpointError, StorageError
 from gnnrec.storage import atomic_folder, remove_folder, remove_leftovers, storage_errors
 
 FORMAT = "gnnrec-checkpoint"
-VERSION = 1
+VERSIONS = {False: 1, True: 2}  # of a checkpoint that one process has written, or several
 
 _FOLDER = re.compile(r"step-(\d{8,})(?:-(\d+))?")  # the second number: the step was saved again after a resume
 _KEY = re.compile(r"([A-Za-z]\w*)\.(.+)")
 _SUFFIX = ".safetensors"
+_FILE = re.compile(rf"(\w+)(?:\.(\d+)-(\d+))?{re.escape(_SUFFIX)}")  # group and columns
 _CHUNK = 1 << 20
 _ROWS = 1 << 16  # of a stored matrix at a time
 _STATE = "state.json"
@@ -111,6 +114,8 @@ def save(
     state: Mapping[str, Any],
     *,
     keep: int = 1,
+    columns: slice | None = None,
+    others: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a checkpoint, read it back from the disk, and only then remove older ones.
 
@@ -124,6 +129,8 @@ def save(
         tensors: dense tensors by `GROUP.NAME`, of any shape and device, or `Rows`.
         state: what JSON can hold; NaN and infinities too.
         keep: how many earlier checkpoints to keep.
+        columns: that the matrices have of the whole ones, where other processes have the others.
+        others: lets these `write_share` into the folder that is given, and gives what all of that return.
 
     Returns:
         The new folder: `folder/step-00001234`, or `folder/step-00001234-1` where that step had been saved before.
@@ -144,9 +151,11 @@ def save(
     path = folder / (f"step-{step:08d}" + (f"-{max(attempts) + 1}" if attempts else ""))
 
     with atomic_folder(path) as temporary:
-        files = {name + _SUFFIX: _write(temporary / (name + _SUFFIX), _safetensors(group)) for name, group in groups}
+        files = _write_groups(temporary, groups, columns)
+        if others is not None:
+            files |= others(temporary)
         files[_STATE] = _write(temporary / _STATE, [encoded])
-        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+        manifest = {"format": FORMAT, "version": VERSIONS[columns is not None], "step": step, "files": files}
         _write(temporary / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
     try:
         _verify(path, from_disk=True)
@@ -162,35 +171,56 @@ def save(
     return path
 
 
+def write_share(folder: Path, tensors: Mapping[str, torch.Tensor | Rows], columns: slice) -> dict[str, dict[str, Any]]:
+    """Write these columns of tensors into a folder that another process makes a checkpoint of.
+
+    Returns:
+        Bytes and SHA-256 of each file by name, for the manifest.
+
+    Raises:
+        ValueError: as for `save`.
+    """
+    with storage_errors(folder):
+        return _write_groups(folder, _grouped(tensors), columns)
+
+
 def latest(folder: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint in `folder`, not verified; None where there is none."""
     found = _checkpoints(Path(folder))
     return found[-1][2] if found else None
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, as_rows: bool = False) -> Checkpoint:
-    """Verify a checkpoint and read it.
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    as_rows: bool = False,
+    columns: slice | None = None,
+) -> Checkpoint:
+    """Verify a checkpoint and read it, whether one process has written it or several.
 
     Args:
         path: the checkpoint's folder.
         device: where to put the tensors.
         as_rows: leave matrices in their files and give them as `Rows`.
+        columns: of the matrices, those that are wanted; by default all.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed, or the format is not ours; with what was found.
     """
     path = Path(path)
     manifest = _verify(path)
-    tensors: dict[str, Any] = {}
+    shares: dict[str, dict[int, Any]] = defaultdict(dict)  # of every tensor, by the first column of each
     try:
         for name in manifest.files:
-            if name.endswith(_SUFFIX):
+            if (match := _FILE.fullmatch(name)) is not None:
                 with safe_open(path / name, framework="pt") as file:
                     for key in file.keys():  # noqa: SIM118 - it is no mapping
                         stored = _stored_rows(path / name, key, file.get_slice(key)) if as_rows else None
                         # A copy: the library's CPU tensors are views of the mapped file and would change with it.
                         found = file.get_tensor(key).to(device, copy=True) if stored is None else stored
-                        tensors[f"{name.removesuffix(_SUFFIX)}.{key}"] = found
+                        shares[f"{match[1]}.{key}"][int(match[2] or 0)] = found
+        tensors = {name: _joined([found[first] for first in sorted(found)], columns) for name, found in shares.items()}
         state = json.loads((path / _STATE).read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, f"verifies but cannot be read: {error}") from error
@@ -198,13 +228,17 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, as
 
 
 def load_latest(
-    folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, as_rows: bool = False
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    as_rows: bool = False,
+    columns: slice | None = None,
 ) -> tuple[Checkpoint, list[str]]:
     """Read the newest checkpoint that verifies.
 
     Args:
         folder: where the checkpoints lie.
-        device, as_rows: as for `load`.
+        device, as_rows, columns: as for `load`.
 
     Returns:
         The checkpoint, and one warning for each newer one that is damaged.
@@ -215,7 +249,7 @@ def load_latest(
     warnings: list[str] = []
     for _, _, path in reversed(_checkpoints(Path(folder))):
         try:
-            checkpoint = load(path, device, as_rows=as_rows)
+            checkpoint = load(path, device, as_rows=as_rows, columns=columns)
         except CheckpointError as error:
             warnings.append(f"{error.where}: {error.found}")
         else:
@@ -227,6 +261,21 @@ def load_latest(
         where=str(folder),
         remedy="Restore one of them from a copy, or train anew in another folder",
     )
+
+
+def _joined(parts: list[Any], columns: slice | None) -> Any:
+    """What files have of a tensor, from left to right, as one; of a matrix, these columns."""
+    if len(parts[0].shape) != 2 or (len(parts) == 1 and columns is None):
+        return parts[0]
+    wanted = columns or slice(None)
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts, dim=1)[:, wanted].contiguous()
+    width = sum(part.shape[1] for part in parts)
+
+    def read(rows: slice) -> torch.Tensor:
+        return torch.cat([part.read(rows) for part in parts], dim=1)[:, wanted].contiguous()
+
+    return Rows((parts[0].shape[0], len(range(width)[wanted])), parts[0].dtype, _ROWS, read)
 
 
 def _stored_rows(file: Path, key: str, stored: Any) -> Rows | None:
@@ -270,6 +319,13 @@ def _grouped(tensors: Mapping[str, torch.Tensor | Rows]) -> list[tuple[str, dict
             )
         groups[match[1]][match[2]] = tensor.detach()
     return sorted(groups.items())
+
+
+def _write_groups(
+    folder: Path, groups: list[tuple[str, dict[str, Any]]], columns: slice | None
+) -> dict[str, dict[str, Any]]:
+    suffix = _SUFFIX if columns is None else f".{columns.start}-{columns.stop}{_SUFFIX}"
+    return {name + suffix: _write(folder / (name + suffix), _safetensors(part)) for name, part in groups}
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
@@ -337,9 +393,10 @@ def _manifest(path: Path) -> Manifest:
     try:
         content = json.loads(file.read_bytes())
         kind, version = content["format"], content["version"]
-        if (kind, version) != (FORMAT, VERSION):
+        if kind != FORMAT or version not in VERSIONS.values():
+            known = " and ".join(map(str, VERSIONS.values()))
             raise CheckpointError(
-                f"is {kind} version {version}, and this gnnrec reads {FORMAT} version {VERSION}",
+                f"is {kind} version {version}, and this gnnrec reads {FORMAT} versions {known}",
                 where=str(file),
                 remedy="Use the version of gnnrec that wrote it",
             )

@@ -12,7 +12,7 @@ from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import Scorer, ranking_block
+from gnnrec.models.scorer import Ranker, ranking_block
 from gnnrec.training.metrics import MetricAccumulator
 
 
@@ -43,7 +43,7 @@ class Evaluator:
         self._held_out = graph.user_item()
         self.users = torch.from_numpy(np.flatnonzero(graph.user_degrees))
 
-    def __call__(self, scorer: Scorer) -> dict[str, float]:
+    def __call__(self, scorer: Ranker) -> dict[str, float]:
         """Metrics by name, such as `recall@20`; defined in `training.metrics`. Ranks where the scorer is.
 
         Raises:

@@ -239,6 +239,7 @@ def build(
     folder: Path,
     *,
     restored: bool = False,
+    columns: slice | None = None,
 ) -> tuple[models.Model | models.Streamed, BipartiteGraph]:
     """The model where the plan has it, and the graph, which may have moved too.
 
@@ -249,6 +250,7 @@ def build(
         device: where a model without a plan goes.
         folder: for files, where memory.folder is not set.
         restored: whether a checkpoint will replace what embeddings in files start from, which then is not drawn.
+        columns: of a LightGCN, those that this process has.
 
     Raises:
         GnnrecError: no room, or the system forbids what it takes.
@@ -263,7 +265,7 @@ def build(
         return moved, moved.graph
     if places.elsewhere and places.tier_of("graph").name != places.home:
         graph = graph.moved(lambda name, x: places.allocate(f"graph.{name}", x, x.dtype).copy_(x))
-    model = models.build(config.model, graph, config.seed)
+    model = models.build(config.model, graph, config.seed, columns)
     if places.elsewhere:
         assert not isinstance(model, models.GFCF)
         assert config.trainer is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,9 +30,10 @@ from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.files import is_tier_folder
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
-from gnnrec.ops import set_num_threads
+from gnnrec.ops import most_threads, set_num_threads
+from gnnrec.ranks import ALONE, Ranks
 from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
-from gnnrec.training import checkpoint, placing, runlog
+from gnnrec.training import checkpoint, distributed, placing, runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
 from gnnrec.training.streamed import fill
@@ -45,6 +46,7 @@ PARTS = ("train", "valid", "test")
 # What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
 RESUMABLE = {"resume", "device", "threads", "profile", "view", "loggers", "evaluation.k"}
 RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
+RESUMABLE |= {"distributed.timeout_seconds"}
 RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
 MEMORY = "memory."  # every key of it too: results are the same wherever tensors lie
 PLAN = "plan.json"
@@ -65,12 +67,21 @@ class Run:
     model: models.Model | models.Streamed
     device: torch.device
     places: Places = field(default_factory=Places)
+    ranks: Ranks = ALONE
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.places.close()
+
+    def ranker(self) -> models.Ranker:
+        """The model as it is now; where other ranks have some of it, they are to ask for it, and ask it, too."""
+        scorer = self.model.scorer()
+        if self.ranks.backend is None:
+            return scorer
+        assert isinstance(scorer, models.FactorScorer)
+        return distributed.AllColumns(scorer, self.ranks)
 
     def seen(self, *, with_valid: bool) -> SparseMatrix:
         """The users x items matrix of the training part, with the validation part where asked."""
@@ -84,6 +95,7 @@ def train(
     run_dir: Path,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     hopeless: Callable[[int, float], bool] | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Run, dict[str, Any]]:
     """Train, evaluate and leave everything in `run_dir`.
 
@@ -92,6 +104,8 @@ def train(
         run_dir: its directory.
         on_plan: is told where tensors go, before they do, unless everything lies in DRAM as asked.
         hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
+        ranks: that train together; the first one's run_dir is that of all, who see the same files, and it alone writes
+            there, but for checkpoints. Those that were started again go on with the run that lies there.
 
     Returns:
         The run and its summary, which `summary.json` holds too.
@@ -100,56 +114,85 @@ def train(
         GnnrecError: whatever a user can mend; Interrupted by a signal, with a checkpoint written.
         Pruned: it was given up.
     """
-    loggers = [*trackers(config.loggers), *views(config.view)]
+    loggers = ranks.first(lambda: [*trackers(config.loggers), *views(config.view)]) or []
     device = devices.resolve(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of the run before in a sweep
     if config.threads is not None:
         set_threads(config.threads)
-    _check_run_dir(config, run_dir)
+    elif ranks.beside > 1:
+        set_threads(max(1, most_threads() // ranks.beside))
+    run_dir, columns = Path(ranks.tell(str(run_dir))), _columns(config, ranks)
+    if ranks.restarts and (run_dir / "config.yaml").exists():
+        config = replace(config, resume=True)
+    ranks.first(lambda: _check_run_dir(config, run_dir))
     data = load_data(config, run_dir) if config.resume else dataset.load(config.data)
     _check_cutoffs(config, data)
-    with storage_errors(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        locked(run_dir / ".lock", "another process is training in this run directory"),
-        runlog.RunLog(run_dir, loggers) as log,
-    ):
-        _check_run_dir(config, run_dir)  # again: another process may have come first while data were read
-        if not config.resume:
-            save_data(data, run_dir)
+    with ExitStack() as opened, ExitStack() as failed:
+        log = ranks.first(lambda: _begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
         graph, tier = graph_of(data.train), run_dir / TIER
         places = placing.planned(config, graph, validated=data.valid is not None, folder=tier)
-        # From here on it is a run. What has no plan may be tried again in this directory.
-        atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
-        with ExitStack() as failed:
-            failed.callback(places.close)
-            if places.plan is not None:
-                on_plan(places.plan)
-            _keep_plan(places.plan, run_dir / PLAN)
-            restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
-            model, graph = placing.build(config, graph, places, device, tier, restored=restored)
-            run = Run(config, data, graph, model, device, places)
+        failed.callback(places.close)
+        if places.plan is not None:
+            on_plan(places.plan)
+        ranks.first(lambda: _keep(config, places.plan, run_dir))
+        restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
+        model, graph = placing.build(config, graph, places, device, tier, restored=restored, columns=columns)
+        run = Run(config, data, graph, model, device, places, ranks)
+        if ranks.leads:
             facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
             log.start(asdict(config), run_dir)
             log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
-            log.start(asdict(config), run_dir)
-            position, actual = _fit(run, run_dir / "checkpoints", log, hopeless)
-            log.phase("testing")
-            started = time.perf_counter()
-            metrics = evaluate(run, ks=config.evaluation.k)
-            position.eval_seconds += time.perf_counter() - started
-            summary = _summary(run, position, metrics) | _account(run.places, actual)
-            log.event("end", metrics=metrics)
+        position, actual = _fit(run, run_dir / "checkpoints", log, hopeless, columns)
+        log.phase("testing")
+        started = time.perf_counter()
+        metrics = evaluate(run, ks=config.evaluation.k)
+        position.eval_seconds += time.perf_counter() - started
+        summary = _summary(run, position, metrics) | _account(run.places, actual) | _exchanged(run, actual)
+        log.event("end", metrics=metrics)
+        if ranks.leads:
             runlog.write_summary(run_dir, summary)
-            failed.pop_all()
+        failed.pop_all()
     return run, summary
 
 
+def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:
+    """Those that this rank has of the embeddings; None where a single process was started."""
+    if ranks.backend is None:
+        return None
+    assert isinstance(config.model, LightGCNConfig)
+    return distributed.columns_of(config.model.dim, ranks.rank, ranks.size)
+
+
+def _begin(
+    config: TrainConfig, data: dataset.Dataset, run_dir: Path, loggers: Sequence[runlog.Logger], opened: ExitStack
+) -> runlog.RunLog:
+    """Take the run directory for this run, until `opened` is closed."""
+    with storage_errors(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    opened.enter_context(locked(run_dir / ".lock", "another process is training in this run directory"))
+    log = opened.enter_context(runlog.RunLog(run_dir, loggers))
+    _check_run_dir(config, run_dir)  # again: another process may have come first while data were read
+    if not config.resume:
+        save_data(data, run_dir)
+    return log
+
+
+def _keep(config: TrainConfig, plan: Plan | None, run_dir: Path) -> None:
+    """From here on it is a run. What has no plan may be tried again in this directory."""
+    atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
+    _keep_plan(plan, run_dir / PLAN)
+
+
 def _fit(
-    run: Run, checkpoints: Path, log: runlog.RunLog, hopeless: Callable[[int, float], bool] | None
+    run: Run,
+    checkpoints: Path,
+    log: runlog.RunLog,
+    hopeless: Callable[[int, float], bool] | None,
+    columns: slice | None,
 ) -> tuple[Position, Actual]:
-    """Train the run's model, or compute it where it is in closed form; gives the position, and what steps took."""
+    """Train the run's model, or these columns of it, or compute it where it is in closed form; gives the position, and
+    what steps took."""
     config = run.config
     if isinstance(run.model, models.GFCF):
         log.phase("computing")
@@ -184,6 +227,8 @@ def _fit(
         places=run.places,
         profile=profile,
         hopeless=hopeless,
+        ranks=run.ranks,
+        columns=columns,
     )
     try:
         position = trainer.fit()
@@ -198,7 +243,7 @@ def _fit(
 
 def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:
     """Metrics of the validation part (training items left out) and the test part (validation items left out too)."""
-    scorer = run.model.scorer()
+    scorer = run.ranker()
     metrics = {}
     if run.data.valid is not None:
         metrics["valid"] = Evaluator(run.data.valid, run.seen(with_valid=False), ks)(scorer)
@@ -394,6 +439,15 @@ def _account(places: Places, actual: Actual) -> dict[str, Any]:
         return {}
     shares = {name.partition(".")[0]: str(placed.share()) for name, placed in places.placed.items()}
     return {"memory": account(places.plan, replace(actual, shares=shares))}
+
+
+def _exchanged(run: Run, actual: Actual) -> dict[str, Any]:
+    """What ranks had to do with each other, where there were several."""
+    ranks = run.ranks
+    if ranks.backend is None:
+        return {}
+    step = actual.totalled / actual.steps if actual.steps else None
+    return {"distributed": {"ranks": ranks.size, "backend": ranks.backend, "all_reduce_bytes_per_step": step}}
 
 
 def _joined(a: Interactions, b: Interactions) -> Interactions:

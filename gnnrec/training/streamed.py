@@ -218,11 +218,20 @@ def fill(matrix: BlockMatrix, tensors: Mapping[str, Any], name: str, where: str)
     Raises:
         CheckpointError: it holds none of that name and size.
     """
+    matrix.fill_from(stored_rows(tensors, name, matrix.shape, where).read)
+
+
+def stored_rows(tensors: Mapping[str, Any], name: str, shape: tuple[int, int], where: str) -> Rows:
+    """A matrix of a checkpoint.
+
+    Raises:
+        CheckpointError: it holds none of that name and shape.
+    """
     stored = tensors.get(name)
-    if not isinstance(stored, Rows) or stored.shape != matrix.shape:
-        found = f"holds no {name} {list(matrix.shape)}"
+    if not isinstance(stored, Rows) or stored.shape != shape:
+        found = f"holds no {name} {list(shape)}"
         raise CheckpointError(found, where=where, remedy="Resume with the configuration of that run")
-    matrix.fill_from(stored.read)
+    return stored
 
 
 def as_rows(matrix: BlockMatrix) -> Rows:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +19,11 @@ from gnnrec import device as devices
 from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Interrupted
 from gnnrec.memtier.account import Actual, by_tier
-from gnnrec.models import Scorer, StreamedLightGCN, StreamedNGCF, Trainable
+from gnnrec.models import LightGCN, Ranker, StreamedLightGCN, StreamedNGCF, Trainable
 from gnnrec.models import Streamed as StreamedModel
-from gnnrec.training import checkpoint, sampler
+from gnnrec.ranks import ALONE, Ranks
+from gnnrec.training import checkpoint, distributed, sampler
+from gnnrec.training.distributed import ColumnParallel
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Places
 from gnnrec.training.resident import Resident
@@ -62,7 +65,8 @@ class Position:
 
 
 class Learner(Protocol):
-    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed` or `StreamedLayers`."""
+    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed`, `StreamedLayers` or
+    `ColumnParallel`."""
 
     sampler: sampler.Sampler
     device: torch.device
@@ -74,7 +78,7 @@ class Learner(Protocol):
     def step(self, step: int, lr: float) -> torch.Tensor: ...
     def warm_up(self, step: int) -> float: ...
     def largest(self) -> float: ...
-    def scorer(self) -> Scorer: ...
+    def scorer(self) -> Ranker: ...
     def keep_best(self) -> None: ...
     def take_best(self) -> None: ...
     def state(self) -> dict[str, Any]: ...
@@ -100,6 +104,8 @@ class Trainer:
         places: where its tensors lie, if not beside the model.
         profile: records steps.
         hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
+        ranks: that train together; with several, the model is a LightGCN on this rank's columns.
+        columns: these.
     """
 
     def __init__(
@@ -117,13 +123,20 @@ class Trainer:
         places: Places | None = None,
         profile: StepProfile | None = None,
         hopeless: Callable[[int, float], bool] | None = None,
+        ranks: Ranks = ALONE,
+        columns: slice | None = None,
     ) -> None:
         config, loss = scaled(config, loss, model.graph)
         assert config.epochs is not None
         self.model, self.config, self.epochs, self.lr = model, config, config.epochs, optimizer.lr
         self._rate = 0.0  # of the latest step
         self.learner: Learner
-        if isinstance(model, StreamedLightGCN):
+        self.ranks, self.columns = ranks, columns
+        if columns is not None:
+            assert isinstance(model, LightGCN)
+            assert isinstance(loss, BPRConfig)
+            self.learner = ColumnParallel(model, config, loss, optimizer, seed, ranks)
+        elif isinstance(model, StreamedLightGCN):
             assert isinstance(loss, BPRConfig)
             self.learner = Streamed(model, config, loss, optimizer, seed)
         elif isinstance(model, StreamedNGCF):
@@ -160,8 +173,9 @@ class Trainer:
             _closed(self.learner),
             nullcontext() if self.profile is None else self.profile.watch(self.learner, left),
             self._memory_errors(),
-            _caught_signals(lambda: self.log.phase("stopping")) as caught,
+            _caught_signals(lambda: self.log.phase("stopping")) as arrived,
         ):
+            caught = self.ranks.heeding(arrived)
             if not position.finished:
                 self.log.phase("loading")
                 self._warm_up()
@@ -294,12 +308,13 @@ class Trainer:
         if self._saved is not None and self._saved[0] == self.position.step:
             return self._saved[1]
         self.log.phase("saving")
-        path = checkpoint.save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
+        save = checkpoint.save if self.columns is None else partial(distributed.save, self.ranks, self.columns)
+        path = save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
         self._saved = self.position.step, path
         return path
 
     def _restore(self, folder: Path) -> None:
-        saved, warnings = checkpoint.load_latest(folder, as_rows=self.learner.as_rows)
+        saved, warnings = checkpoint.load_latest(folder, as_rows=self.learner.as_rows, columns=self.columns)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
         self.learner.restore(split_groups(saved.tensors), str(saved.path))

@@ -18,6 +18,7 @@ from gnnrec.ops._row_math import row_fma, row_fold, row_mul, row_scale, row_sub
 from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_load, row_prefetch, row_store, row_zero
 
 BLOCK = 256  # pairs a thread takes at a time
+UNSCORED = -1e4  # a margin that costs nothing: softplus of it is 0
 AHEAD = 8  # places of the batch; of pairs as many as have three times so many rows
 
 
@@ -138,17 +139,29 @@ class Panels:
         self._squares = new_squares(triples, self._margins, reg > 0)
         self._pairs: Pairs | None = None
 
+    @property
+    def margins(self) -> torch.Tensor:
+        """s(u, n) - s(u, p) by the columns so far, float32 [n, batch]; whoever has others adds them here."""
+        return torch.from_numpy(self._margins)
+
     def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
         """The next columns of the embeddings of the nodes."""
         add_margins(_arguments.array(final), self._triples, self._margins)
         if self._reg and ego is not None:
             add_squares(_arguments.array(ego), self._triples, self._squares)
 
-    def loss(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The loss, and the nodes' factors of the L2 term where there is one."""
+    def penalty(self) -> torch.Tensor:
+        """The L2 term of the loss by the columns so far, float32 []; with `hardest` once margins are whole."""
+        margins, _, squares = counted(self._margins, self._triples, self._squares, self._hardest)
+        return torch.tensor(mean(np.full_like(margins, UNSCORED), squares, self._reg), dtype=torch.float32)
+
+    def loss(self, penalty: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and the nodes' factors of the L2 term where there is one; penalty: that term, if it is known."""
         margins, triples, squares = counted(self._margins, self._triples, self._squares, self._hardest)
         self._pairs = grouped(1.0, margins, triples, self._nodes)
         decay = torch.from_numpy(decay_factors(self._pairs, self._reg)) if self._reg else None
+        if penalty is not None:
+            return torch.tensor(mean(margins, squares[:, :0], 0.0), dtype=torch.float32) + penalty, decay
         return torch.tensor(mean(margins, squares, self._reg), dtype=torch.float32), decay
 
     def fill_gradient(self, final: torch.Tensor, out: torch.Tensor) -> None:

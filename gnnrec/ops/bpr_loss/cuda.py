@@ -15,6 +15,7 @@ from gnnrec.ops._launch import MOST_REGISTERS, bits, launch, panel, power_of_2, 
 from gnnrec.ops._panels import for_panel
 from gnnrec.ops._sums import FOLD, fold, halves
 from gnnrec.ops._tiles import TYPES, number
+from gnnrec.ops.bpr_loss.cpu import UNSCORED
 from gnnrec.ops.segment import cuda as segment
 
 ROWS = 256  # pairs of a program that knows their scores
@@ -184,11 +185,28 @@ class Panels:
         if self._reg and ego is not None:
             self._squares = add_squares(ego, self._triples, self._squares)
 
-    def loss(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The loss, and the nodes' factors of the L2 term where there is one."""
-        margins, triples, squares = counted(self._margins, self._triples, self._squares, self._hardest)
+    @property
+    def margins(self) -> torch.Tensor:
+        """s(u, n) - s(u, p) by the columns so far, float32 [n, batch]; whoever has others adds them here."""
+        assert self._margins is not None, "the panels come first"
+        return self._margins
+
+    def penalty(self) -> torch.Tensor:
+        """The L2 term of the loss by the columns so far, float32 []; with `hardest` once margins are whole."""
+        margins, _, squares = counted(self.margins, self._triples, self._squares, self._hardest)
         out = margins.new_empty(())
-        mean(margins, squares, self._reg, out)
+        mean(torch.full_like(margins, UNSCORED), squares, self._reg, out)
+        return out
+
+    def loss(self, penalty: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and the nodes' factors of the L2 term where there is one; penalty: that term, if it is known."""
+        margins, triples, squares = counted(self.margins, self._triples, self._squares, self._hardest)
+        out = margins.new_empty(())
+        if penalty is None:
+            mean(margins, squares, self._reg, out)
+        else:
+            mean(margins, None, 0.0, out)
+            out += penalty
         shape = _tuned(self._size, triples, margins)
         self._pairs = weighted(torch.ones_like(out), margins, triples, self._size, shape)
         self._groups = segment.group(self._pairs.places, self._nodes)

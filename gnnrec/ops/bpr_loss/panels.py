@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ class BPRPanels:
     """`bpr_loss` of one batch from panels of columns: bit-equal to it for every width that is a multiple of 16.
 
     First `add` takes the panels from left to right; then `loss` is known, and `gradient` gives that of each panel,
-    once. Until then the final embeddings of the batch's nodes are kept.
+    once. Until then the final embeddings of the batch's nodes are kept. Other columns may lie with other processes,
+    which are given the same triples.
 
     Args:
         triples: int64 [2 + n, batch], as for `bpr_loss`. The number of different nodes is waited for on a GPU.
@@ -40,6 +42,7 @@ class BPRPanels:
         nodes, numbers = triples.to(device).unique(return_inverse=True)
         self.nodes = nodes
         self.decay: torch.Tensor | None = None
+        self._reg, self._hardest = reg, hardest
         self._final: list[torch.Tensor] = []
         self._batch: Any
         if devices.on_gpu(nodes):
@@ -63,11 +66,28 @@ class BPRPanels:
         self._final.append(final)
         self._batch.add(final, ego)
 
-    def loss(self) -> torch.Tensor:
-        """The loss of the batch, float32, after the last panel."""
+    def loss(self, total: Callable[..., None] | None = None) -> torch.Tensor:
+        """The loss of the batch, float32, after the last panel.
+
+        Args:
+            total: where other processes have the other columns: adds up, in place, what each of them has of the tensors
+                that it is given. It is called once, with s(u, n) - s(u, p) of every negative and pair, float32
+                [n, batch], and the L2 term of the loss where there is one, float32 []; with `hardest`, which has to
+                know the ones before the other, for each of them.
+        """
         loss: torch.Tensor
-        loss, self.decay = self._batch.loss()
+        loss, self.decay = self._batch.loss(None if total is None else self._totals(total))
         return loss
+
+    def _totals(self, total: Callable[..., None]) -> torch.Tensor | None:
+        """Complete the scores; gives the L2 term."""
+        if self._hardest or not self._reg:
+            total(self._batch.margins)
+        if not self._reg:
+            return None
+        penalty: torch.Tensor = self._batch.penalty()
+        total(*(() if self._hardest else (self._batch.margins,)), penalty)
+        return penalty
 
     def gradient(self) -> torch.Tensor:
         """The loss's gradient by the next panel of the final embeddings of `nodes`, float32 [m, columns], from left to

@@ -1,0 +1,304 @@
+"""The processes of one training: one, or as many as torchrun has started, each of which is a rank.
+
+All ranks run the same program in step. What one of them cannot know (files of the run directory, a signal) goes through
+the methods here, and so does everything that may wait for another rank: an error of the network, or a rank that has
+ended or is too slow, becomes a RankError here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gnnrec.errors import GnnrecError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+TIMEOUT = 300.0  # seconds; the first rank writes checkpoints and reads them back while the others wait
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RankError(GnnrecError):
+    """Another rank has ended, or did not answer in time."""
+
+
+class Ranks:
+    """A single process, to which everything belongs.
+
+    Attributes:
+        rank, size: the number of this process, from 0 on, and of how many.
+        beside: how many of them share this machine.
+        restarts: how often torchrun has started them again.
+        totalled: bytes that have gone into `total` so far.
+        doing: what goes on, for messages.
+    """
+
+    rank, size, beside, restarts = 0, 1, 1, 0
+    backend: str | None = None
+    totalled = 0
+    doing = "the start"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes the run directory and shows what happens."""
+        return self.rank == 0
+
+    def total(self, *parts: torch.Tensor) -> None:
+        """Add up float32 tensors over the ranks, in place; every rank gets the same bits."""
+
+    def all_columns(self, part: torch.Tensor) -> torch.Tensor:
+        """All columns of a matrix of which every rank has some, in the order of the ranks."""
+        return part
+
+    def all_rows(self, part: torch.Tensor) -> torch.Tensor:
+        """All rows of a tensor of which every rank has some, in the order of the ranks."""
+        return part
+
+    def first(self, work: Callable[[], T]) -> T | None:
+        """Let the first rank do something while the others wait; gives its result there, None elsewhere.
+
+        Raises:
+            GnnrecError: that of the first rank, on all of them.
+        """
+        return work()
+
+    def tell(self, text: str) -> str:
+        """The text that the first rank has."""
+        return text
+
+    def each(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work` gives on every rank, as JSON has it.
+
+        Raises:
+            GnnrecError: that of any rank, on all of them.
+        """
+        return [work()]
+
+    def fail(self, error: GnnrecError) -> None:
+        """Let those who wait for the first rank to `tell` them something have its error instead."""
+
+    def heeding(self, arrived: list[int]) -> list[int]:
+        """The signals to stop at: those that have arrived here, or with several ranks those that all know of, which
+        `total` tells them."""
+        return arrived
+
+
+ALONE = Ranks()
+
+
+class Group(Ranks):
+    """The ranks that torchrun has started, connected by gloo, and on GPUs by NCCL. `joined` makes it.
+
+    Args:
+        timeout: seconds after which a rank that does not answer is given up.
+        on_gpu: whether tensors on GPUs are exchanged, one GPU a rank.
+
+    Raises:
+        RankError: not all ranks came.
+    """
+
+    def __init__(self, timeout: float, *, on_gpu: bool) -> None:
+        import torch
+        from torch import distributed
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        environment = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        self.rank, self.size, self.beside = (int(os.environ[name]) for name in environment)
+        self.restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self.backend, self.timeout = "nccl" if on_gpu else "gloo", timeout
+        self._said, self._arrived, self._heeded = 0, list[int](), list[int]()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        with self._errors():
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+            # torchrun's store outlives ranks that it starts again, with their addresses and what they have said.
+            self._store = PrefixStore(f"gnnrec/{self.restarts}", store)
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            given: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
+            distributed.init_process_group(backend, **given, timeout=timedelta(seconds=timeout))
+        self._store.set_timeout(timedelta(seconds=timeout))
+
+    def total(self, *parts: torch.Tensor) -> None:
+        """As Ranks.total, in one call, which also tells all ranks of signals: two numbers more."""
+        import torch
+        from torch import distributed
+
+        signals = parts[0].new_tensor([float(number in self._arrived) for number in SIGNALS])
+        whole = torch.cat([*(part.flatten() for part in parts), signals])
+        with self._errors():
+            distributed.all_reduce(whole)
+        self.totalled += whole.numel() * whole.element_size()
+        *sums, signals = whole.split([part.numel() for part in (*parts, signals)])
+        for part, found in zip(parts, sums, strict=True):
+            part.copy_(found.view_as(part))
+        if self._arrived or signals.any():  # on a GPU this waits for what is read next in any case
+            self._heeded += [number for number, count in zip(SIGNALS, signals.tolist(), strict=True) if count]
+
+    def all_columns(self, part: torch.Tensor) -> torch.Tensor:
+        """As Ranks.all_columns."""
+        return self._gathered(part.T).T.contiguous()
+
+    def all_rows(self, part: torch.Tensor) -> torch.Tensor:
+        """As Ranks.all_rows."""
+        return self._gathered(part)
+
+    def _gathered(self, part: torch.Tensor) -> torch.Tensor:
+        """Parts may have different lengths, which gloo cannot gather: all are sent as long as the longest is."""
+        import torch
+        from torch import distributed
+
+        lengths = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(self.size)]
+        with self._errors():
+            distributed.all_gather(lengths, lengths[0].new_tensor([len(part)]))
+        counts = [int(length) for length in lengths]
+        sent = part.new_zeros((max(counts), *part.shape[1:]))
+        sent[: len(part)] = part
+        found = [torch.empty_like(sent) for _ in counts]
+        with self._errors():
+            distributed.all_gather(found, sent)
+        return torch.cat([x[:count] for x, count in zip(found, counts, strict=True)])
+
+    def first(self, work: Callable[[], T]) -> T | None:
+        """As Ranks.first."""
+        key, result = self._key(), None
+
+        def done() -> None:
+            nonlocal result
+            result = work()
+
+        if self.leads:
+            self._say(key, done)
+        else:
+            _value(self._content(key))
+        return result
+
+    def tell(self, text: str) -> str:
+        """As Ranks.tell."""
+        key = self._key()
+        if self.leads:
+            self._say(key, lambda: text)
+        return str(_value(self._content(key)))
+
+    def each(self, work: Callable[[], Any]) -> list[Any]:
+        """As Ranks.each."""
+        key = self._key()
+        with suppress(GnnrecError):  # heard below, as the other ranks hear it
+            self._say(f"{key}/{self.rank}", work)
+        contents = [self._content(f"{key}/{rank}") for rank in range(self.size)]  # all, before any is raised
+        return [_value(content) for content in contents]
+
+    def fail(self, error: GnnrecError) -> None:
+        """As Ranks.fail."""
+
+        def work() -> None:
+            raise error
+
+        with suppress(GnnrecError):
+            self._say(self._key(), work)
+
+    def heeding(self, arrived: list[int]) -> list[int]:
+        """As Ranks.heeding."""
+        self._arrived, self._heeded = arrived, []
+        return self._heeded
+
+    def speaks(self, text: str) -> bool:
+        """Whether this rank is the first to say this: of an error that all of them have, one prints it."""
+        with self._errors():
+            return int(self._store.add(f"said {text}", 1)) == 1
+
+    def leave(self) -> None:
+        """End the connections."""
+        from torch import distributed
+
+        distributed.destroy_process_group()
+
+    def _key(self) -> str:
+        self._said += 1
+        return f"word {self._said}"
+
+    def _say(self, key: str, work: Callable[[], Any]) -> None:
+        """Do something and let all ranks know what came out, or what error."""
+        try:
+            content = {"value": work()}
+        except GnnrecError as error:
+            with self._errors():
+                self._store.set(key, json.dumps({"error": [error.found, error.where, error.remedy]}))
+            raise
+        with self._errors():
+            self._store.set(key, json.dumps(content))
+
+    def _content(self, key: str) -> dict[str, Any]:
+        with self._errors():
+            content: dict[str, Any] = json.loads(self._store.get(key))
+        return content
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what gloo, NCCL and the store raise has no narrower type in common
+            found = f"a rank of {self.size} has ended, or did not answer within {self.timeout:g} s, at {self.doing}"
+            remedy = (
+                "See what that rank says. Go on from the last checkpoint with resume=true, with any number of ranks; "
+                "where a rank is only slow, raise distributed.timeout_seconds"
+            )
+            raise RankError(found, where="distributed training", remedy=remedy) from error
+
+
+def _value(content: dict[str, Any]) -> Any:
+    """What a rank has said, or its error."""
+    if "error" in content:
+        found, where, remedy = content["error"]
+        raise GnnrecError(found, where=where, remedy=remedy)
+    return content["value"]
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+
+
+def count() -> int | None:
+    """How many ranks torchrun has started; None without it."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else None
+
+
+def shows() -> bool:
+    """Whether this process is the one to show what happens."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+_group: Group | None = None
+
+
+@contextmanager
+def joined(timeout: float, *, on_gpu: bool) -> Iterator[Ranks]:
+    """The ranks of this training; without torchrun, this process alone."""
+    global _group
+    if not launched():
+        yield ALONE
+        return
+    _group = Group(timeout, on_gpu=on_gpu)
+    yield _group
+    _group.leave()  # not after an error: other ranks may still be within a call, and the process ends anyway
+
+
+def speaks(text: str) -> bool:
+    """Whether this process is to print an error: of several ranks that have the same, one does."""
+    if not launched():
+        return True
+    if _group is None:
+        return shows()
+    try:
+        return _group.speaks(text)
+    except RankError:  # the first rank, or torchrun, is gone
+        return True

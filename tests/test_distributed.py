@@ -1,0 +1,171 @@
+"""Several processes, connected: by torchrun, and by its environment alone. Numbers of many ranks: test_columns.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import forked
+import pytest
+
+from gnnrec import ranks
+from gnnrec.training import checkpoint, run
+from gnnrec.training.runlog import read_events
+
+SMALL = [
+    "data=synthetic",
+    "data.synthetic.num_users=200",
+    "data.synthetic.num_items=150",
+    "data.synthetic.num_interactions=3000",
+    "data.synthetic.communities=4",
+    "model.dim=32",
+    "model.layers=2",
+    "trainer.batch_size=512",
+    "trainer.eval_every=1",
+    "device=cpu",
+    "threads=1",
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+SECONDS = 60  # a limit for what should take few
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of two processes under torchrun, and what it printed."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    words = [*TORCHRUN, "-m", "gnnrec", "train", *SMALL, "trainer.epochs=2", f"hydra.run.dir={folder / 'run'}"]
+    return folder / "run", subprocess.run(words, capture_output=True, text=True, cwd=folder, timeout=300)
+
+
+@pytest.fixture
+def started(tmp_path) -> Iterator[Callable[..., list[forked.Rank]]]:
+    """Starts two ranks in a folder; ends what is left of them."""
+    every: list[forked.Rank] = []
+
+    def start(*args: str, restarts: int = 0) -> list[forked.Rank]:
+        (tmp_path / "desk").mkdir(exist_ok=True)
+        some = forked.ranks("train", *SMALL, *args, cwd=tmp_path / "desk", restarts=restarts)
+        every.extend(some)
+        return some
+
+    yield start
+    for rank in every:
+        rank.process.kill()
+        rank.process.join()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5 * SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ended(some: list[forked.Rank]) -> list[int]:
+    """Their exit codes, soon."""
+    for rank in some:
+        rank.process.join(SECONDS)
+    return [rank.process.exitcode for rank in some]
+
+
+def test_two_processes_leave_one_run_and_print_once(finished):
+    folder, process = finished
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("epoch 2/2") == 1
+    assert process.stdout.count("recommendations for user") == 1
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints", "config.yaml", "data", "events.jsonl", "summary.json", ".lock"
+    }  # fmt: skip
+    assert [event["event"] for event in read_events(folder / "events.jsonl")].count("start") == 1
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert {"model.0-16.safetensors", "model.16-32.safetensors"} < {path.name for path in newest.iterdir()}
+
+
+def test_the_bytes_of_a_step_are_counted(finished):
+    folder, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    exchanged, steps = summary["distributed"], summary["steps"]
+    assert (exchanged["ranks"], exchanged["backend"]) == (2, "gloo")
+    batches = summary["epochs"] * run.graph_of(run.open_run(folder).data.train).num_edges  # of all steps together
+    assert exchanged["all_reduce_bytes_per_step"] == pytest.approx(4 * batches / steps + 12)
+
+
+def test_one_process_reads_what_two_have_trained_and_goes_on(finished, tmp_path):
+    folder, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert run.evaluate(run.open_run(folder), [20]) == summary["metrics"]
+    alone = forked.gnnrec("train", *SMALL, "trainer.epochs=2", "hydra.run.dir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    expected = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    for part, metrics in expected["metrics"].items():
+        assert summary["metrics"][part] == pytest.approx(metrics, rel=1e-3)
+    events = [read_events(path / "events.jsonl") for path in (folder, tmp_path / "alone")]
+    losses = [[event["loss"] for event in found if event["event"] == "epoch"] for found in events]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_mistake_is_printed_once(started):
+    every = started("loss=softmax")
+    assert ended(every) == [2, 2]
+    says = [rank.err.read_text() for rank in every]
+    assert "loss: is 'softmax', which several processes cannot train" in says[0]
+    assert says[1] == ""
+
+
+def test_a_mistake_of_the_run_directory_is_printed_once(started, finished):
+    every = started("trainer.epochs=2", f"hydra.run.dir={finished[0]}")
+    assert ended(every) == [2, 2]
+    says = [rank.err.read_text() for rank in every]
+    assert sum("holds a run already" in text for text in says) == 1
+    assert "" in says
+
+
+def training(every: list[forked.Rank]) -> None:
+    until(lambda: "epoch 3/" in every[0].out.read_text())
+
+
+@pytest.mark.parametrize(("signum", "rank"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_a_rank_that_is_killed_or_hangs_ends_the_others(started, tmp_path, signum, rank):
+    every = started("trainer.epochs=100000", "hydra.run.dir=run", "distributed.timeout_seconds=5")
+    training(every)
+    os.kill(every[rank].process.pid, signum)
+    other = every[1 - rank]
+    assert ended([other]) == [2]
+    # torch adds lines of its own where the rank is gone that kept the addresses of all.
+    (line,) = [line for line in other.err.read_text().splitlines() if line.startswith("gnnrec: ")]
+    assert "a rank of 2 has ended, or did not answer within 5 s, at " in line
+    assert "resume=true" in line
+    assert checkpoint.load_latest(tmp_path / "desk" / "run" / "checkpoints")[1] == []
+
+
+def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_goes_on(started, tmp_path):
+    every = started("trainer.epochs=100000", "hydra.run.dir=run")
+    training(every)
+    os.kill(every[1].process.pid, signal.SIGINT)
+    assert ended(every) == [130, 130]
+    says = "".join(rank.err.read_text() for rank in every)
+    assert says.count("interrupted by SIGINT; the state is kept in") == 1
+    found, warnings = checkpoint.load_latest(tmp_path / "desk" / "run" / "checkpoints")
+    assert warnings == []
+    assert found.tensors["model.embedding"].shape == (350, 32)
+    last = found.state["epoch"] + 1
+    again = started(f"trainer.epochs={last}", "hydra.run.dir=run", restarts=1)
+    assert ended(again) == [0, 0], again[0].err.read_text()
+    assert again[0].out.read_text().count("\nepoch ") == 1
+
+
+def test_other_apps_and_sweeps_are_for_a_single_process(monkeypatch, capsys):
+    from gnnrec import cli
+
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, str(value))
+    assert ranks.count() == 2
+    for words in (["evaluate", "run=x"], ["train", "-m", "seed=0,1"]):
+        assert cli._run(words[0], words[1:]) == 2
+        assert "several processes can only train, one run" in capsys.readouterr().err
