@@ -13,6 +13,10 @@ from gnnrec.ops._numba import VERSION, kernel, num_threads
 SIZES = (1, 3, 33, 63, 64, 128, 200, 300)
 SHAPES = [(rows, dim, out) for rows, dim, out in zip((1, 5, 47, 48, 49, 97, 600, 1100), SIZES, reversed(SIZES))]
 SHAPES += [(1100, size, size) for size in SIZES] + [(1100, 1, 64), (1100, 64, 1), (0, 5, 3)]
+# Kernels of floats fit all sizes. Those of halves have as many lanes as columns, up to LANES: each pair is compiled.
+HALVES = [(torch.bfloat16, shape) for shape in ((1, 1, 300), (48, 63, 128), (1100, 3, 3), (1100, 64, 1))]
+HALVES += [(torch.float16, shape) for shape in ((0, 5, 3), (1100, 200, 200))]
+PRODUCTS = [(dtype, shape) for dtype in (torch.float32, torch.float64) for shape in SHAPES] + HALVES
 FLOOR = 4  # roundings of the largest magnitude
 
 
@@ -45,9 +49,9 @@ def check(got, x, weight, upstream):
         assert (ours.double() - oracle).abs().max() <= 2 * (theirs.double() - oracle).abs().max() + floor
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("rows", "dim", "out"), SHAPES)
-def test_product_and_gradients(rows, dim, out, dtype):
+@pytest.mark.parametrize(("dtype", "shape"), PRODUCTS, ids=str)
+def test_product_and_gradients(dtype, shape):
+    rows, dim, out = shape
     x, weight = draw(rows, dim, dtype=dtype), draw(out, dim, seed=1, dtype=dtype)
     upstream = draw(rows, out, seed=2, dtype=dtype)
     check(evaluate(matmul, x, weight, upstream), x, weight, upstream)
