@@ -87,14 +87,16 @@ def loaded(
     start = time.perf_counter()
     kernels.spin(_TURNS)
     turn_ns = 1e9 * (time.perf_counter() - start) / _TURNS
+    place = 0  # the chase goes on from delay to delay: what it met before is no longer in the cache when it returns
     for delay in delays:
         with _traffic(x, out, generators, op, round(delay / turn_ns)) as counters, _on(chaser):
-            yield delay, _chased(words, counters, (sum(OPS[op])) * 4 * kernels.WIDE)
+            place, latency = _chased(words, place, counters, (sum(OPS[op])) * 4 * kernels.WIDE)
+        yield delay, latency
 
 
-def _chased(words: Any, counters: Any, step_bytes: int) -> Latency:
-    """Latency, and the traffic that the counters tell of meanwhile."""
-    place, found, moved, passed = kernels.chase(words, 0, _STEPS), [], 0, 0.0
+def _chased(words: Any, place: int, counters: Any, step_bytes: int) -> tuple[int, Latency]:
+    """Where the chase has come to, its latency, and the traffic that the counters tell of meanwhile."""
+    place, found, moved, passed = kernels.chase(words, place, _STEPS), [], 0, 0.0
     for _ in range(RUNS):
         before, start = counters[:, 0].sum(), time.perf_counter()
         place = kernels.chase(words, place, _STEPS)
@@ -102,7 +104,7 @@ def _chased(words: Any, counters: Any, step_bytes: int) -> Latency:
         moved += int(counters[:, 0].sum() - before) * step_bytes
         passed += seconds
         found.append(1e9 * seconds / _STEPS)
-    return _latency(found, moved / passed / 1e9)
+    return place, _latency(found, moved / passed / 1e9)
 
 
 @contextlib.contextmanager

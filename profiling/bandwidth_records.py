@@ -136,12 +136,21 @@ def idle_row(tier: Tier, provenance: str, cpu_node: str, distance: str, working_
 
 
 def loaded_row(
-    tier: Tier, provenance: str, cpu_node: str, distance: str, op: str, threads: int, delay: float, latency: Latency
+    tier: Tier,
+    provenance: str,
+    cpu_node: str,
+    distance: str,
+    op: str,
+    threads: int,
+    working_set: int,
+    delay: float,
+    latency: Latency,
 ) -> Json:
-    """A latency beside traffic."""
+    """A latency in a working set of so many bytes beside traffic."""
     reads, writes = OPS[op]
     row = _place(tier, provenance, cpu_node, distance) | {"op": op, "mix": f"{reads}:{writes}"}
-    return row | {"threads_count": threads, "delay_ns": delay, "gb_per_s": latency.gb_per_s} | _latency(latency)
+    row |= {"threads_count": threads, "working_set_bytes": working_set, "delay_ns": delay}
+    return row | {"gb_per_s": latency.gb_per_s} | _latency(latency)
 
 
 def without_unit(content: Any, name: str = "") -> Iterator[str]:

@@ -119,7 +119,8 @@ class _Tier:
         cache, known = conditions.last_level_cache()
         size = measure_memory.buffer_size(tier, cache)
         sets = working_sets(settings.chased_bytes, cache, size)
-        setup = _SETUP_SECONDS_PER_BYTE * (2 * size + max(sets))
+        beside = min(size, measure_memory.CHASED * cache)  # traffic: beyond the cache whatever sets are asked for
+        setup = _SETUP_SECONDS_PER_BYTE * (2 * size + max(*sets, beside))
         rest = seconds - setup - min(self._latency_seconds(sets), _LATENCIES * seconds)
         chosen = bandwidth_memory.plan(settings, groups, far, rest)
         self.progress("compiling")
@@ -130,7 +131,7 @@ class _Tier:
             self.progress("writing the buffers")
             placed = [
                 arena.allocate(name, (count,), torch.uint8)
-                for name, count in (("x", size), ("out", size), ("chased", max(sets)))
+                for name, count in (("x", size), ("out", size), ("chased", max(*sets, beside)))
             ]
             x, out, chased = (each.tensor.numpy() for each in placed)
             near = next(number for number, distance in enumerate(far) if distance != FAR)
@@ -139,7 +140,7 @@ class _Tier:
                     kernels.fill(memory.view(np.uint32), np.uint32(seed))
             huge = measure_memory.huge_share(x)
             self._idle(chased, sets, far, near)
-            self._loaded(chased, x, out, near, far[near], watch.end - (1 - _LATENCIES) * seconds)
+            self._loaded(chased[:beside], x, out, near, far[near], watch.end - (1 - _LATENCIES) * seconds)
             buffers = bandwidth_memory.Buffers(x, out, cache)
             found, missing = bandwidth_memory.measure(buffers, chosen, groups, settings, watch)
             notes = [f"two buffers of {in_bytes(size)}, on the tier {placed[0].share()}, huge pages {huge}"]
@@ -176,7 +177,9 @@ class _Tier:
             for delay, latency in bandwidth_latency.loaded(words, x, out, group.cpus, op, self.settings.delays):
                 self.progress(f"latency beside {op} with a delay of {delay:g} ns")
                 place = self.tier, self.provenance, group.node, distance
-                self.content["loaded_latency"].append(records.loaded_row(*place, op, generators, delay, latency))
+                self.content["loaded_latency"].append(
+                    records.loaded_row(*place, op, generators, len(chased), delay, latency)
+                )
                 if time.perf_counter() > until and delay != self.settings.delays[-1]:
                     words = f"latency beside {op}: the time was up after a delay of {delay:g} ns"
                     self.content["left_out"].append(f"{self.tier.name}: {words}")

@@ -27,6 +27,7 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, aligned
 from gnnrec.memtier.layout import BLOCK_BYTES, ITEM, Layout, columns_block_bytes
+from gnnrec.memtier.placement import map_file
 from gnnrec.memtier.ring import Ring, RingOfBuffers, StreamTimes
 
 Part = tuple[slice, SparseMatrix]  # which of the rows that were asked for, and their matrix [rows, nodes]
@@ -130,7 +131,8 @@ class FileAdjacency:
         entries = 2 * graph.num_edges
         file = folder.create("graph.bin", max(entries, 1) * ITEM)
         _write(file, graph)
-        self.graph = graph.with_columns(np.frombuffer(mmap.mmap(file.fileno(), file.size), np.int32)[:entries])
+        mapped = map_file(str(file.path), file.fileno(), file.size, mmap.MAP_SHARED).view(np.int32)
+        self.graph = graph.with_columns(mapped[:entries])
         self.matrix = self.graph.norm_adjacency()
         indptr = self.matrix.indptr.numpy()
         if block_bytes is None:
@@ -152,10 +154,12 @@ class FileAdjacency:
             assert here.stop <= rows.stop, "rows must end with a block"
             self._next = (number + 1) % self._blocks.blocks
             part = self.matrix.row_block(here, self._columns.take(number))
+            opened = self._columns.opened
             try:
                 yield slice(here.start - rows.start, here.stop - rows.start), part
             finally:
-                self._columns.release()
+                if self._columns.opened == opened and self._columns.is_open:
+                    self._columns.release()
             start = here.stop
 
     def chosen(self, nodes: torch.Tensor) -> Iterable[Part]:

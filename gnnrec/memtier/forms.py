@@ -33,9 +33,9 @@ def state(workload: Workload) -> Streamed:
     return Streamed(workload.dim, 1, sum(demand.bytes for demand in files), demands, update, files, len(files))
 
 
-def with_graph_in_file(workload: Workload, form: Streamed) -> Streamed:
+def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096) -> Streamed:
     """The same with the columns of the graph in a file, which every layer reads for every panel, forward and backward:
-    see `gnnrec.memtier.adjacency`."""
+    see `gnnrec.memtier.adjacency`. alignment: bytes, of reads."""
     nodes, entries, layers = workload.nodes, workload.entries, workload.layers
     layer = float(form.panels * entries * FLOAT)
     of_batch = workload.batch_rows()[1] if layers else 0.0
@@ -43,7 +43,7 @@ def with_graph_in_file(workload: Workload, form: Streamed) -> Streamed:
     # Which entries of a block belong to rows of the batch is written down, and these are copied, for every panel.
     chosen = Access("mixed", CHOSEN * form.panels * of_batch)
     rows = Demand("pointers", 8 * (nodes + 1) + FLOAT * nodes, (*graph.accesses, chosen))
-    block = columns_block_bytes(entries, max(workload.users.longest, workload.items.longest))
+    block = columns_block_bytes(entries, max(workload.users.longest, workload.items.longest), alignment)
     buffers = Demand("graph_buffers", (FEWEST + CHOSEN // FLOAT) * block)
     others = tuple(demand for demand in form.demands if demand is not graph)
     reads = ((2 * layers - 1) * layer, layer) if layers else (0.0, 0.0)

@@ -174,9 +174,9 @@ def _in_files(tier: Tier, huge: bool, run: str) -> Iterator[_Source]:
     def mapped(name: str, size: int) -> _Mapped:
         file = folder.create(name, size)
         if tier.kind == "pmem":
-            memory = _map(str(file.path), file.fileno(), file.size, _MAP_SHARED_VALIDATE | _MAP_SYNC)
+            memory = map_file(str(file.path), file.fileno(), file.size, _MAP_SHARED_VALIDATE | _MAP_SYNC)
             return memory, lambda: Share(1.0, "mapped with MAP_SYNC")
-        memory = _map(str(file.path), file.fileno(), file.size, mmap.MAP_SHARED)
+        memory = map_file(str(file.path), file.fileno(), file.size, mmap.MAP_SHARED)
         return memory, lambda: _share_outside_page_cache(memory)
 
     with TierFolder(tier.where, run=run) as folder:
@@ -200,7 +200,7 @@ def _on_device(tier: Tier, huge: bool, run: str) -> Iterator[_Source]:
     def mapped(name: str, size: int) -> _Mapped:
         where = f"{path}: {name}"
         offset, length = ranges.take(where, size)
-        memory = _map(where, descriptor, length, mmap.MAP_SHARED, offset)
+        memory = map_file(where, descriptor, length, mmap.MAP_SHARED, offset)
         return memory, lambda: Share(1.0, f"mapped from {path}")
 
     try:
@@ -246,7 +246,7 @@ class Ranges:
         return offset, length
 
 
-def _map(where: str, descriptor: int, size: int, flags: int, offset: int = 0) -> npt.NDArray[np.uint8]:
+def map_file(where: str, descriptor: int, size: int, flags: int, offset: int = 0) -> npt.NDArray[np.uint8]:
     """The mapping as an array, which ends with the last view of it."""
     try:
         return np.frombuffer(mmap.mmap(descriptor, size, flags=flags, offset=offset), np.uint8)

@@ -216,7 +216,8 @@ class _Problem:
         if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
             state = forms.state(workload)
             pairs += [(state, tier) for tier in tiers if self._agrees(state, tier)]
-        more = [] if workload.on_gpu else [forms.with_graph_in_file(workload, form) for form in every]
+        alignment = max((tier.granularity for tier in tiers), default=4096)
+        more = [] if workload.on_gpu else [forms.with_graph_in_file(workload, form, alignment) for form in every]
         last = [(form, tier) for tier in tiers for form in more if self._agrees(form, tier)]
         if memory.name == "stream" and not (pairs or last):
             found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"

@@ -114,6 +114,7 @@ class RingOfBuffers(ABC):
         self._changed = threading.Condition()
         self._slots: list[Slot] = []
         self._threads: list[threading.Thread] = []
+        self.opened = 0  # times: what was taken before it was closed is no longer there to be released
         self._reset()
 
     @abstractmethod
@@ -154,6 +155,7 @@ class RingOfBuffers(ABC):
             self._reset()
 
     def _open(self) -> None:
+        self.opened += 1
         self._slots = [Slot([self._memory(size) for size in self._sizes]) for _ in range(self.buffers)]
         for number in range(self.ring.readers + self.ring.writers):
             thread = threading.Thread(target=self._work, name=f"gnnrec-io-{number}", daemon=True)
@@ -174,6 +176,11 @@ class RingOfBuffers(ABC):
             slot.ready = False
             self.times.waiting += time.perf_counter() - started
             return slot
+
+    @property
+    def is_open(self) -> bool:
+        """Whether blocks are read."""
+        return bool(self._threads)
 
     def release(self) -> None:
         """Give back the block that was taken first, to be written."""

@@ -256,7 +256,7 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
 
     Args:
         run_dir: the run's directory.
-        device: auto, cpu or cuda, whatever it was trained on.
+        device: auto, cpu or cuda, whatever it was trained on; cpu where the graph lies in a file.
 
     Raises:
         CheckpointError: no run lies there, or it is damaged.
@@ -267,6 +267,8 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     data = load_data(config, run_dir)
     graph = graph_of(data.train)
     form = _form(run_dir, found)
+    if form is not None and form.graph_in_file:
+        found = devices.resolve("cpu")  # the graph comes from its file for processors alone
     # Matrices stay in their files: those of the optimizer are not needed, and may be larger than memory.
     saved, warnings = checkpoint.load_latest(run_dir / "checkpoints", as_rows=True)
     for warning in warnings:
