@@ -193,9 +193,11 @@ def test_dropout_follows_torch_and_draws_only_where_it_is_used():
     assert torch.equal(ops.ngcf_layer(matrix, **t, dropout=0.5, training=True), first)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("random", [{}, {"dropout": 0.1, "node_dropout": 0.2, "training": True}])
-def test_kept_and_recomputed_aggregates_give_the_same_bits(dtype, random):
+@pytest.mark.parametrize(
+    ("dtype", "dropped"), [(torch.float32, 0.0), (torch.float32, 0.2), (torch.float64, 0.2), (torch.bfloat16, 0.0)]
+)
+def test_kept_and_recomputed_aggregates_give_the_same_bits(dtype, dropped):
+    random = {"dropout": dropped / 2, "node_dropout": dropped, "training": True} if dropped else {}
     for matrix in (case_matrices()["square"], symmetric_matrix() if dtype == torch.float32 else long_matrix()):
         width = (64, 64) if matrix.row_scale is not None else WIDTHS
         t = inputs(matrix, *width, dtype, own=matrix.shape[0] != matrix.shape[1])
