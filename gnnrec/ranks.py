@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gnnrec.errors import GnnrecError
+from gnnrec.errors import ConfigError, GnnrecError
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +36,12 @@ class Ranks:
 
     Attributes:
         rank, size: the number of this process, from 0 on, and of how many.
-        beside: how many of them share this machine.
-        restarts: how often torchrun has started them again.
+        local, beside: the number of this process on its machine, from 0 on, and of how many there.
         totalled: bytes that have gone into `total` so far.
         doing: what goes on, for messages.
     """
 
-    rank, size, beside, restarts = 0, 1, 1, 0
+    rank, size, local, beside = 0, 1, 0, 1
     backend: str | None = None
     totalled = 0
     doing = "the start"
@@ -82,6 +82,13 @@ class Ranks:
         """
         return [work()]
 
+    def begin(self, run: str) -> None:
+        """Let ranks that torchrun starts again in place of these know that this run is theirs; the first says so."""
+
+    def begun(self, run: str) -> bool:
+        """Whether such ranks before these said so, in the same job; the first rank's answer."""
+        return False
+
     def fail(self, error: GnnrecError) -> None:
         """Let those who wait for the first rank to `tell` them something have its error instead."""
 
@@ -95,37 +102,43 @@ ALONE = Ranks()
 
 
 class Group(Ranks):
-    """The ranks that torchrun has started, connected by gloo, and on GPUs by NCCL. `joined` makes it.
+    """The ranks that torchrun has started: they can talk, and once connected exchange tensors. `joined` makes it.
 
     Args:
         timeout: seconds after which a rank that does not answer is given up.
-        on_gpu: whether tensors on GPUs are exchanged, one GPU a rank.
 
     Raises:
-        RankError: not all ranks came.
+        RankError: the first rank, or torchrun, did not come.
     """
 
-    def __init__(self, timeout: float, *, on_gpu: bool) -> None:
-        import torch
-        from torch import distributed
+    def __init__(self, timeout: float) -> None:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        environment = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        self.rank, self.size, self.beside = (int(os.environ[name]) for name in environment)
-        self.restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        self.backend, self.timeout = "nccl" if on_gpu else "gloo", timeout
+        environment = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        self.rank, self.size, self.local, self.beside = (int(os.environ[name]) for name in environment)
+        self.timeout = timeout
         self._said, self._arrived, self._heeded = 0, list[int](), list[int]()
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         with self._errors():
             store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-            # torchrun's store outlives ranks that it starts again, with their addresses and what they have said.
-            self._store = PrefixStore(f"gnnrec/{self.restarts}", store)
+        # torchrun's store outlives ranks that it starts again, with their addresses and what they have said.
+        self._job = PrefixStore("gnnrec", store)
+        self._store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), self._job)
+
+    def connect(self, *, on_gpu: bool) -> None:
+        """Connect them by gloo, and on GPUs, one a rank, by NCCL.
+
+        Raises:
+            RankError: not all ranks came.
+        """
+        from torch import distributed
+
+        self.backend = "nccl" if on_gpu else "gloo"
+        with self._errors():
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
             given: Any = {"store": self._store, "rank": self.rank, "world_size": self.size}
-            distributed.init_process_group(backend, **given, timeout=timedelta(seconds=timeout))
-        self._store.set_timeout(timedelta(seconds=timeout))
+            distributed.init_process_group(backend, **given, timeout=timedelta(seconds=self.timeout))
+        self._store.set_timeout(timedelta(seconds=self.timeout))
 
     def total(self, *parts: torch.Tensor) -> None:
         """As Ranks.total, in one call, which also tells all ranks of signals: two numbers more."""
@@ -195,6 +208,18 @@ class Group(Ranks):
             self._say(f"{key}/{self.rank}", work)
         contents = [self._content(f"{key}/{rank}") for rank in range(self.size)]  # all, before any is raised
         return [_value(content) for content in contents]
+
+    def begin(self, run: str) -> None:
+        """As Ranks.begin."""
+        if self.leads:
+            with self._errors():
+                self._job.set(f"begun {run}", "")
+
+    def begun(self, run: str) -> bool:
+        """As Ranks.begun."""
+        with self._errors():
+            found = self.leads and self._job.check([f"begun {run}"])
+        return self.tell("yes" if found else "no") == "yes"
 
     def fail(self, error: GnnrecError) -> None:
         """As Ranks.fail."""
@@ -281,23 +306,71 @@ _group: Group | None = None
 
 
 @contextmanager
-def joined(timeout: float, *, on_gpu: bool) -> Iterator[Ranks]:
-    """The ranks of this training; without torchrun, this process alone."""
+def joined(timeout: float, device: Callable[[], str]) -> Iterator[Ranks]:
+    """The ranks of this training; without torchrun, this process alone.
+
+    Args:
+        timeout: seconds after which a rank that does not answer is given up.
+        device: gives cpu or cuda, what this rank is to compute on, where there are several.
+
+    Raises:
+        GnnrecError: on all ranks: that of any rank's `device`, more ranks than GPUs on a machine, different devices.
+        RankError: not all ranks came.
+    """
     global _group
     if not launched():
         yield ALONE
         return
-    _group = Group(timeout, on_gpu=on_gpu)
+    _group = Group(timeout)
+    _group.connect(on_gpu=agreed(_group, device) == "cuda")
     yield _group
     _group.leave()  # not after an error: other ranks may still be within a call, and the process ends anyway
 
 
+def agreed(ranks: Ranks, device: Callable[[], str]) -> str:
+    """What all ranks compute on, cpu or cuda; with cuda, the current GPU is then one of this rank's own.
+
+    Args:
+        device: as for `joined`.
+
+    Raises:
+        GnnrecError: as for `joined`.
+    """
+    import torch
+
+    host = socket.gethostname()
+
+    def own() -> list[str]:
+        try:
+            kind = device()
+            if kind == "cuda":
+                count = torch.cuda.device_count()
+                if count < ranks.beside:
+                    found = f"is cuda, with {count} of the {ranks.beside} GPUs that the processes need, one each"
+                    remedy = f"Start at most {count} on this machine, or use device=cpu"
+                    raise ConfigError(found, where="device", remedy=remedy)
+                torch.cuda.set_device(ranks.local)
+                kind = device()  # another GPU than the one before
+        except GnnrecError as error:  # which another machine may print
+            raise GnnrecError(error.found, where=f"{error.where} on {host}", remedy=error.remedy) from error
+        return [kind, host]
+
+    every = ranks.each(own)
+    kinds: set[str] = {kind for kind, _ in every}
+    if len(kinds) > 1:
+        listed = ", ".join(dict.fromkeys(f"{kind} on {host}" for kind, host in every))
+        remedy = "Use device=cpu, or machines whose GPUs can all run the kernels"
+        raise ConfigError(f"ranks would compute on different ones: {listed}", where="device", remedy=remedy)
+    return kinds.pop()
+
+
 def speaks(text: str) -> bool:
-    """Whether this process is to print an error: of several ranks that have the same, one does."""
+    """Whether this process is to print an error: of several ranks that have the same, one does. Before they are joined,
+    one on each machine."""
     if not launched():
         return True
     if _group is None:
-        return shows()
+        return os.environ["LOCAL_RANK"] == "0"
     try:
         return _group.speaks(text)
     except RankError:  # the first rank, or torchrun, is gone

@@ -58,18 +58,27 @@ class Rank(NamedTuple):
     err: Path
 
 
-def ranks(*args: object, cwd: Path, size: int = 2, restarts: int = 0) -> list[Rank]:
-    """Start `gnnrec ARGS` in so many processes, with the environment that torchrun gives them when it has started them
-    again so many times; they go on meanwhile."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def ranks(*args: object, cwd: Path, size: int = 2, restarts: int = 0, store: int | None = None) -> list[Rank]:
+    """Start `gnnrec ARGS` in so many processes, which go on meanwhile, with the environment that torchrun gives them.
+
+    Args:
+        cwd: the working directory.
+        size: how many.
+        restarts: how often they were started before.
+        store: the port of torchrun's store; without one the first process has a store of its own.
+    """
+    port = store
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     started = []
     for rank in range(size):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         environment = {name: str(value) for name, value in names.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = str(store is not None)
         out, err = (cwd.parent / f"{cwd.name}.{rank}.{name}" for name in ("out", "err"))
         for file in (out, err):
             file.write_text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,13 @@ from pathlib import Path
 
 import forked
 import pytest
+import torch
+from pretend_ranks import together
+from torch.distributed import TCPStore
 
 from gnnrec import ranks
+from gnnrec.device import DeviceError
+from gnnrec.errors import GnnrecError
 from gnnrec.training import checkpoint, run
 from gnnrec.training.runlog import read_events
 
@@ -48,9 +54,9 @@ def started(tmp_path) -> Iterator[Callable[..., list[forked.Rank]]]:
     """Starts two ranks in a folder; ends what is left of them."""
     every: list[forked.Rank] = []
 
-    def start(*args: str, restarts: int = 0) -> list[forked.Rank]:
+    def start(*args: str, **options: int) -> list[forked.Rank]:
         (tmp_path / "desk").mkdir(exist_ok=True)
-        some = forked.ranks("train", *SMALL, *args, cwd=tmp_path / "desk", restarts=restarts)
+        some = forked.ranks("train", *SMALL, *args, cwd=tmp_path / "desk", **options)
         every.extend(some)
         return some
 
@@ -58,6 +64,14 @@ def started(tmp_path) -> Iterator[Callable[..., list[forked.Rank]]]:
     for rank in every:
         rank.process.kill()
         rank.process.join()
+
+
+@pytest.fixture
+def store() -> Iterator[int]:
+    """The port of a store that outlives ranks, as torchrun's does."""
+    kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield kept.port
+    del kept
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -118,12 +132,13 @@ def test_a_mistake_is_printed_once(started):
     assert says[1] == ""
 
 
-def test_a_mistake_of_the_run_directory_is_printed_once(started, finished):
-    every = started("trainer.epochs=2", f"hydra.run.dir={finished[0]}")
-    assert ended(every) == [2, 2]
-    says = [rank.err.read_text() for rank in every]
-    assert sum("holds a run already" in text for text in says) == 1
-    assert "" in says
+def test_a_run_of_others_is_refused_with_one_message_also_after_a_restart(started, finished, store):
+    for restarts in range(2):
+        every = started("trainer.epochs=3", f"hydra.run.dir={finished[0]}", restarts=restarts, store=store)
+        assert ended(every) == [2, 2]
+        says = [rank.err.read_text() for rank in every]
+        assert sum("holds a run already" in text for text in says) == 1
+        assert "" in says
 
 
 def training(every: list[forked.Rank]) -> None:
@@ -144,8 +159,8 @@ def test_a_rank_that_is_killed_or_hangs_ends_the_others(started, tmp_path, signu
     assert checkpoint.load_latest(tmp_path / "desk" / "run" / "checkpoints")[1] == []
 
 
-def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_goes_on(started, tmp_path):
-    every = started("trainer.epochs=100000", "hydra.run.dir=run")
+def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_goes_on(started, tmp_path, store):
+    every = started("trainer.epochs=100000", "hydra.run.dir=run", store=store)
     training(every)
     os.kill(every[1].process.pid, signal.SIGINT)
     assert ended(every) == [130, 130]
@@ -155,9 +170,76 @@ def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_go
     assert warnings == []
     assert found.tensors["model.embedding"].shape == (350, 32)
     last = found.state["epoch"] + 1
-    again = started(f"trainer.epochs={last}", "hydra.run.dir=run", restarts=1)
+    again = started(f"trainer.epochs={last}", "hydra.run.dir=run", restarts=1, store=store)
     assert ended(again) == [0, 0], again[0].err.read_text()
     assert again[0].out.read_text().count("\nepoch ") == 1
+
+
+@pytest.fixture
+def gpus(monkeypatch) -> list[int]:
+    """Two GPUs; of each rank that takes one, its number."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(socket, "gethostname", lambda: "host")
+    return taken
+
+
+def chosen(devices: list[str], beside: int) -> list[str]:
+    """What ranks choose of which each finds one of these devices, or none; so many share a machine."""
+
+    def work(rank: ranks.Ranks) -> str:
+        def device() -> str:
+            if devices[rank.rank] == "none":
+                raise DeviceError("torch sees no GPU", where="device=cuda", remedy="Use device=cpu")
+            return devices[rank.rank]
+
+        rank.local, rank.beside = rank.rank % beside, beside
+        return ranks.agreed(rank, device)
+
+    return together(len(devices), work)
+
+
+def test_every_rank_takes_a_gpu_of_its_own(gpus):
+    assert chosen(["cuda"] * 4, beside=2) == ["cuda"] * 4
+    assert sorted(gpus) == [0, 0, 1, 1]
+    assert chosen(["cpu"] * 3, beside=3) == ["cpu"] * 3
+    assert len(gpus) == 4
+
+
+@pytest.mark.parametrize(
+    ("devices", "beside", "message"),
+    [
+        (
+            ["cuda"] * 3,
+            3,
+            "device on host: is cuda, with 2 of the 3 GPUs that the processes need, one each. "
+            "Start at most 2 on this machine, or use device=cpu",
+        ),
+        (["cuda", "none"], 1, "device=cuda on host: torch sees no GPU. Use device=cpu"),
+        (
+            ["cuda", "cpu"],
+            2,
+            "device: ranks would compute on different ones: cuda on host, cpu on host. "
+            "Use device=cpu, or machines whose GPUs can all run the kernels",
+        ),
+    ],
+)
+def test_ranks_that_cannot_all_have_their_device_say_so_on_all(gpus, devices, beside, message):
+    with pytest.raises(GnnrecError) as caught:
+        chosen(devices, beside)
+    assert str(caught.value) == message
+
+
+def test_before_ranks_are_joined_one_on_each_machine_prints_its_error(monkeypatch, capsys):
+    from gnnrec import cli
+
+    for rank, local in ((2, 0), (3, 1)):  # on the second machine
+        names = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "x"}
+        for name, value in names.items():
+            monkeypatch.setenv(name, str(value))
+        assert cli._run("train", ["data=nowhere"]) == 2
+        assert ("there is no data=nowhere" in capsys.readouterr().err) == (local == 0)
 
 
 def test_other_apps_and_sweeps_are_for_a_single_process(monkeypatch, capsys):

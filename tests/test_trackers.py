@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +27,12 @@ MODULES = {name: kind.module for name, kind in TRACKERS.items()}
 class Package(ModuleType):
     """A module whose functions, and the objects that they give, record their calls: name, positional, by name."""
 
-    def __init__(self, name: str, fails: str = "") -> None:
+    def __init__(self, name: str, fails: str = "", params: Mapping[str, Any] = MappingProxyType({})) -> None:
         super().__init__(name)
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.fails = fails
         self.summary: dict[str, Any] = {}
-        self.info, self.id = SimpleNamespace(run_id="a1"), "b2"
+        self.info, self.data, self.id = SimpleNamespace(run_id="a1"), SimpleNamespace(params=params), "b2"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -162,8 +163,8 @@ def test_a_model_in_closed_form_has_metrics_without_steps(package: Any, tmp_path
 def test_a_resumed_training_goes_on_with_the_same_run(package: Any, tmp_path: Path) -> None:
     for name, starts, key, kept in (("mlflow", "start_run", "run_id", "a1"), ("wandb", "init", "id", "b2")):
         modules = []
-        for _ in range(2):
-            modules.append(package(name))
+        for params in ({}, {name: str(value) for name, value in FLAT.items()}):
+            modules.append(package(name, params=params))
             told(name, tmp_path)
         assert [options[key] for module in modules for _, options in module.called(starts)] == [None, kept]
         assert not modules[1].called("log_params")  # they cannot be changed
@@ -226,6 +227,17 @@ def test_a_tracker_that_fails_ends_the_run_by_name_and_checkpoints_are_whole(pac
     trained, summary = run.train(config("", "resume=true"), tmp_path)  # without it
     trained.places.close()
     assert summary["epochs"] == 2
+
+
+def test_a_run_of_mlflow_whose_start_fails_is_ended_and_goes_on(package: Any, tmp_path: Path) -> None:
+    module = package("mlflow", fails="log_params")
+    with pytest.raises(LoggerError, match="no route to the server"):
+        told("mlflow", tmp_path)
+    assert module.calls[-1] == ("end_run", (), {"status": "FAILED"})  # or the next run of this process could not start
+    module = package("mlflow", params={"seed": "0"})  # what it was given before
+    told("mlflow", tmp_path)
+    assert module.called("start_run") == [((), {"run_id": "a1", "run_name": tmp_path.name})]
+    assert module.called("log_params") == [(({name: FLAT[name] for name in FLAT if name != "seed"},), {})]
 
 
 @pytest.mark.parametrize("fails", ["start_run", "end_run"])

@@ -50,8 +50,8 @@ def train(
     from gnnrec import device as devices
     from gnnrec.training import run as runs
 
-    on_gpu = ranks.count() is not None and devices.resolve(config.device).type == "cuda"
-    with ranks.joined(config.distributed.timeout_seconds or ranks.TIMEOUT, on_gpu=on_gpu) as group:
+    timeout = config.distributed.timeout_seconds or ranks.TIMEOUT
+    with ranks.joined(timeout, lambda: devices.resolve(config.device).type) as group:
         run, summary = runs.train(config, run_dir, on_plan=show_plan, hopeless=hopeless, ranks=group)
         with run:
             show_metrics(summary)

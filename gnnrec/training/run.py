@@ -105,7 +105,7 @@ def train(
         on_plan: is told where tensors go, before they do, unless everything lies in DRAM as asked.
         hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
         ranks: that train together; the first one's run_dir is that of all, who see the same files, and it alone writes
-            there, but for checkpoints. Those that were started again go on with the run that lies there.
+            there, but for checkpoints. Those that torchrun starts again go on with the run that they have begun there.
 
     Returns:
         The run and its summary, which `summary.json` holds too.
@@ -123,7 +123,7 @@ def train(
     elif ranks.beside > 1:
         set_threads(max(1, most_threads() // ranks.beside))
     run_dir, columns = Path(ranks.tell(str(run_dir))), _columns(config, ranks)
-    if ranks.restarts and (run_dir / "config.yaml").exists():
+    if ranks.begun(str(run_dir)):
         config = replace(config, resume=True)
     ranks.first(lambda: _check_run_dir(config, run_dir))
     data = load_data(config, run_dir) if config.resume else dataset.load(config.data)
@@ -136,6 +136,7 @@ def train(
         if places.plan is not None:
             on_plan(places.plan)
         ranks.first(lambda: _keep(config, places.plan, run_dir))
+        ranks.begin(str(run_dir))
         restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
         model, graph = placing.build(config, graph, places, device, tier, restored=restored, columns=columns)
         run = Run(config, data, graph, model, device, places, ranks)

@@ -40,7 +40,7 @@ class Tracker(Logger, ABC):
         except ImportError as error:
             remedy = f"Install it: pip install gnnrec[{self.name}], or leave it out"
             raise LoggerError(str(error), where=f"loggers={self.name}", remedy=remedy) from error
-        self._opened = False
+        self._opened = False  # True as soon as there is something to end, also where the rest of `_open` fails
         self._step = 0
         self._next = 0.0  # when the next step's loss is due
 
@@ -48,7 +48,6 @@ class Tracker(Logger, ABC):
         """Open it, in the run's directory or where its environment variables say."""
         with self._failures():
             self._open(config, run_dir)
-        self._opened = True
 
     def steps(self, progress: Progress) -> None:
         """Give it a step's loss now and then."""
@@ -101,6 +100,7 @@ class TensorBoard(Tracker):
 
     def _open(self, config: Mapping[str, Any], run_dir: Path) -> None:
         self._writer = self._package.SummaryWriter(log_dir=str(run_dir / "tensorboard"), flush_secs=10)
+        self._opened = True
         # Markdown: what is indented by four is shown as it stands.
         self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in flat(config).items()))
 
@@ -128,13 +128,13 @@ class MLflow(Tracker):
         super().__init__()
 
     def _open(self, config: Mapping[str, Any], run_dir: Path) -> None:
-        known = _kept(run_dir, self.name)
-        run = self._package.start_run(run_id=known, run_name=run_dir.name)
-        if known is None:  # parameters are given once: they cannot be changed
-            parameters = list(flat(config).items())
-            for first in range(0, len(parameters), self.MOST):
-                self._package.log_params(dict(parameters[first : first + self.MOST]))
-            _keep(run_dir, self.name, run.info.run_id)
+        run = self._package.start_run(run_id=_kept(run_dir, self.name), run_name=run_dir.name)
+        self._opened = True
+        _keep(run_dir, self.name, run.info.run_id)
+        # Each is given once, as it cannot be changed; a start that failed may have given some.
+        parameters = [(name, value) for name, value in flat(config).items() if name not in run.data.params]
+        for first in range(0, len(parameters), self.MOST):
+            self._package.log_params(dict(parameters[first : first + self.MOST]))
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
         self._package.log_metrics(numbers, step=step)
@@ -166,6 +166,7 @@ class WandB(Tracker):
             resume="allow",
             settings=self._package.Settings(console="off"),  # a dashboard is no text to keep
         )
+        self._opened = True
         _keep(run_dir, self.name, self._run.id)
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
