@@ -13,7 +13,6 @@ from typing import Any
 import forked
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from gnnrec import sweeps
 from gnnrec.cli import search
@@ -110,10 +109,9 @@ class Launched(search.Search):
     def __init__(self, folder: Path, ends: dict[int, str], n_jobs: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.folder, self.ends, self.jobs, self.batches = folder, ends, {}, []
-        launcher = {} if n_jobs is None else {"n_jobs": n_jobs}
-        self.config = OmegaConf.create({"hydra": {"launcher": launcher}})
+        self.asked = n_jobs
 
-    def launch(self, jobs: dict[int, list[str]]) -> Any:
+    def launch(self, jobs: dict[int, list[str]], width: int = 0) -> Any:
         self.batches.append(jobs)
         for number, overrides in jobs.items():
             status = self.ends.get(number, "done")

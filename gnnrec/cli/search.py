@@ -57,7 +57,7 @@ class Search(Sweep):
         if not space:
             remedy = "Give KEY=interval(1e-4,1e-1), tag(log,interval(...)), choice(a,b) or range(1,5)"
             raise ConfigError("no option has several values", where=WHERE, remedy=remedy)
-        width = self.config.hydra.launcher.get("n_jobs") or 1
+        width = self.asked or 1
         width = width if width > 0 else len(os.sched_getaffinity(0))
         study = open_study(self.folder, self.seed, self.startup, self.prune)
         running = optuna.trial.TrialState.RUNNING
@@ -70,7 +70,7 @@ class Search(Sweep):
             open_trials = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state == running]
             batch = [number for place, number in enumerate(open_trials[:width]) if number == open_trials[0] + place]
             if batch:
-                self.launch({number: self.jobs[number] for number in batch})
+                self.launch({number: self.jobs[number] for number in batch}, min(width, self.n_trials))
                 for number in batch:
                     self._tell(study, number)
             elif (missing := self.n_trials - len(study.trials)) > 0:
