@@ -18,9 +18,8 @@ from gnnrec import sweeps
 from gnnrec.cli import search
 from gnnrec.config import DataConfig, LightGCNConfig, OptimizerConfig, SyntheticConfig, TrainConfig, TrainerConfig
 from gnnrec.config.loss import BPRConfig
-from gnnrec.errors import ConfigError
+from gnnrec.errors import ConfigError, GnnrecError, Pruned
 from gnnrec.training import run
-from gnnrec.training.trainer import Pruned
 
 STATES = SimpleNamespace(RUNNING="running", COMPLETE="complete", PRUNED="pruned", FAIL="fail")
 
@@ -185,6 +184,34 @@ def test_a_search_of_nothing_or_by_nothing_is_refused(studies, tmp_path, monkeyp
     monkeypatch.setattr(sweeps, "objective", lambda folder: None)
     with pytest.raises(ConfigError, match=r"no validation part to compare jobs by. Set data.valid_ratio"):
         Launched(tmp_path, {}).run(parsed(*OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_trials": 0}, r"hydra.sweeper.n_trials: is 0. It must be a whole number of at least 1"),
+        ({"n_trials": "many"}, r"hydra.sweeper.n_trials: is 'many'. It must be a whole number"),
+        ({"startup": -1}, r"hydra.sweeper.startup: is -1. It must be a whole number of at least 0"),
+    ],
+)
+def test_numbers_of_trials_that_cannot_be(settings, says, studies, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        Launched(tmp_path, {}, **settings).run(parsed(*OPTIONS))
+    assert not studies
+
+
+def test_a_search_succeeds_where_a_trial_does(tmp_path, capsys):
+    one = Launched(tmp_path, {})
+    one.judge({0: "done", 1: "failed", 2: "pruned"})
+    assert capsys.readouterr().out == "1 of 3 jobs failed: 1; the search went on without them\n"
+    one.judge({0: "done", 1: "pruned"})
+    assert capsys.readouterr().out == ""
+    with pytest.raises(GnnrecError, match=r"2 of 2 jobs failed: 0, 1. Mend what .* search in another hydra.sweep.dir"):
+        one.judge({0: "failed", 1: "failed"})
+    with pytest.raises(
+        GnnrecError, match=r"no job is done. Mend what"
+    ):  # such as one that was killed while it was drawn
+        one.judge({})
 
 
 def test_optuna_itself_is_asked_and_told(tmp_path):

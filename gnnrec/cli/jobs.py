@@ -19,7 +19,7 @@ from gnnrec.cli import workers
 from gnnrec.cli.apps import APPS, train
 from gnnrec.cli.show import complain
 from gnnrec.config import TrainConfig
-from gnnrec.errors import GnnrecError
+from gnnrec.errors import GnnrecError, Pruned
 
 
 class Ended(BaseException):
@@ -97,7 +97,6 @@ class Task:
         from gnnrec import sweeps
         from gnnrec.ops import set_num_threads
         from gnnrec.training import runlog
-        from gnnrec.training.trainer import Pruned
 
         if threads is not None:
             set_num_threads(threads)

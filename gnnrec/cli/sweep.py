@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Sweep(Sweeper):
 
         Raises:
             ConfigError: the folder holds another sweep.
-            GnnrecError: some jobs failed.
+            GnnrecError: as `judge`.
         """
         from gnnrec import sweeps
 
@@ -65,6 +65,7 @@ class Sweep(Sweeper):
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", "another process is sweeping in this folder"):
             self.jobs: dict[int, list[str]] = {}
+            states: dict[int, str] = {}
             try:
                 self.run(given)
             finally:
@@ -72,13 +73,18 @@ class Sweep(Sweeper):
                     frame = sweeps.gather(self.folder, dict(sorted(self.jobs.items())))
                     sweeps.keep(self.folder, frame)
                     show_sweep(frame, self.folder)
-        unfinished = frame.loc[~frame["status"].isin(["done", "pruned"]), "job"].tolist()
-        if unfinished:
-            raise GnnrecError(
-                f"{len(unfinished)} of {len(frame)} jobs failed: {', '.join(map(str, unfinished))}",
-                where=str(self.folder),
-                remedy="To run these again, call the same command with hydra.sweep.dir set to this folder",
-            )
+                    states = dict(zip(frame["job"], frame["status"], strict=True))
+        self.judge(states)
+
+    def judge(self, states: Mapping[int, str]) -> None:
+        """Raise a GnnrecError where some jobs are not done.
+
+        Args:
+            states: of all jobs, as `sweeps.gather` gives them.
+        """
+        if found := failures(states):
+            remedy = "To run these again, call the same command with hydra.sweep.dir set to this folder"
+            raise GnnrecError(found, where=str(self.folder), remedy=remedy)
 
     def run(self, given: Sequence[Override]) -> None:
         """Launch all jobs at once."""
@@ -148,6 +154,12 @@ class Sweep(Sweeper):
         with read_write(config), open_dict(config):
             config.hydra.launcher.n_jobs = count
         return config
+
+
+def failures(states: Mapping[int, str]) -> str:
+    """The jobs that failed, in words; "" without one."""
+    failed = [str(number) for number, state in states.items() if state not in ("done", "pruned")]
+    return f"{len(failed)} of {len(states)} jobs failed: {', '.join(failed)}" if failed else ""
 
 
 def grid(given: Sequence[Override]) -> list[list[str]]:
