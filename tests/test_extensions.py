@@ -126,15 +126,21 @@ def test_what_a_model_lacks_is_named(allowed):
         extensions.make("model", "my_package.losses:Hinge", ("embedding", "scorer"), None, cosine=False, device=None)
 
 
-def test_a_reader_that_returns_something_else(tmp_path, allowed):
+def test_a_reader_that_returns_something_else(tmp_path, allowed, monkeypatch):
+    from my_package import readers
+
+    def name_of(path: Path) -> str:
+        return path.name
+
+    name_of.__module__ = readers.__name__
+    monkeypatch.setattr(readers, "name_of", name_of, raising=False)
     broken = config(tmp_path)
-    broken.data.format = "my_package.readers:pd"
-    with pytest.raises(TypeError):
-        run.train(broken, tmp_path / "run")
-    broken.data.format = "my_package.readers:Path"
-    with pytest.raises(
-        DataError, match=r"my_package.readers:Path returned PosixPath. Let it return gnnrec.Interactions"
-    ):
+    for name in ("pd", "Path"):
+        broken.data.format = f"my_package.readers:{name}"
+        with pytest.raises(ConfigError, match=rf"data.format: is 'my_package.readers:{name}', which"):
+            run.train(broken, tmp_path / "run")
+    broken.data.format = "my_package.readers:name_of"
+    with pytest.raises(DataError, match=r"my_package.readers:name_of returned str. Let it return gnnrec.Interactions"):
         run.train(broken, tmp_path / "run")
 
 
