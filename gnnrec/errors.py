@@ -54,5 +54,9 @@ class Interrupted(GnnrecError):
         super().__init__(f"interrupted by {signal.Signals(signum).name}; {kept}")
 
 
+class Pruned(Exception):
+    """The training of a search was given up, since others are better by now."""
+
+
 class LoggerError(GnnrecError):
     """A package that a run was to be logged with is missing, or failed."""

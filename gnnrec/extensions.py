@@ -1,7 +1,7 @@
 """Code of a user's own package that a config names, as `my_package.models:MyModel`.
 
 A config file alone never runs code: only packages are imported that the environment variable GNNREC_EXTENSIONS named
-when the process began (comma-separated), or that Python code has allowed.
+when the process began (comma-separated), or that Python code has allowed; what these import themselves is not called.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def check(where: str, path: str | None) -> None:
         raise ConfigError(
             f"is {path!r}", where=where, remedy="Give PACKAGE.MODULE:NAME, such as my_package.models:MyModel"
         )
-    parts = match[1].split(".")
+    _check_allowed(where, path, match[1])
+
+
+def _check_allowed(where: str, path: str | None, module: str) -> None:
+    parts = module.split(".")
     if not _allowed & {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}:
         listed = f"allowed are {', '.join(sorted(_allowed))}" if _allowed else "no package is allowed to"
         remedy = (
@@ -50,16 +54,17 @@ def check(where: str, path: str | None) -> None:
 
 
 def load(where: str, path: str | None) -> Any:
-    """The object of this path, imported.
+    """The class or function of this path, imported.
 
     Raises:
-        ConfigError: it is not allowed, or not there. Errors within its own module pass as they are.
+        ConfigError: it is not allowed, not there, or of a package that is not allowed and that the module imports.
+            Errors within its own module pass as they are.
     """
     check(where, path)
     assert path is not None
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # of something that it imports itself
@@ -69,6 +74,10 @@ def load(where: str, path: str | None) -> Any:
         if hasattr(importlib.import_module(module), name):
             raise
         raise ConfigError(f"is {path!r}, but {module} has no {name}", where=where) from error
+    if not callable(found):
+        raise ConfigError(f"is {path!r}, which is no class or function but a {type(found).__name__}", where=where)
+    _check_allowed(where, path, str(found.__module__))
+    return found
 
 
 def make(where: str, path: str | None, needs: tuple[str, ...], *args: Any, **options: Any) -> Any:

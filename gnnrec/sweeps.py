@@ -13,11 +13,10 @@ from typing import Any
 import pandas as pd
 
 from gnnrec.config import TrainConfig
-from gnnrec.errors import CheckpointError, ConfigError, GnnrecError
+from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Pruned
 from gnnrec.recommend import write_table
 from gnnrec.storage import atomic_write, storage_errors
 from gnnrec.training import run as runs
-from gnnrec.training.trainer import Pruned
 
 JOB = "job.json"
 TABLES = ("sweep.parquet", "sweep.csv")
@@ -99,12 +98,21 @@ def state(folder: Path, since: float) -> str:
 
 
 def check_same(sweep: Path, jobs: Mapping[int, Sequence[str]]) -> None:
-    """Raise a ConfigError where a job of an earlier sweep in this folder had other options than it has now."""
+    """Raise a ConfigError where a job of an earlier sweep in this folder had other options than it has now.
+
+    Options that results do not depend on may be others, as it may take to go on, unless they tell jobs apart.
+    """
+    aside = _ELSEWHERE - {key for options in differing(jobs).values() for key in options}
     for number, overrides in jobs.items():
         record = _read(sweep / str(number))
-        if record is None or record["overrides"] == list(overrides):
+        if record is None:
             continue
-        before, now = set(record["overrides"]), set(overrides)
+        before, now = (
+            {override for override in given if _option(override)[0] not in aside}
+            for given in (record["overrides"], overrides)
+        )
+        if before == now:
+            continue
         had, has = (" ".join(sorted(only)) or "nothing" for only in (before - now, now - before))
         found = f"job {number} had {had}, and now {has} instead"
         remedy = "Give the same options to go on with it, or choose another hydra.sweep.dir"

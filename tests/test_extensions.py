@@ -92,6 +92,12 @@ def test_own_losses_take_the_samplers_that_are_there(tmp_path, allowed):
         ("my_package.models.OneHop", "Give PACKAGE.MODULE:NAME, such as my_package.models:MyModel"),
         ("my_package.models:os.system", "Give PACKAGE.MODULE:NAME"),
         (None, "model.path: is None. Give PACKAGE.MODULE:NAME"),
+        ("my_package.readers:Path", "which would run code of pathlib; allowed are my_package. If you trust its code"),
+        (
+            "my_package.models:normalised",
+            "which would run code of gnnrec; allowed are my_package. If",
+        ),
+        ("my_package.readers:pd", "is 'my_package.readers:pd', which is no class or function but a module"),
         ("my_package.modells:OneHop", "but there is no module my_package.modells. Install the package"),
         ("my_package.models:TwoHops", "but my_package.models has no TwoHops"),
         (
@@ -120,15 +126,21 @@ def test_what_a_model_lacks_is_named(allowed):
         extensions.make("model", "my_package.losses:Hinge", ("embedding", "scorer"), None, cosine=False, device=None)
 
 
-def test_a_reader_that_returns_something_else(tmp_path, allowed):
+def test_a_reader_that_returns_something_else(tmp_path, allowed, monkeypatch):
+    from my_package import readers
+
+    def name_of(path: Path) -> str:
+        return path.name
+
+    name_of.__module__ = readers.__name__
+    monkeypatch.setattr(readers, "name_of", name_of, raising=False)
     broken = config(tmp_path)
-    broken.data.format = "my_package.readers:pd"
-    with pytest.raises(TypeError):
-        run.train(broken, tmp_path / "run")
-    broken.data.format = "my_package.readers:Path"
-    with pytest.raises(
-        DataError, match=r"my_package.readers:Path returned PosixPath. Let it return gnnrec.Interactions"
-    ):
+    for name in ("pd", "Path"):
+        broken.data.format = f"my_package.readers:{name}"
+        with pytest.raises(ConfigError, match=rf"data.format: is 'my_package.readers:{name}', which"):
+            run.train(broken, tmp_path / "run")
+    broken.data.format = "my_package.readers:name_of"
+    with pytest.raises(DataError, match=r"my_package.readers:name_of returned str. Let it return gnnrec.Interactions"):
         run.train(broken, tmp_path / "run")
 
 
@@ -170,6 +182,31 @@ def test_a_config_file_that_reaches_for_what_runs_code_is_refused(name, text, wo
     for args in (("seed=1", "--config-dir", str(tmp_path)), (f"--config-dir={tmp_path}",), ("-cd", str(tmp_path))):
         with pytest.raises(ConfigError, match=rf"{file.name}: mentions '{word}', which could run code"):
             folders.check(args)
+
+
+def test_a_config_file_behind_links_is_looked_into(tmp_path):
+    conf, outside = tmp_path / "conf", tmp_path / "outside"
+    conf.mkdir()
+    outside.mkdir()
+    (conf / "experiment").symlink_to(outside)
+    (outside / "again").symlink_to(conf)
+    (outside / "mine.yaml").write_text("# @package _global_\nmodel: {layers: 7}\n")
+    folders.check((f"--config-dir={conf}",))
+    (outside / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {callbacks: {x: {_target_: antigravity.geohash}}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"experiment/mine.yaml: mentions 'hydra', which could run code"):
+        folders.check((f"--config-dir={conf}",))
+
+
+def test_a_folder_under_a_second_name_that_reaches_hydra_is_refused(tmp_path):
+    (tmp_path / "group" / "job_logging").mkdir(parents=True)
+    (tmp_path / "group" / "job_logging" / "none.yaml").write_text("root: {}")
+    folders.check((f"--config-dir={tmp_path}",))
+    (tmp_path / "hydra").mkdir()
+    (tmp_path / "hydra" / "job_logging").symlink_to(tmp_path / "group" / "job_logging")
+    with pytest.raises(ConfigError, match=r"hydra/job_logging: mentions 'hydra', which could run code"):
+        folders.check((f"--config-dir={tmp_path}",))
 
 
 def test_a_folder_of_configs_is_taken_and_a_search_path_is_not(tmp_path):

@@ -21,7 +21,7 @@ from checkpoint_cases import in_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnnrec.errors import CheckpointError, Interrupted, StorageError
+from gnnrec.errors import CheckpointError, Interrupted, Pruned, StorageError
 from gnnrec.training import runlog
 from gnnrec.training.runlog import (
     Logger,
@@ -228,6 +228,7 @@ def test_loggers_are_told_after_the_file_and_closed_before_it(tmp_path: Path) ->
         (KeyboardInterrupt(), "interrupted"),
         (SystemExit(143), "interrupted"),
         (Interrupted(signal.SIGINT, None), "interrupted"),
+        (Pruned("given up after epoch 2"), "pruned"),
         (ZeroDivisionError(), "failed"),
     ],
 )

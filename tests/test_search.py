@@ -13,15 +13,13 @@ from typing import Any
 import forked
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from gnnrec import sweeps
 from gnnrec.cli import search
 from gnnrec.config import DataConfig, LightGCNConfig, OptimizerConfig, SyntheticConfig, TrainConfig, TrainerConfig
 from gnnrec.config.loss import BPRConfig
-from gnnrec.errors import ConfigError
+from gnnrec.errors import ConfigError, GnnrecError, Pruned
 from gnnrec.training import run
-from gnnrec.training.trainer import Pruned
 
 STATES = SimpleNamespace(RUNNING="running", COMPLETE="complete", PRUNED="pruned", FAIL="fail")
 
@@ -110,10 +108,9 @@ class Launched(search.Search):
     def __init__(self, folder: Path, ends: dict[int, str], n_jobs: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.folder, self.ends, self.jobs, self.batches = folder, ends, {}, []
-        launcher = {} if n_jobs is None else {"n_jobs": n_jobs}
-        self.config = OmegaConf.create({"hydra": {"launcher": launcher}})
+        self.asked = n_jobs
 
-    def launch(self, jobs: dict[int, list[str]]) -> Any:
+    def launch(self, jobs: dict[int, list[str]], width: int = 0) -> Any:
         self.batches.append(jobs)
         for number, overrides in jobs.items():
             status = self.ends.get(number, "done")
@@ -187,6 +184,34 @@ def test_a_search_of_nothing_or_by_nothing_is_refused(studies, tmp_path, monkeyp
     monkeypatch.setattr(sweeps, "objective", lambda folder: None)
     with pytest.raises(ConfigError, match=r"no validation part to compare jobs by. Set data.valid_ratio"):
         Launched(tmp_path, {}).run(parsed(*OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_trials": 0}, r"hydra.sweeper.n_trials: is 0. It must be a whole number of at least 1"),
+        ({"n_trials": "many"}, r"hydra.sweeper.n_trials: is 'many'. It must be a whole number"),
+        ({"startup": -1}, r"hydra.sweeper.startup: is -1. It must be a whole number of at least 0"),
+    ],
+)
+def test_numbers_of_trials_that_cannot_be(settings, says, studies, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        Launched(tmp_path, {}, **settings).run(parsed(*OPTIONS))
+    assert not studies
+
+
+def test_a_search_succeeds_where_a_trial_does(tmp_path, capsys):
+    one = Launched(tmp_path, {})
+    one.judge({0: "done", 1: "failed", 2: "pruned"})
+    assert capsys.readouterr().out == "1 of 3 jobs failed: 1; the search went on without them\n"
+    one.judge({0: "done", 1: "pruned"})
+    assert capsys.readouterr().out == ""
+    with pytest.raises(GnnrecError, match=r"2 of 2 jobs failed: 0, 1. Mend what .* search in another hydra.sweep.dir"):
+        one.judge({0: "failed", 1: "failed"})
+    with pytest.raises(
+        GnnrecError, match=r"no job is done. Mend what"
+    ):  # such as one that was killed while it was drawn
+        one.judge({})
 
 
 def test_optuna_itself_is_asked_and_told(tmp_path):

@@ -192,6 +192,17 @@ def test_a_damaged_record_names_the_remedy(tmp_path):
         sweeps.check_same(tmp_path, {0: []})
 
 
+def test_options_that_results_do_not_depend_on_may_be_others_unless_they_tell_jobs_apart(tmp_path):
+    for number in (0, 1):
+        sweeps.Job(tmp_path / str(number), [f"threads={number + 1}", "loggers=[mlflow]", "model.dim=32"])
+    mended = {number: [f"threads={number + 1}", "trainer.checkpoint_every=2", "model.dim=32"] for number in (0, 1)}
+    sweeps.check_same(tmp_path, mended)
+    with pytest.raises(ConfigError, match=r"job 0 had model.dim=32, and now nothing instead"):
+        sweeps.check_same(tmp_path, {number: told[:2] for number, told in mended.items()})
+    with pytest.raises(ConfigError, match=r"job 0 had threads=1, and now threads=2 instead"):
+        sweeps.check_same(tmp_path, {0: mended[1], 1: mended[0]})
+
+
 def test_options_of_which_some_jobs_have_none_or_other_kinds(tmp_path):
     jobs = {0: ["+experiment=a", "x=1"], 1: ["x=2.5", "y=1"], 2: ["x=3", "y=two"]}
     assert sweeps.differing(jobs) == {

@@ -15,7 +15,7 @@ import pytest
 from gnnrec.config import TrainConfig
 from gnnrec.config.recipes import composed
 from gnnrec.config.train import LOGGERS
-from gnnrec.errors import LoggerError
+from gnnrec.errors import LoggerError, Pruned
 from gnnrec.training import checkpoint, run, trackers
 from gnnrec.training.runlog import Progress, RunLog, read_events
 from gnnrec.training.trackers import TRACKERS
@@ -172,7 +172,7 @@ def test_a_resumed_training_goes_on_with_the_same_run(package: Any, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
-    [(KeyboardInterrupt(), "KILLED", 1), (ZeroDivisionError(), "FAILED", 1)],
+    [(KeyboardInterrupt(), "KILLED", 1), (Pruned(), "KILLED", 0), (ZeroDivisionError(), "FAILED", 1)],
 )
 def test_the_status_of_a_run_that_did_not_finish(
     error: BaseException, status: str, code: int, package: Any, tmp_path: Path

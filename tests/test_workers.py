@@ -8,12 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 
 from gnnrec.cli import workers
+from gnnrec.cli.jobs import Task
+from gnnrec.cli.sweep import Sweep
 from gnnrec.errors import ConfigError
 
 GiB = 1 << 30
@@ -114,6 +120,23 @@ def test_jobs_at_the_same_time_have_cores_of_their_own(launcher, tmp_path):
 
 
 @needs_cores
+@needs_joblib
+def test_without_a_number_as_many_jobs_run_as_there_is_room_for(tmp_path):
+    result = sweep(tmp_path, "hydra/launcher=joblib", "seed=-1,-2")
+    assert "2 of 2 jobs at a time" in result.stdout
+    table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert [message[:11] for message in table["message"]] == ["seed: is -1", "seed: is -2"]
+
+
+@needs_cores
+def test_one_job_of_a_launcher_that_may_run_several_has_all_cores(tmp_path):
+    result = sweep(tmp_path, "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "seed=-1")
+    assert "1 of 1 jobs at a time" in result.stdout
+    cores = sorted(os.sched_getaffinity(0))
+    assert json.loads((tmp_path / "sweep" / "0" / "cores").read_text()) == cores
+
+
+@needs_cores
 def test_a_process_that_dies_takes_no_other_job_along(tmp_path):
     result = sweep(tmp_path, "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "seed=13,-1")
     assert result.returncode == 2
@@ -141,6 +164,9 @@ def test_a_process_takes_the_first_place_that_is_free(tmp_path, monkeypatch):
         assert pinned == [[0, 1], [2, 3]]
         with pytest.raises(workers.StorageError, match="another process of this sweep has these cores"):
             take(tmp_path, 2)
+        for places in (-1, 0, 5):
+            with pytest.raises(ValueError, match=f"{places} places on 4 cores"):
+                take(tmp_path, places)
 
 
 def test_limits_are_summed_against_the_memory_that_is_free():
@@ -168,3 +194,39 @@ def test_limits_are_summed_against_the_memory_that_is_free():
 def test_more_than_there_is_room_for_is_refused(asked, needs, says):
     with pytest.raises(ConfigError, match=says):
         workers.at_a_time(asked, needs, cores=4, free=5 * GiB)
+
+
+class Noted(Launcher):
+    """Notes how many jobs it may run at a time, and runs none."""
+
+    told: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.places = task_function.places
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+        self.told.append((self.n_jobs, self.places))
+        return []
+
+
+def test_batches_of_a_search_are_as_wide_as_was_asked_for(tmp_path, monkeypatch):
+    """Processes that a launcher keeps have their cores for all batches, also where the first of these is small."""
+    target = "hydra_plugins.noted.Noted"
+    job = {"memory": {"name": "dram"}, "device": "cpu"}
+    config = {"hydra": {"launcher": {"_target_": target, "n_jobs": -1}, "sweep": {"dir": str(tmp_path)}}}
+    loader = SimpleNamespace(load_sweep_config=lambda config, overrides: OmegaConf.create(job))
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, target, Noted)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    search, task = Sweep(), Task("train", "")
+    monkeypatch.setattr(search, "validate_batch_is_legal", lambda jobs: None)
+    context: Any = SimpleNamespace(config_loader=loader)
+    search.setup(hydra_context=context, task_function=task, config=OmegaConf.create(config))
+    search.jobs = {}
+    for batch in ([0], [1, 2, 3], [4, 5]):
+        search.launch({number: [f"seed={number}"] for number in batch}, width=3)
+    assert Noted.told == [(1, 3), (3, 3), (2, 3)]
+    assert search.asked == -1
+    assert search.config.hydra.launcher.n_jobs == -1

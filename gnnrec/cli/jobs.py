@@ -19,7 +19,7 @@ from gnnrec.cli import workers
 from gnnrec.cli.apps import APPS, train
 from gnnrec.cli.show import complain
 from gnnrec.config import TrainConfig
-from gnnrec.errors import GnnrecError
+from gnnrec.errors import GnnrecError, Pruned
 
 
 class Ended(BaseException):
@@ -44,12 +44,14 @@ class Task:
         running: from now on errors come from the app, not from Hydra.
         labels: what is said of a sweep's jobs, by number.
         ended: jobs that this sweep has run already.
+        places: of how many processes each has cores of its own; None where they do not share a machine.
     """
 
     def __init__(self, name: str, verb: str) -> None:
         self.name, self.verb, self.running = name, verb, False
         self.labels: dict[int, str] = {}
         self.ended: set[int] = set()
+        self.places: int | None = None
         self._process = os.getpid()
 
     def __call__(self, config: DictConfig) -> float | None:
@@ -95,7 +97,6 @@ class Task:
         from gnnrec import sweeps
         from gnnrec.ops import set_num_threads
         from gnnrec.training import runlog
-        from gnnrec.training.trainer import Pruned
 
         if threads is not None:
             set_num_threads(threads)
@@ -135,12 +136,10 @@ class Task:
 
         return search.watch(Path(settings.sweep.dir), settings.job.num, settings.sweeper)
 
-    @staticmethod
-    def _settle(settings: HydraConf) -> int | None:
+    def _settle(self, settings: HydraConf) -> int | None:
         """Prepare a process that runs jobs beside others; gives its threads, where it has cores of its own."""
         process.prepare()
-        places = settings.launcher.get("n_jobs")
-        return None if places is None else workers.take_place(Path(settings.sweep.dir), places)
+        return None if self.places is None else workers.take_place(Path(settings.sweep.dir), self.places)
 
 
 @contextlib.contextmanager

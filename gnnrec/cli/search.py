@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +17,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 
-from gnnrec.cli.sweep import Sweep
-from gnnrec.errors import ConfigError
+from gnnrec.cli.sweep import Sweep, failures
+from gnnrec.errors import ConfigError, GnnrecError
 
 WHERE = "hydra/sweeper=optuna"
 
@@ -49,15 +49,20 @@ class Search(Sweep):
         """Launch as many jobs at a time as the launcher takes, until there are enough.
 
         Raises:
-            ConfigError: Optuna is not installed, there is nothing to search or nothing to compare by.
+            ConfigError: Optuna is not installed, there is nothing to search or nothing to compare by, or a number of
+                trials cannot be used.
         """
+        for name, value, least in (("n_trials", self.n_trials, 1), ("startup", self.startup, 0)):
+            if not isinstance(value, int) or value < least:
+                remedy = f"It must be a whole number of at least {least}"
+                raise ConfigError(f"is {value!r}", where=f"hydra.sweeper.{name}", remedy=remedy)
         optuna = _optuna()
         space = {one.get_key_element(): _distribution(one) for one in given if one.is_sweep_override()}
         fixed = [str(one.input_line) for one in given if not one.is_sweep_override()]
         if not space:
             remedy = "Give KEY=interval(1e-4,1e-1), tag(log,interval(...)), choice(a,b) or range(1,5)"
             raise ConfigError("no option has several values", where=WHERE, remedy=remedy)
-        width = self.config.hydra.launcher.get("n_jobs") or 1
+        width = self.asked or 1
         width = width if width > 0 else len(os.sched_getaffinity(0))
         study = open_study(self.folder, self.seed, self.startup, self.prune)
         running = optuna.trial.TrialState.RUNNING
@@ -70,7 +75,7 @@ class Search(Sweep):
             open_trials = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state == running]
             batch = [number for place, number in enumerate(open_trials[:width]) if number == open_trials[0] + place]
             if batch:
-                self.launch({number: self.jobs[number] for number in batch})
+                self.launch({number: self.jobs[number] for number in batch}, min(width, self.n_trials))
                 for number in batch:
                     self._tell(study, number)
             elif (missing := self.n_trials - len(study.trials)) > 0:
@@ -78,6 +83,14 @@ class Search(Sweep):
                     study.ask(fixed_distributions=space)
             else:
                 return
+
+    def judge(self, states: Mapping[int, str]) -> None:
+        """Raise a GnnrecError where no job is done; those that failed are trials too, which are not repeated."""
+        if "done" not in states.values():
+            remedy = "Mend what the jobs complain of, and search in another hydra.sweep.dir"
+            raise GnnrecError(failures(states) or "no job is done", where=str(self.folder), remedy=remedy)
+        if found := failures(states):
+            print(f"{found}; the search went on without them", flush=True)
 
     def _tell(self, study: Any, number: int) -> None:
         """Let the study know how a job ended."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Sweep(Sweeper):
     config: DictConfig
     hydra_context: HydraContext
     launcher: Launcher
+    asked: int | None  # for at a time, -1 for as many as there is room for; None: the launcher runs them elsewhere
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         self.params = params or {}
@@ -46,14 +48,14 @@ class Sweep(Sweeper):
         """Keep what Hydra gives."""
         assert isinstance(task_function, Task)
         self.hydra_context, self.task, self.config = hydra_context, task_function, config
-        self.folder = Path(config.hydra.sweep.dir)
+        self.folder, self.asked = Path(config.hydra.sweep.dir), config.hydra.launcher.get("n_jobs")
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs of these overrides.
 
         Raises:
             ConfigError: the folder holds another sweep.
-            GnnrecError: some jobs failed.
+            GnnrecError: as `judge`.
         """
         from gnnrec import sweeps
 
@@ -63,6 +65,7 @@ class Sweep(Sweeper):
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", "another process is sweeping in this folder"):
             self.jobs: dict[int, list[str]] = {}
+            states: dict[int, str] = {}
             try:
                 self.run(given)
             finally:
@@ -70,27 +73,36 @@ class Sweep(Sweeper):
                     frame = sweeps.gather(self.folder, dict(sorted(self.jobs.items())))
                     sweeps.keep(self.folder, frame)
                     show_sweep(frame, self.folder)
-        unfinished = frame.loc[~frame["status"].isin(["done", "pruned"]), "job"].tolist()
-        if unfinished:
-            raise GnnrecError(
-                f"{len(unfinished)} of {len(frame)} jobs failed: {', '.join(map(str, unfinished))}",
-                where=str(self.folder),
-                remedy="To run these again, call the same command with hydra.sweep.dir set to this folder",
-            )
+                    states = dict(zip(frame["job"], frame["status"], strict=True))
+        self.judge(states)
+
+    def judge(self, states: Mapping[int, str]) -> None:
+        """Raise a GnnrecError where some jobs are not done.
+
+        Args:
+            states: of all jobs, as `sweeps.gather` gives them.
+        """
+        if found := failures(states):
+            remedy = "To run these again, call the same command with hydra.sweep.dir set to this folder"
+            raise GnnrecError(found, where=str(self.folder), remedy=remedy)
 
     def run(self, given: Sequence[Override]) -> None:
         """Launch all jobs at once."""
         self.launch(dict(enumerate(grid(given))))
 
-    def launch(self, jobs: dict[int, list[str]]) -> Sequence[JobReturn]:
-        """Check jobs, numbered without gaps, and run them to their end, whatever it is."""
+    def launch(self, jobs: dict[int, list[str]], width: int = 0) -> Sequence[JobReturn]:
+        """Check jobs, numbered without gaps, and run them to their end, whatever it is.
+
+        Args:
+            width: jobs of later calls, where these are more; processes have their cores for all calls.
+        """
         from gnnrec import sweeps
 
         self.validate_batch_is_legal(list(jobs.values()))
         sweeps.check_same(self.folder, jobs)
-        self._make_room(jobs)
+        config = self._with_room(jobs, width)
         atomic_write(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        self.launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task, self.config)
+        self.launcher = Plugins.instance().instantiate_launcher(self.hydra_context, self.task, config)
         self.jobs |= jobs
         for number, options in sweeps.differing(self.jobs).items():
             shown = " ".join(f"{key}={value}" for key, value in options.items())
@@ -120,11 +132,10 @@ class Sweep(Sweeper):
                 )
             self.task.ended.add(number)
 
-    def _make_room(self, jobs: dict[int, list[str]]) -> None:
-        """Let no more jobs run at a time than there are cores and memory for, where the launcher runs several here."""
-        asked = self.config.hydra.launcher.get("n_jobs")
-        if asked is None:
-            return
+    def _with_room(self, jobs: dict[int, list[str]], width: int) -> DictConfig:
+        """The launcher's config: no more jobs at a time than there are cores and memory for, where several run here."""
+        if self.asked is None:
+            return self.config
         from gnnrec.memtier import nodes
 
         load, needs = self.hydra_context.config_loader.load_sweep_config, []
@@ -134,10 +145,21 @@ class Sweep(Sweeper):
             needs.append(workers.needed(memory, config.device))
         frees = [tier.free for tier in nodes.tiers(Path("/")) if tier.kind == "dram"]
         free = None if None in frees else sum(filter(None, frees))
-        count = workers.at_a_time(asked, needs, len(os.sched_getaffinity(0)), free)
+        cores = len(os.sched_getaffinity(0))
+        if self.task.places is None:
+            self.task.places = workers.at_a_time(self.asked, needs + needs[:1] * (width - len(needs)), cores, free)
+        count = min(self.task.places, workers.at_a_time(self.asked, needs, cores, free))
         print(f"{count} of {len(jobs)} jobs at a time", flush=True)
-        with read_write(self.config), open_dict(self.config):
-            self.config.hydra.launcher.n_jobs = count
+        config = copy.deepcopy(self.config)
+        with read_write(config), open_dict(config):
+            config.hydra.launcher.n_jobs = count
+        return config
+
+
+def failures(states: Mapping[int, str]) -> str:
+    """The jobs that failed, in words; "" without one."""
+    failed = [str(number) for number, state in states.items() if state not in ("done", "pruned")]
+    return f"{len(failed)} of {len(states)} jobs failed: {', '.join(failed)}" if failed else ""
 
 
 def grid(given: Sequence[Override]) -> list[list[str]]:

@@ -82,10 +82,14 @@ def take_place(sweep: Path, places: int) -> int:
 
     Raises:
         StorageError: all places are taken.
+        ValueError: there are none, or more than cores.
     """
+    mine = sorted(os.sched_getaffinity(0))
+    if not 1 <= places <= len(mine):
+        raise ValueError(f"{places} places on {len(mine)} cores")
     deadline = time.monotonic() + PATIENCE
     while True:
-        for place, cores in enumerate(shares(sorted(os.sched_getaffinity(0)), places)):
+        for place, cores in enumerate(shares(mine, places)):
             try:
                 _held.enter_context(locked(sweep / f".place-{place}", "another process of this sweep has these cores"))
             except StorageError:

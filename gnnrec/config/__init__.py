@@ -31,12 +31,13 @@ from gnnrec.config.model import (
 )
 from gnnrec.config.plan import PlanConfig
 from gnnrec.config.tiers import TiersConfig
-from gnnrec.config.train import GeneralConfig, TrainConfig, to_yaml
+from gnnrec.config.train import BESIDE, GeneralConfig, TrainConfig, to_yaml
 from gnnrec.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 from gnnrec.config.values import fill, from_yaml
 from gnnrec.config.verbs import CatalogConfig, EvaluateConfig, RecommendConfig, ReportConfig, TuneConfig
 
 __all__ = [
+    "BESIDE",
     "LOSSES",
     "MODELS",
     "BPRConfig",

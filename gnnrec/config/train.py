@@ -18,6 +18,8 @@ from gnnrec.errors import ConfigError
 
 VIEWS = ("auto", "live", "plain", "quiet")
 LOGGERS = ("tensorboard", "mlflow", "wandb")
+# Keys of what goes on beside a training: runs that differ in nothing else are the same experiment.
+BESIDE = frozenset({"resume", "threads", "profile", "view", "loggers", "distributed.timeout_seconds"})
 
 
 @dataclass

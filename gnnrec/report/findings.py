@@ -30,6 +30,8 @@ def _ending(run: Run) -> Finding:
         reached += f", in {run.starts} starts"
     if run.state == "interrupted":
         return Finding(f"Interrupted after {run.steps} steps, {reached}.", "resume=true goes on from its checkpoint.")
+    if run.state == "pruned":
+        return Finding(f"Given up after {run.steps} steps, {reached}: others of its search were better by then.")
     if run.state == "unfinished":
         words = f"No end is recorded ({reached}): it is still going on, was killed, or failed."
         return Finding(words, "If it goes on no more: resume=true, from its last checkpoint.")

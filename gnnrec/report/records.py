@@ -49,7 +49,7 @@ class Run:
 
     Args:
         label: a name for it, unlike those of other runs beside it.
-        state: "finished", "interrupted", or "unfinished": killed, failed, or still going on.
+        state: "finished", "interrupted", "pruned", or "unfinished": killed, failed, or still going on.
         starts: how often it was started.
         data, device, machine, versions: of the last start.
         config, config_text: as composed, and as it was written.
@@ -127,7 +127,7 @@ def read_run(folder: Path, label: str) -> Run:
     last = events[starts[-1] :]
     ends = {event["event"]: event for event in last}
     end = ends.get("end")
-    state = "finished" if end else "interrupted" if "interrupted" in ends else "unfinished"
+    state = "finished" if end else next((name for name in ("interrupted", "pruned") if name in ends), "unfinished")
     settings = get(ends["settings"], "trainer", dict, where) if "settings" in ends else {}
     epochs = _epochs(events, where)
     summary = _summary(folder, end) if end else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from gnnrec.config import BESIDE
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.report import figures, tables
 from gnnrec.report.cells import Cell, Table, filled
@@ -32,7 +33,7 @@ Value = Callable[[Run], float | None]
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs in a folder, and the folders of it without one, with the reason."""
+    """The runs in a folder, and what failed, with the reason: runs, and folders without one."""
 
     name: str
     runs: tuple[Run, ...]
@@ -41,7 +42,8 @@ class Sweep:
     @property
     def settings(self) -> list[dict[str, Any]]:
         """Of every run those that differ."""
-        return tables.differing(self.runs)
+        differing = tables.differing(self.runs)
+        return [{name: value for name, value in values.items() if name not in BESIDE} for values in differing]
 
     @property
     def monitor(self) -> str:
@@ -64,10 +66,15 @@ def read_sweep(folder: str) -> Sweep:
     names = sorted((entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."), key=_order)
     runs, failed = [], []
     for name in names:
+        status, message = _ending(path / name)
         try:
-            runs.append(read_run(path / name, name))
+            run = read_run(path / name, name)
         except (CheckpointError, ConfigError) as error:
-            failed.append((name, _reason(path / name) or str(error)))
+            failed.append((name, message or str(error)))
+            continue
+        runs.append(replace(run, state=status) if status in ("failed", "interrupted", "pruned") else run)
+        if status == "failed":
+            failed.append((name, message))
     if not runs:
         found = f"holds no run: {failed[0][1]}" if failed else "holds no run"
         raise CheckpointError(found, where=folder, remedy=remedy)
@@ -77,11 +84,12 @@ def read_sweep(folder: str) -> Sweep:
     return Sweep(path.resolve().name, tuple(runs), tuple(sorted(failed, key=lambda one: _order(one[0]))))
 
 
-def _reason(job: Path) -> str:
-    """What the record of a job says of its failure, if there is one."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # without one the error of reading the run is shown
-        return str(json.loads((job / "job.json").read_bytes()).get("message", ""))
-    return ""
+def _ending(job: Path) -> tuple[str, str]:
+    """Status and message that the record of a job has, if there is one: its run may have told nothing of its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        record = json.loads((job / "job.json").read_bytes())
+        return str(record.get("status", "")), str(record.get("message", ""))
+    return "", ""
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -111,7 +119,8 @@ def sections(sweep: Sweep) -> list[Section]:
 def _findings(sweep: Sweep) -> Iterator[Finding]:
     states = [run.state for run in sweep.runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
-    failed = f"; {len(sweep.failed)} failed before they were runs" if sweep.failed else ""
+    without = len({name for name, _ in sweep.failed} - {run.label for run in sweep.runs})
+    failed = f"; {without} failed before they were runs" if without else ""
     yield Finding(f"{len(sweep.runs)} runs: {counts}{failed}.")
     if (best := _best(sweep)) is not None:
         words = f"Best by validation: run {_named(sweep, best)}, {sweep.monitor} {_valid(sweep)(best):.4f}"
@@ -146,8 +155,9 @@ def _valid(sweep: Sweep) -> Value:
 
 
 def _best(sweep: Sweep) -> Run | None:
-    """The first of the runs that are best by validation."""
-    scored = [(value, run) for run in sweep.runs if (value := _valid(sweep)(run)) is not None]
+    """The first of the finished runs that are best by validation."""
+    finished = [run for run in sweep.runs if run.state == "finished"]
+    scored = [(value, run) for run in finished if (value := _valid(sweep)(run)) is not None]
     return max(scored, key=lambda one: one[0])[1] if scored else None
 
 
@@ -182,7 +192,7 @@ def _word(value: Any) -> str | None:
 
 def _failed(sweep: Sweep) -> Table:
     rows = tuple((Cell(name), Cell(why)) for name, why in sweep.failed)
-    return Table("failed", "What left no records of a run", (Cell("folder"), Cell("found")), rows)
+    return Table("failed", "What failed", (Cell("folder"), Cell("found")), rows)
 
 
 def _over_seeds(sweep: Sweep) -> Table | None:

@@ -44,9 +44,8 @@ from gnnrec.training.view import views
 
 PARTS = ("train", "valid", "test")
 # What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
-RESUMABLE = {"resume", "device", "threads", "profile", "view", "loggers", "evaluation.k"}
+RESUMABLE = config_module.BESIDE | {"device", "evaluation.k"}
 RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
-RESUMABLE |= {"distributed.timeout_seconds"}
 RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
 MEMORY = "memory."  # every key of it too: results are the same wherever tensors lie
 PLAN = "plan.json"

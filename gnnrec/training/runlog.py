@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from gnnrec.errors import CheckpointError, GnnrecError, Interrupted
+from gnnrec.errors import CheckpointError, GnnrecError, Interrupted, Pruned
 from gnnrec.memtier import cgroup
 from gnnrec.storage import atomic_write, storage_errors
 
@@ -30,7 +30,7 @@ _PACKAGES = ("gnnrec", "torch", "numpy", "numba", "hydra-core")
 _GPU_PACKAGES = ("triton",)
 
 Phase = Literal["loading", "training", "validating", "saving", "stopping", "computing", "testing"]
-Status = Literal["finished", "interrupted", "failed"]
+Status = Literal["finished", "interrupted", "pruned", "failed"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Logger:
         """One step is done, or on a GPU several."""
 
     def event(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Something for the records: start, settings, epoch, stopped, interrupted or end."""
+        """Something for the records: start, settings, epoch, stopped, pruned, interrupted or end."""
 
     def close(self, status: Status) -> None:
         """The run is over; also called where `start` never was."""
@@ -127,7 +127,7 @@ class RunLog:
             return self.close()
         stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
         with contextlib.suppress(GnnrecError):  # must not hide what failed before
-            self.close("interrupted" if stopped else "failed")
+            self.close("pruned" if isinstance(error, Pruned) else "interrupted" if stopped else "failed")
         return None
 
 

@@ -120,7 +120,12 @@ class MLflow(Tracker):
     """
 
     name, module = "mlflow", "mlflow"
-    STATUS: ClassVar[Mapping[Status, str]] = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+    STATUS: ClassVar[Mapping[Status, str]] = {
+        "finished": "FINISHED",
+        "interrupted": "KILLED",
+        "pruned": "KILLED",
+        "failed": "FAILED",
+    }
     MOST = 100  # parameters that a server takes at once
 
     def __init__(self) -> None:
@@ -174,7 +179,7 @@ class WandB(Tracker):
 
     def _end(self, status: Status) -> None:
         self._run.summary["status"] = status
-        self._run.finish(exit_code=0 if status == "finished" else 1)
+        self._run.finish(exit_code=0 if status in ("finished", "pruned") else 1)
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {kind.name: kind for kind in (TensorBoard, MLflow, WandB)}

@@ -17,7 +17,7 @@ import torch
 
 from gnnrec import device as devices
 from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
-from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Interrupted
+from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Interrupted, Pruned
 from gnnrec.memtier.account import Actual, by_tier
 from gnnrec.models import LightGCN, Ranker, StreamedLightGCN, StreamedNGCF, Trainable
 from gnnrec.models import Streamed as StreamedModel
@@ -42,10 +42,6 @@ READ_SECONDS = 0.25  # between two looks at a GPU's losses: it has nothing to do
 
 class DivergedError(GnnrecError):
     """The loss or the embeddings are no usable numbers any more."""
-
-
-class Pruned(Exception):
-    """The training was given up, since others are better by now."""
 
 
 @dataclass
