@@ -169,7 +169,7 @@ class Trainer:
             _closed(self.learner),
             nullcontext() if self.profile is None else self.profile.watch(self.learner, left),
             self._memory_errors(),
-            _caught_signals(lambda: self.log.phase("stopping")) as arrived,
+            _caught_signals(partial(self.log.phase, "stopping")) as arrived,
         ):
             caught = self.ranks.heeding(arrived)
             if not position.finished:
