@@ -70,7 +70,7 @@ def bench(monkeypatch):
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(devices, "resolve", lambda name: torch.device("cpu"))
-    monkeypatch.setattr(workload, "QUICK", (15, 20, 60))
+    monkeypatch.setattr(workload, "QUICK", (30, 40, 150))
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda threads: None)  # once a process
     monkeypatch.setattr(measure, "LEAST", 1)  # interpreted calls take a second
     for name, smaller in (("COPIED", 1 << 16), ("ENTRIES", 256)):
