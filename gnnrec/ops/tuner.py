@@ -115,6 +115,7 @@ def _tune(operator: str, call: Call, dim: int, heads: int, batch: int, dtype: to
     failed: dict[str, str] = {}
     keys: set[str] = set()
     candidates = tuning.CANDIDATES[operator]
+    tuning.asked(operator)  # whoever else has forced a shape before
     for number, shape in enumerate(candidates):
         with tuning.forced(operator, shape):
             try:

@@ -112,3 +112,10 @@ def test_what_cannot_be_tuned(matrix, monkeypatch):
 def test_the_shipped_table_holds_candidates_only():
     shapes = json.loads(tuning.shipped_file().read_text())["shapes"]
     assert set(shapes) == set(tuning._load(tuning.shipped_file()))
+
+
+def test_what_was_forced_before_is_not_tuned(cache, matrix):
+    with tuning.forced("spmm", tuning.CANDIDATES["spmm"][1]):
+        ops.spmm(case_matrices()["user_item"], torch.ones(23, 16))
+    (tuned,) = tuner.tune(matrix, operators=["spmm"], dims=[16], clock=Clock("spmm", tuning.CANDIDATES["spmm"][3]))
+    assert len(tuned.keys) == 2
