@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,6 +13,15 @@ from gnnrec.errors import CheckpointError
 T = TypeVar("T")
 
 _KINDS = {dict: "a section", list: "a list", str: "a text", float: "a number", int: "a whole number"}
+
+# An absolute path but for its last name: neither a part of a word, nor of another path or an address.
+_FOLDERS = re.compile(r"(?<![\w./…~:)\]])/(?:[^\s/:,;'\"()\[\]{}]+/)*(?=[^\s/:,;'\"()\[\]{}])")
+
+
+def elided(text: str) -> str:
+    """Without the folders that absolute paths begin with: "/home/me/disk (stream)" becomes "…/disk (stream)". A page is
+    shown to others, whom they tell about a machine and its user, but nothing about a run."""
+    return _FOLDERS.sub("…/", text)
 
 
 def json_object(file: Path) -> dict[str, Any] | None:
