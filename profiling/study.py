@@ -1,8 +1,8 @@
 """The study of recommenders on slower memory: what a step of LightGCN and NGCF takes and holds by layers, width, batch
 and data, and by where tensors lie; and what follows for whoever buys or configures memory.
 
-    python profiling/study.py                                 # some minutes; outputs/study/study.html, .md, .csv, .json
-    python profiling/study.py preset=paper folder=/mnt/pmem0 out=outputs/paper       # an hour; folder: the slow tier
+    python profiling/study.py                            # some minutes; outputs/study/study.html, .md, .json, .parquet
+    python profiling/study.py preset=paper folder=/mnt/pmem0 out=outputs/paper  # an hour; folder: the slow tier
     python profiling/study.py data=[mine] centre.data=mine sources.mine=[data=files,data.log=ratings.csv] models=[ngcf]
 
 study.yaml has all settings. Each cell is a process of its own with a run folder in OUT/runs; a second call goes on
@@ -87,15 +87,14 @@ def run(wanted: Settings) -> None:
             print(f"{number} of {len(cells)}: {cell.name}", flush=True)
             _in_process(place, words, wanted.timeout)
     machine = conditions.machine() | {"load_per_core": load, **runlog.versions(gpu=False)}
-    content = records.gather(wanted, tiers, hardware, machine)
+    content = records.gather(wanted, tiers, hardware, slower, machine)
     atomic_write(out / f"{wanted.title}.json", (json.dumps(content, indent=1) + "\n").encode())
     frame = pd.DataFrame(content["cells"], columns=list(records.CELLS)).convert_dtypes()
-    for suffix in ("parquet", "csv"):
-        write_table(frame, out / f"{wanted.title}.{suffix}")
+    write_table(frame, out / f"{wanted.title}.parquet")
     page, *_ = study_report.write(content, out / f"{wanted.title}.html")
     for finding in findings(content):
         print(f"- {finding.text}{f' -> {finding.helps}' if finding.helps else ''}")
-    print(f"{page}, with {wanted.title}.md, tables as .csv, and .json and .parquet of all figures")
+    print(f"{page}, with {wanted.title}.md, tables as {wanted.title}-*.csv, all figures as .json and .parquet")
 
 
 def _measured(folder: Path) -> list[Tier]:
@@ -157,7 +156,7 @@ def _in_process(place: Path, words: Json, timeout: float) -> None:
             code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=timeout).returncode
             why = f"exit code {code}, see output.txt in its folder"
         except subprocess.TimeoutExpired:
-            why = f"it took more than {timeout:.0f} s"
+            why = f"it took more than {timeout:g} s"
     record = records.read(place)
     if record is None:
         record = words | {"status": "failed", "reason": why}

@@ -14,7 +14,7 @@ from gnnrec.report.profile_findings import Finding
 from gnnrec.report.profiles import GATHERING
 from gnnrec.units import in_bytes, in_seconds
 
-CHEAP = 1 / 3  # of what the dearest tensor costs a byte on the slow tier: what costs less goes there first
+CHEAP = 2.0  # times what the cheapest tensor costs a byte on the slow tier: what costs no more goes there first
 FREE = 1.5  # times the step of the smallest batch: a larger one that costs no more is as good as free
 BEARABLE = 1.25  # times the step with all in DRAM
 NAMED = 3  # classes, the longest
@@ -138,20 +138,19 @@ def _tensors(model: str, tensors: Sequence[Json], row: Json | None) -> Iterator[
     mine = [] if row is None else [one for one in of_cell(tensors, row) if one["bytes"]]
     if not mine:
         return
-    cost = {one["tensor"]: one["extra_seconds_per_step"] / one["bytes"] for one in mine}
-    by_cost = sorted(mine, key=lambda one: cost[one["tensor"]])
-    most = max(cost.values())
-    first = [one for one in by_cost if cost[one["tensor"]] <= CHEAP * most]
-    last = [one for one in by_cost if one not in first]
     assert row is not None
-    if not first or most <= 0:
-        words = f"{stamp(row)}{model}: no tensor is much cheaper than others on the slow tier"
-        yield Finding(f"{words}: {', '.join(map(_cost, by_cost))}.", "Put the largest there first.")
+    cost = {one["tensor"]: max(one["extra_seconds_per_step"], 0.0) / one["bytes"] for one in mine}
+    by_cost = sorted(mine, key=lambda one: cost[one["tensor"]])
+    words = f"{stamp(row)}{model}: alone on the slow tier {', '.join(map(_cost, by_cost))}."
+    first = [one for one in by_cost if cost[one["tensor"]] <= CHEAP * cost[by_cost[0]["tensor"]]]
+    last = [one for one in by_cost if one not in first]
+    if not last:
+        yield Finding(words, "All cost about the same a byte: put the largest there first.")
         return
-    words = f"{stamp(row)}{model}: on the slow tier {', '.join(map(_cost, by_cost))}."
     freed = in_bytes(sum(one["bytes"] for one in first))
-    helps = f"Put {_named(first)} on the slow tier first ({freed}), because {_because(first)};"
-    yield Finding(words, f"{helps} keep {_named(last)} in DRAM, because {_because(last)}.")
+    helps = f"Put {_named(first)} there first, which frees {freed} of DRAM, because {_because(first)};"
+    kept = " and ".join(f"{one['tensor']}, because {_because([one])}" for one in reversed(last))
+    yield Finding(words, f"{helps} keep in DRAM {kept}.")
 
 
 def _cost(one: Json) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from study_cell import RECORD
 from study_settings import Settings
 
+from gnnrec.config import SimulateConfig
 from gnnrec.errors import ConfigError
 from gnnrec.memtier.calibrate import rates_of
 from gnnrec.memtier.tiers import Tier
@@ -82,13 +83,16 @@ RATES = {
 FIELDS = {**OPERATORS, **TENSORS, **RATES, **CELLS}
 
 
-def gather(settings: Settings, tiers: Sequence[Tier], hardware: Sequence[Tier], machine: Json) -> Json:
+def gather(
+    settings: Settings, tiers: Sequence[Tier], hardware: Sequence[Tier], slower: SimulateConfig, machine: Json
+) -> Json:
     """What lies in the cells' folders, as the content of the JSON file.
 
     Args:
         settings: of the study.
         tiers: this machine's, the slow ones of which have their rates told.
         hardware: the declared ones of App Direct.
+        slower: speeds of the simulated device.
         machine: facts.
 
     Raises:
@@ -114,6 +118,7 @@ def gather(settings: Settings, tiers: Sequence[Tier], hardware: Sequence[Tier], 
     content: Json = {"format": FORMAT, "version": VERSION}
     content["fields"] = {name: {"unit": unit, "meaning": meaning} for name, (unit, meaning) in FIELDS.items()}
     content |= {"preset": settings.preset, "centre": asdict(settings.centre), "dram_share_ratio": settings.dram_share}
+    content["simulated_gb_per_s"] = {"read": slower.read_gb_per_s, "written": slower.write_gb_per_s}
     content |= {"machine": machine, "cells": rows, "operators": operators, "tensors": tensors}
     return content | {"rates": [row for place in slow for row in _rates(*place)]}
 

@@ -1,10 +1,12 @@
 """The report of what study.py wrote: a page, Markdown and CSV tables, its findings first.
 
 python profiling/study_report.py outputs/study/study.json               # again, from the JSON file alone
+python profiling/study_report.py outputs/study/study.json other/study.html
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +26,13 @@ from gnnrec.report.sections import Section
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 2 for what the user can mend."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="that study.py wrote")
+    parser.add_argument("out", type=Path, nargs="?", help="the page, ending in .html")
+    options = parser.parse_args(arguments)
     try:
-        file = Path(arguments[0])
-        print(*write(load(file), file.with_suffix(".html")), sep="\n")
+        page, *_ = write(load(options.file), options.out or options.file.with_suffix(".html"))
+        print(page)
     except GnnrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ import presets
 from presets import not_empty
 
 from gnnrec.config import SimulateConfig
-from gnnrec.config.checks import at_least, one_of, positive, within
+from gnnrec.config.checks import at_least, one_of, positive
 from gnnrec.config.recipes import CONF
 
 FILE = Path(__file__).with_name("study.yaml")
@@ -89,10 +89,11 @@ class Settings:
         one_of("centre.data", self.centre.data, tuple(self.sources))
         for name in ("models", "layers", "dim", "batch", "data", "placements"):
             not_empty(name, getattr(self, name))
-        for name, least in (("layers", 1), ("dim", 1), ("batch", 1)):
-            for value in (*getattr(self, name), getattr(self.centre, name)):
-                at_least(name, value, least)
-        within("dram_share", self.dram_share, 0.01, 1)
+        for name in ("layers", "dim", "batch"):
+            for value in getattr(self, name):
+                at_least(name, value, 1)
+            at_least(f"centre.{name}", getattr(self.centre, name), 1)
+        positive("dram_share", self.dram_share)
         at_least("steps", self.steps, 1)
         positive("step_budget", self.step_budget)
         positive("timeout", self.timeout)

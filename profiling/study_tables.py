@@ -15,7 +15,7 @@ FACTORS = ("layers", "dim", "batch", "data")
 
 def placements(content: Json) -> Table:
     """Models x placements at the centre."""
-    header = [*map(Cell, ("model", "placement", "mode")), Cell("step", "seconds"), Cell("of all in DRAM")]
+    header = [*map(Cell, ("model", "placement", "mode")), Cell("step", "seconds"), Cell("beside all in DRAM", "times")]
     header += [Cell(name, "bytes") for name in ("in DRAM", "on the slow tier")]
     header += [Cell(name) for name in ("panel", "readers", "writers")] + [Cell("predicted", "seconds")]
     rows = []
@@ -29,7 +29,7 @@ def placements(content: Json) -> Table:
             timed(row, "seconds_per_step", "seconds"),
         ]
         cells += [
-            timed(row, "slowdown_ratio"),
+            timed(row, "slowdown_ratio", "times"),
             Cell(held, "bytes"),
             Cell(row["slow_bytes"], "bytes"),
             *map(Cell, given),
@@ -41,6 +41,9 @@ def placements(content: Json) -> Table:
         "with the plan for that hardware's DRAM. Memory mode is an upper bound: what is passed over in order is taken "
         "to be missed by the cache. Files that are mapped (direct) pass through the page cache."
     )
+    if any(row["placement"] == "app_direct" for row in content["cells"]):
+        ways = ", ".join(f"{way} at {rate:.2f} GB/s" for way, rate in content["simulated_gb_per_s"].items())
+        note += f" app_direct: {ways}, or as fast as this machine's device is where that is slower."
     return filled(Table("placements", "Models by placements", tuple(header), tuple(rows), note))
 
 
@@ -56,7 +59,7 @@ def factors(content: Json) -> Iterator[Table]:
             Cell("epoch", "seconds"),
         ]
         header += [Cell("interactions a second"), Cell("tensors in DRAM", "bytes"), Cell("edge-wise", "bytes")]
-        header += [Cell("edge-wise / ours"), Cell("peak memory of the process", "bytes")]
+        header += [Cell("edge-wise / ours", "times"), Cell("peak memory of the process", "bytes")]
         rows = [
             (
                 Cell(row["model"]),
@@ -67,7 +70,7 @@ def factors(content: Json) -> Iterator[Table]:
                 Cell(round(row["interactions_count"] / epoch_seconds(row))),
                 Cell(row["all_dram_bytes"], "bytes"),
                 Cell(row["edge_wise_dram_bytes"], "bytes"),
-                Cell(row["edge_wise_dram_bytes"] / row["all_dram_bytes"]),
+                Cell(row["edge_wise_dram_bytes"] / row["all_dram_bytes"], "times"),
                 Cell(row["peak_rss_bytes"], "bytes"),
             )
             for model in dict.fromkeys(row["model"] for row in in_dram)

@@ -14,8 +14,8 @@ STAMP, MODELLED = "SIMULATED", "MODELLED"
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, its unit (bytes, seconds, ns, share, change, GB/s, GFLOP/s, flop/byte, or none), what is seen beside it;
-    whether a simulated device has touched it, or nothing was run for it.
+    """A value, its unit (bytes, seconds, ns, share, change, times, GB/s, GFLOP/s, flop/byte, or none), what is seen
+    beside it; whether a simulated device has touched it, or nothing was run for it.
 
     The unit of a text is that of the numbers beside or below it, which a CSV file holds without one.
     """
@@ -63,6 +63,8 @@ class Cell:
                 return f"{value:.1%}"
             case "change":
                 return f"{value:+.0%}"
+            case "times":
+                return f"{value:.2f}"
             case "GB/s" if value < 1:
                 return f"{value:.3g} GB/s"
             case "GB/s" | "GFLOP/s" | "flop/byte":
