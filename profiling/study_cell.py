@@ -100,7 +100,7 @@ def measured(config: TrainConfig, graph: BipartiteGraph, words: Json, folder: Pa
     if plan is not None:
         atomic_write(folder / PLAN, (json.dumps(plan.to_dict(), indent=1) + "\n").encode())
     median = statistics.median(seconds)
-    found: Json = {"provenance": STAMP if plan is not None and plan.simulated else "measured"}
+    found: Json = {"provenance": STAMP if config.memory.slower is not None else "measured"}
     found |= {"seconds_per_step": median, "spread_ratio": (max(seconds) - min(seconds)) / median}
     found |= {"steps_count": len(seconds), "peak_rss_bytes": runlog.peak_rss_bytes()}
     return found | study_model.of_plan(plan, places.home)

@@ -22,7 +22,7 @@ def kernels(content: Json) -> Iterator[Figure]:
     if not shown:
         return
     kinds = [kind for kind in CLASSES if any(kind in seconds for _, seconds in shown)]
-    names = [f"{stamp(row)}{row['model']}, {row['placement']}" for row, _ in shown]
+    names = [_named(row) for row, _ in shown]
 
     def draw(axes: Axes) -> None:
         left = [0.0] * len(shown)
@@ -33,9 +33,9 @@ def kernels(content: Json) -> Iterator[Figure]:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.set_xlabel("ms of a step")
-        legend(axes, columns=3)
+        legend(axes, columns=2)
 
-    yield figure("kernels", "A step by class of operator", draw, 1.7 + 0.3 * len(shown))
+    yield figure("kernels", "A step by class of operator", draw, 1.2 + 0.1 * len(kinds) + 0.36 * len(shown))
 
 
 def slowdowns(content: Json) -> Iterator[Figure]:
@@ -43,7 +43,7 @@ def slowdowns(content: Json) -> Iterator[Figure]:
     rows = [row for row in around(content["cells"], content["centre"], "placement") if row["slowdown_ratio"]]
     if not rows:
         return
-    names = [f"{stamp(row)}{row['model']}, {row['placement']}" for row in rows]
+    names = [_named(row) for row in rows]
     models = list(dict.fromkeys(row["model"] for row in rows))
 
     def draw(axes: Axes) -> None:
@@ -52,9 +52,9 @@ def slowdowns(content: Json) -> Iterator[Figure]:
         axes.bar_label(bars, [f"{row['slowdown_ratio']:.2f}" for row in rows], padding=2, fontsize=7.5)
         axes.invert_yaxis()
         axes.margins(x=0.12)
-        axes.set_xlabel("times the step with all in DRAM of the same hardware")
+        axes.set_xlabel("times the step in DRAM")
 
-    yield figure("slowdowns", "Slowdown by placement", draw, 0.9 + 0.25 * len(rows))
+    yield figure("slowdowns", "Slowdown by placement, beside all in DRAM", draw, 0.9 + 0.36 * len(rows))
 
 
 def footprints(content: Json) -> Iterator[Figure]:
@@ -121,12 +121,18 @@ def _over(
             axes.set_xscale("log")
         if logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
         axes.set_xticks(places, [f"{place:,}" for place in places])
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.set_xlabel(factor)
         axes.set_ylabel(unit)
-        legend(axes)
+        legend(axes, columns=1)
 
-    yield figure(name, title, draw, 2.7 + 0.17 * (len(lines) // 2))
+    yield figure(name, title, draw, 2.4 + 0.17 * len(lines))
+
+
+def _named(row: Json) -> str:
+    """Model and placement, with what has to be said of them below."""
+    return f"{row['model']}, {row['placement']}\n{stamp(row)}".strip()

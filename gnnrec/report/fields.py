@@ -19,7 +19,7 @@ _FOLDERS = re.compile(r"(?<![\w./…~:)\]])/(?:[^\s/:,;'\"()\[\]{}]+/)*(?=[^\s/:
 
 
 def elided(text: str) -> str:
-    """Without the folders that absolute paths begin with: "/home/me/disk (stream)" becomes "…/disk (stream)". A page is
+    """Without the folders that absolute paths begin with: "/mnt/me/disk (stream)" becomes "…/disk (stream)". A page is
     shown to others, whom they tell about a machine and its user, but nothing about a run."""
     return _FOLDERS.sub("…/", text)
 
