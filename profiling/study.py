@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(wanted: Settings) -> None:
-    """Measure what was not measured, write table and report.
+    """Measure what was not measured; write table and report, after Ctrl-C of what there is.
 
     Raises:
         GnnrecError: no such hardware, a file that cannot be written, a damaged record.
@@ -81,13 +81,19 @@ def run(wanted: Settings) -> None:
         print(f"warning: load {load:.2f} a core: figures of a busy machine are too high", file=sys.stderr, flush=True)
     hardware, tiers = declared(preset(wanted.hardware.app_direct)), _measured(folder)
     cells, slower = wanted.cells(), _slower(wanted, hardware)
-    for number, cell in enumerate(cells, 1):
-        words, place = _words(cell, wanted, folder, slower), out / "runs" / cell.name
-        if not _ended(place, words):
-            print(f"{number} of {len(cells)}: {cell.name}", flush=True)
-            _in_process(place, words, wanted.timeout)
     machine = conditions.machine() | {"load_per_core": load, **runlog.versions(gpu=False)}
-    content = records.gather(wanted, tiers, hardware, slower, machine)
+    try:
+        for number, cell in enumerate(cells, 1):
+            words, place = _words(cell, wanted, folder, slower), out / "runs" / cell.name
+            if not _ended(place, words):
+                print(f"{number} of {len(cells)}: {cell.name}", flush=True)
+                _in_process(place, words, wanted.timeout)
+    finally:
+        _report(wanted, out, records.gather(wanted, tiers, hardware, slower, machine))
+
+
+def _report(wanted: Settings, out: Path, content: Json) -> None:
+    """Write all figures and the report; print the guidance."""
     atomic_write(out / f"{wanted.title}.json", (json.dumps(content, indent=1) + "\n").encode())
     frame = pd.DataFrame(content["cells"], columns=list(records.CELLS)).convert_dtypes()
     write_table(frame, out / f"{wanted.title}.parquet")

@@ -77,9 +77,7 @@ def _kernels(row: Json, operators: Sequence[Json]) -> Iterator[Finding]:
     gathering = sum(seconds[kind] for kind in seconds if kind in GATHERING) / total
     words = f"{row['model']}, {row['layers']} layers of {row['dim']}, {row['data']}: a step takes"
     words += f" {in_seconds(row['seconds_per_step'])} in DRAM: {parts}."
-    helps = (
-        f"{gathering:.0%} gather rows: buy bandwidth at random for what they read, and keep it in the fastest memory."
-    )
+    helps = f"{gathering:.0%} gather rows: buy bandwidth at random, and keep what they gather in the fastest memory."
     yield Finding(words, helps if gathering > 0.5 else "Most of it gathers nothing: cores count for as much as memory.")
 
 
@@ -101,15 +99,15 @@ def _here(model: str, rows: Mapping[str, Json], content: Json) -> Iterator[Findi
         yield Finding(words, cached or _bearable(direct, "memory=direct"))
     if planned is not None and planned["slowdown_ratio"] and planned["dram_bytes"] is not None:
         words = f"{stamp(planned)}{model} with {in_bytes(planned['dram_bytes'])} of DRAM instead of"
-        words += (
-            f" {in_bytes(planned['all_dram_bytes'])}, as the planner chooses ({planned['mode']}): {_times(planned)}."
-        )
+        words += f" {in_bytes(planned['all_dram_bytes'])}, as the planner chooses ({planned['mode']})"
+        words += f": {_times(planned)}."
         yield Finding(words, _bearable(planned, "memory=auto"))
 
 
 def _bearable(row: Json, option: str) -> str:
     if row["slowdown_ratio"] <= BEARABLE:
-        return f"Take {option} and buy less DRAM: it costs next to nothing."
+        longer = max(row["slowdown_ratio"] - 1, 0.0)
+        return f"Take {option} and buy less DRAM: a step takes {longer:.0%} longer."
     return f"Where a step must not take that long, buy {in_bytes(row['all_dram_bytes'])} of DRAM; else take {option}."
 
 

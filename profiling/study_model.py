@@ -12,10 +12,9 @@ import torch
 from gnnrec.config import HardwareConfig, MemoryConfig, NGCFConfig, TrainConfig, fill, from_yaml
 from gnnrec.config.recipes import CONF
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier import calibrate, planner
+from gnnrec.memtier import planner
 from gnnrec.memtier.costs import product_flops
 from gnnrec.memtier.declared import declared
-from gnnrec.memtier.discover import discover
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import Workload
@@ -37,8 +36,7 @@ def preset(name: str) -> HardwareConfig:
 
 def needed_bytes(config: TrainConfig, graph: BipartiteGraph) -> int:
     """Of all tensors of a step in DRAM."""
-    tiers = calibrate.calibrated(discover(["."]))
-    return _bytes(placing.workload(config, graph, tiers, validated=False))
+    return _bytes(placing.workload(config, graph, [], validated=False))
 
 
 def footprint(config: TrainConfig, graph: BipartiteGraph) -> Json:

@@ -80,7 +80,10 @@ RATES = {
     "pattern": (_TEXT, "read, write or mixed (half each way), in order"),
     "gb_per_s": (_GB, "of payload"),
 }
-FIELDS = {**OPERATORS, **TENSORS, **RATES, **CELLS}
+FIELDS = {**OPERATORS, **TENSORS, **RATES, **CELLS} | {
+    "dram_share_ratio": (_RATIO, "of the DRAM that a training needs: what it may take where it is given less"),
+    "simulated_gb_per_s": (_GB, "of app_direct, or those of this machine's device where it is slower"),
+}
 
 
 def gather(

@@ -23,6 +23,8 @@ from gnnrec.report.cells import MODELLED, STAMP, Cell, Table
 from gnnrec.report.fields import json_object
 from gnnrec.report.sections import Section
 
+SHOWN = 300  # cells that a page has a row for, each
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 2 for what the user can mend."""
@@ -82,8 +84,19 @@ def sections(content: Json) -> list[Section]:
     result.append(
         Section("Readers and writers", figures=tuple(figures.rates(content)), tables=_filled(tables.rates(content)))
     )
-    every = Section("All figures", tables=(tables.cells(content), tables.machine(content)))
+    every = Section("All figures", notes=_elsewhere(content), tables=(*_few(content), tables.machine(content)))
     return [*(one for one in result if one.verdicts or one.tables or one.figures), every]
+
+
+def _few(content: Json) -> tuple[Table, ...]:
+    """All cells, if they are not too many for a page."""
+    return (tables.cells(content),) if len(content["cells"]) <= SHOWN else ()
+
+
+def _elsewhere(content: Json) -> tuple[str, ...]:
+    return (
+        () if len(content["cells"]) <= SHOWN else ("The table of all cells is in the Parquet file and the JSON file.",)
+    )
 
 
 def _filled(*shown: Table) -> tuple[Table, ...]:

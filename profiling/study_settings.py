@@ -93,6 +93,8 @@ class Settings:
             for value in getattr(self, name):
                 at_least(name, value, 1)
             at_least(f"centre.{name}", getattr(self.centre, name), 1)
+        for name in ("layers", "dim", "batch", "data") if self.every_combination else ():
+            one_of(f"centre.{name}", str(getattr(self.centre, name)), tuple(map(str, getattr(self, name))))
         positive("dram_share", self.dram_share)
         at_least("steps", self.steps, 1)
         positive("step_budget", self.step_budget)

@@ -73,8 +73,9 @@ def test_a_wrong_setting_is_named(study, override, words):
         study.settings([override])
 
 
-def test_each_factor_varies_alone_and_models_are_crossed_with_placements(study):
-    settings = study.settings([])
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_each_factor_varies_alone_and_models_are_crossed_with_placements(study, preset):
+    settings = study.settings([f"preset={preset}"])
     cells, centre = settings.cells(), settings.centre
     assert len(set(cells)) == len(cells)
     off = [
@@ -306,7 +307,9 @@ def test_persistent_memory_is_used_in_the_way_that_costs_least(study, seconds, w
 
 
 def test_dram_is_bought_where_the_planner_cannot_do_without(study):
-    assert "Take memory=auto and buy less DRAM" in said(study, [cell(study), cell(study, 0.11, "auto")])
+    assert "Take memory=auto and buy less DRAM: a step takes 10% longer" in said(
+        study, [cell(study), cell(study, 0.11, "auto")]
+    )
     assert "buy 1.00 GiB of DRAM; else take memory=auto" in said(study, [cell(study), cell(study, 0.3, "auto")])
 
 
@@ -345,3 +348,10 @@ def test_cells_without_figures_are_counted_and_leave_the_rest_alone(study, tmp_p
     assert "2 cells: 1 done, 1 waiting. -> The same command goes on" in said(study, rows)
     page, *_ = study.report.write(content(study, rows), tmp_path / "study.html")
     assert "it was not begun" in page.read_text()
+
+
+def test_a_page_of_very_many_cells_stays_small(study, tmp_path):
+    rows = [cell(study, seed / 1000, batch=seed) for seed in range(1, 4001)]
+    page, *_ = study.report.write(content(study, rows), tmp_path / "study.html")
+    assert page.stat().st_size < 3e6
+    assert "in the Parquet file" in page.read_text()
