@@ -94,9 +94,8 @@ def _few(content: Json) -> tuple[Table, ...]:
 
 
 def _elsewhere(content: Json) -> tuple[str, ...]:
-    return (
-        () if len(content["cells"]) <= SHOWN else ("The table of all cells is in the Parquet file and the JSON file.",)
-    )
+    few = len(content["cells"]) <= SHOWN
+    return () if few else ("All cells are in the Parquet file and the JSON file.",)
 
 
 def _filled(*shown: Table) -> tuple[Table, ...]:
