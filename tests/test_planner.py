@@ -31,7 +31,7 @@ from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import forms, planner
 from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds, transfers
-from gnnrec.memtier.demands import Side
+from gnnrec.memtier.demands import HeldOut, Side
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.planner import PlanError, plan, simulated
@@ -46,6 +46,7 @@ from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_byt
 from gnnrec.ops.ngcf_layer.reference import bytes_moved as ngcf_bytes
 
 MIB = 1 << 20
+HELD_OUT, VALIDATED = HeldOut(0, 1000, 20), HeldOut(1000, 1000, 20)
 
 
 def tier(name: str, speed: float, free: int | None = 1 << 40, kind: str = "dram", **options) -> Tier:
@@ -82,7 +83,7 @@ def workload(nodes: int = 200_000, edges: int = 2_000_000, **options) -> Workloa
         "loss": BPRConfig(),
         "optimizer": OptimizerConfig(),
         "trainer": TrainerConfig(epochs=1, batch_size=2048),
-        "validated": False,
+        "held_out": HELD_OUT,
         "threads": 2,
         "cache_bytes": 32 * MIB,
     }
@@ -166,7 +167,7 @@ def moved(of: Workload) -> float:
 
 
 def settings_of(of: Workload) -> dict:
-    names = ("loss", "optimizer", "trainer", "validated", "threads", "cache_bytes", "flops", "on_gpu")
+    names = ("loss", "optimizer", "trainer", "held_out", "threads", "cache_bytes", "flops", "on_gpu")
     return {name: getattr(of, name) for name in names}
 
 
@@ -226,7 +227,7 @@ def test_panels_read_the_graph_again_and_hold_less():
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_ngcf_in_files_holds_a_panel_and_moves_what_its_passes_do(layers):
-    of = workload(model=NGCFConfig(dim=64, layers=layers), flops=1e11, validated=True)
+    of = workload(model=NGCFConfig(dim=64, layers=layers), flops=1e11, held_out=VALIDATED)
     numbers = of.nodes * 64 * 4
     for panel in (16, 64):
         form = forms.streamed(of, panel)
@@ -286,7 +287,7 @@ def test_what_cannot_be_streamed(options):
 
 
 def test_a_gpu_is_streamed_to_once_its_memory_does_not_do():
-    of = workload(on_gpu=True, validated=True)
+    of = workload(on_gpu=True, held_out=VALIDATED)
     whole = sum(demand.bytes for demand in of.resident())
     assert plan(of, [GPU, DRAM, DISK], MemoryConfig("auto")).mode == "dram"
     for memory, free in (
@@ -496,7 +497,7 @@ def test_plans_equal_brute_force():
             int(generator.integers(200_000, 2_000_000)),
             model=LightGCNConfig(dim=int(generator.choice([16, 32, 64])), layers=int(generator.integers(0, 4))),
             trainer=TrainerConfig(epochs=1, batch_size=int(generator.choice([64, 2048]))),
-            validated=bool(generator.integers(2)),
+            held_out=VALIDATED if generator.integers(2) else HELD_OUT,
         )
         total = sum(demand.bytes for demand in of.resident())
         free = [int(total * generator.uniform(0.1, 1.3)) for _ in range(3)]
@@ -684,13 +685,13 @@ def test_what_cannot_be_planned(tiers, memory, message):
 
 def test_no_plan_names_the_shortfall_and_remedies_that_work():
     of = workload()
-    with pytest.raises(PlanError, match=r"no placement fits: dram needs .* and has 107.00 MiB, .* too little") as error:
-        plan(of, [DRAM, DISK], MemoryConfig("auto", limit="107MiB"))
+    with pytest.raises(PlanError, match=r"no placement fits: dram needs .* and has 131.00 MiB, .* too little") as error:
+        plan(of, [DRAM, DISK], MemoryConfig("auto", limit="131MiB"))
     remedies = str(error.value).partition("In this order: ")[2].split(", or ")
     assert [remedy.partition("=")[0] for remedy in remedies[:2]] == ["memory.limit", "model.dim"]
     limit, dim = (remedy.partition("=")[2] for remedy in remedies[:2])
     assert plan(of, [DRAM, DISK], MemoryConfig("auto", limit=limit)).mode == "stream"
-    assert plan(of.with_dim(int(dim)), [DRAM, DISK], MemoryConfig("auto", limit="107MiB")).step_seconds > 0
+    assert plan(of.with_dim(int(dim)), [DRAM, DISK], MemoryConfig("auto", limit="131MiB")).step_seconds > 0
 
 
 def test_remedies_before_a_smaller_model():

@@ -32,6 +32,7 @@ from gnnrec.config import (
     TrainerConfig,
 )
 from gnnrec.data import dataset
+from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.files import TierFolder
@@ -40,7 +41,9 @@ from gnnrec.memtier.planner import PlanError
 from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
 from gnnrec.models.draws import embedding_blocks, embeddings
+from gnnrec.models.scorer import FactorScorer, popularity_bias
 from gnnrec.training import checkpoint, placing, run
+from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.trainer import Interrupted, Trainer
 
 SMALL = SyntheticConfig(num_users=700, num_items=400, num_interactions=9000, communities=4)
@@ -213,6 +216,35 @@ def test_a_streamed_run_is_evaluated_and_gives_recommendations(machine, resident
         assert tables["items"].equals(reference["items"])
         with pytest.raises(StorageError, match="another run keeps its tensors in this folder"):
             run.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes", [{}, {"similarity": "cosine", "popularity": 0.1}], ids=["dot", "both"])
+def test_the_final_evaluation_takes_what_the_plan_counts(peak_memory, changes):
+    """Ten million interactions of training, beside which there is no second graph of them, and no copy of vectors."""
+    users, items, each, rng = 200_000, 100_000, 50, np.random.default_rng(0)
+    maps = IdMap.range(users), IdMap.range(items)
+
+    def part(count):
+        drawn = np.sort(rng.integers(0, users, count)).astype(np.int32), rng.integers(0, items, count).astype(np.int32)
+        return Interactions(*drawn, *maps, name="some")
+
+    graph, data = run.graph_of(part(users * each)), dataset.Dataset("some", part(1), part(1_000_000), part(5000))
+    settings = config(model=LightGCNConfig(dim=64, layers=2, **changes))
+    vectors, bias = torch.randn(graph.num_nodes, 64), popularity_bias(graph, 0.1, torch.device("cpu"))
+
+    def evaluated(data=data, graph=graph):
+        cosine, biased = bool(changes), bias if changes else None
+        scorer = FactorScorer(vectors[:users], vectors[users:], None, cosine=cosine, item_bias=biased)
+        Evaluator(data.test, run.seen(graph, data.valid), [20])(scorer)
+
+    tiny = run.graph_of(part(1000))
+    evaluated(replace(data, valid=part(10)), tiny)  # compiled
+    graph.user_item()
+    _, peak = peak_memory(evaluated)
+    held_out = placing.held_out(settings, data)
+    counted = placing.workload(settings, graph, [dram()], held_out=held_out).resident()
+    ranking = next(demand.bytes for demand in counted if demand.name == "ranking")
+    assert 0.3 * ranking < peak < 1.1 * ranking + (8 << 20)
 
 
 @pytest.mark.parametrize("back", [None, "stream"])

@@ -119,6 +119,20 @@ class Side:
         return float(taken @ self.degrees) / max(self.edges, 1)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What is ranked, and how.
+
+    Args:
+        valid, test: interactions of the validation part, 0 where there is none, and of the test part.
+        k: items of a list.
+    """
+
+    valid: int
+    test: int
+    k: int
+
+
 class Moved:
     """Accesses by tensor, equal ones added up."""
 
