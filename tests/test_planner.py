@@ -537,6 +537,10 @@ def test_the_graph_is_read_from_a_file_once_nothing_else_fits():
     assert graph.moved == 2 * 3 * (64 // found.panel) * 4 * of.entries
     assert graph.seconds == pytest.approx(graph.moved / 2e9)
     assert found.tier_bytes()["dram"] <= least
+    fast = replace(DISK, rates=(*DISK.rates, Rate("read", 4, threads=4), Rate("read", 16, threads=16)))
+    pinned = MemoryConfig("stream", panel=16, pin={"graph": "/disk"})
+    buffers = [plan(of, [DRAM, on], pinned).place("graph_buffers").bytes for on in (DISK, fast)]
+    assert buffers[1] * (max(FEWEST, 2 + 2) + 5) == buffers[0] * (2 + 16 + 5)  # one for every reader, and two
     numbers = of.nodes * 64 * 4
     assert found.resources["/disk (stream)"] == pytest.approx((graph.moved + 6 * numbers) / 2e9)
     assert max(found.resources.values()) * 0.999 < found.step_seconds <= sum(found.resources.values())

@@ -35,7 +35,7 @@ from gnnrec.data import dataset
 from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.files import Throttle, TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.planner import PlanError
 from gnnrec.memtier.ring import Ring
@@ -128,6 +128,24 @@ def test_bits_are_those_of_memory_for_every_width_and_ring(graph, tmp_path, case
                 ours.topk_by_history(history, 5, None), theirs.topk_by_history(history, 5, None)
             ):
                 assert torch.equal(mine, reference)
+
+
+def test_what_is_read_between_steps_belongs_to_them(graph, tmp_path):
+    gb_per_s, steps = 0.02, 3
+    with TierFolder(tmp_path / "tier", throttle=Throttle(gb_per_s, gb_per_s)) as folder:
+        model = streamed(graph, folder, LightGCNConfig(dim=48, layers=1), 48, Ring(1 << 26))
+        trainer = Trainer(model, TrainerConfig(epochs=1, batch_size=500), BPRConfig(), OptimizerConfig(), seed=1)
+        for step in range(steps):
+            trainer._step(step)
+            time.sleep(0.1)
+            if step == 1:
+                trainer.learner.scorer()
+        trainer.learner.close()
+        found = trainer.learner.actual
+    of_step = sum(model.layout.place(0, block)[1] for block in range(model.layout.blocks))
+    assert [(moved.read_bytes, moved.write_bytes) for moved in found.moved.values()] == 3 * [2 * (steps * of_step,)]
+    # The writes after the last step are in no step.
+    assert 0.9 * (2 * steps - 1) < found.transferring * gb_per_s * 1e9 / (3 * of_step) < 3 * 2 * steps
 
 
 def test_parts_of_matrices_are_those_of_the_whole(graph):

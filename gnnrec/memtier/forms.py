@@ -9,7 +9,7 @@ from gnnrec.config import NGCFConfig
 from gnnrec.memtier.costs import Access
 from gnnrec.memtier.demands import STATE, Demand, Moved, Pass, Streamed
 from gnnrec.memtier.layout import ROWS_BYTES, columns_block_bytes
-from gnnrec.memtier.ring import FEWEST
+from gnnrec.memtier.ring import read_only
 from gnnrec.memtier.workload import FLOAT, SELECTED, Workload
 from gnnrec.ops.ngcf_layer.passes import CHUNK_ROWS, CHUNKS
 
@@ -31,9 +31,9 @@ def state(workload: Workload) -> Streamed:
     return Streamed(workload.dim, 1, sum(demand.bytes for demand in files), demands, update, files, len(files))
 
 
-def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096) -> Streamed:
+def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096, readers: int = 2) -> Streamed:
     """The same with the columns of the graph in a file, which every layer reads for every panel, forward and backward:
-    see `gnnrec.memtier.adjacency`. alignment: bytes, of reads."""
+    see `gnnrec.memtier.adjacency`. alignment: bytes, of reads; readers: of so many at a time."""
     nodes, entries, layers = workload.nodes, workload.entries, workload.layers
     layer = float(form.panels * entries * FLOAT)
     of_batch = workload.batch_rows()[1] if layers else 0.0
@@ -42,7 +42,7 @@ def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096
     chosen = Access("mixed", SELECTED * form.panels * of_batch)
     rows = Demand("pointers", 8 * (nodes + 1) + FLOAT * nodes, (*graph.accesses, chosen))
     block = columns_block_bytes(entries, max(workload.users.longest, workload.items.longest), alignment)
-    buffers = Demand("graph_buffers", (FEWEST + SELECTED // FLOAT) * block)
+    buffers = Demand("graph_buffers", (read_only(readers) + SELECTED // FLOAT) * block)
     others = tuple(demand for demand in form.demands if demand is not graph)
     reads = ((2 * layers - 1) * layer, layer) if layers else (0.0, 0.0)
 

@@ -216,15 +216,23 @@ class _Problem:
         if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
             state = forms.state(workload)
             pairs += [(state, tier) for tier in tiers if self._agrees(state, tier)]
-        alignment = max((tier.granularity for tier in tiers), default=4096)
-        more = [] if workload.on_gpu else [forms.with_graph_in_file(workload, form, alignment) for form in every]
-        last = [(form, tier) for tier in tiers for form in more if self._agrees(form, tier)]
+        last = [
+            (form, tier)
+            for tier in ([] if workload.on_gpu else tiers)
+            for form in self._with_graph(every, tier)
+            if self._agrees(form, tier)
+        ]
         if memory.name == "stream" and not (pairs or last):
             found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"
             pins = ", ".join(f"memory.pin.{tensor}={name}" for tensor, name in memory.pins.items())
             remedy = "Pin embedding, exp_avg and exp_avg_sq, also with the graph, or both moments alone, to that folder"
             raise ConfigError(f"{found} {pins or 'memory.folder'}", where="memory=stream", remedy=remedy)
         return pairs, last
+
+    def _with_graph(self, every: Sequence[Streamed], tier: Tier) -> list[Streamed]:
+        """The forms with the graph in files of a tier too."""
+        how = tier.granularity, self._transfers(tier).readers if every else 0
+        return [forms.with_graph_in_file(self.workload, form, *how) for form in every]
 
     def _agrees(self, form: Streamed, tier: Tier) -> bool:
         """Whether the pins have in files what the form has there, and all else where the computation is."""

@@ -309,7 +309,7 @@ def streamed(
     block_bytes = ROWS_BYTES * panel // dim if isinstance(config.model, NGCFConfig) else BLOCK_BYTES
     layout = Layout.of(rows, dim, panel, files.access.alignment, block_bytes)
     if form.graph_in_file:
-        adjacency = FileAdjacency(files, graph, layout, form.ring, store.times)
+        adjacency = FileAdjacency(files, graph, form.ring, store.times)
         graph = adjacency.graph
     if isinstance(config.model, NGCFConfig):
         made = graph, config.model, store, layout, config.seed
