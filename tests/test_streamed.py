@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
 from gnnrec.models.draws import embedding_blocks, embeddings
 from gnnrec.models.scorer import FactorScorer, popularity_bias
-from gnnrec.training import checkpoint, placing, run
+from gnnrec.training import checkpoint, placing, room, run
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.trainer import Interrupted, Trainer
 
@@ -433,6 +434,30 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(machine, resident, tmp_path
     assert summary["metrics"] == resident[1]["metrics"]
 
 
+def test_a_disk_without_room_is_found_out_before_training(machine, tmp_path, monkeypatch):
+    short, free, real = config(STREAM, trainer=replace(config().trainer, epochs=1)), 0, os.statvfs
+
+    def statvfs(path):
+        return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_namemax=real(path).f_namemax)
+
+    monkeypatch.setattr(room.os, "statvfs", statvfs)
+    numbers = 1100 * 48 * 4
+    words = (
+        r"run: checkpoints \(1 of 825.00 KiB\) and streamed tensors \(1.01 MiB\) will take .*, 0 bytes are free\. Free"
+    )
+    with pytest.raises(StorageError, match=words):
+        run.train(short, tmp_path / "run")
+    assert not (tmp_path / "run/config.yaml").exists()
+    assert not (tmp_path / "run/tier/embedding.bin").exists()
+    free = 9 * numbers + 8192  # a checkpoint has four matrices, five are streamed
+    run.train(short, tmp_path / "run")[0].places.close()
+    # Two checkpoints more: the first one is there.
+    with pytest.raises(StorageError, match=r"run: checkpoints \(2 of"):
+        run.train(config(STREAM, resume=True), tmp_path / "run")
+    free = 0
+    run.train(config(), tmp_path / "resident")
+
+
 def test_live_files_are_no_checkpoint(machine, tmp_path):
     done, _ = run.train(config(STREAM), tmp_path / "run")
     with done, pytest.raises(CheckpointError, match="live tensors"):
@@ -472,6 +497,7 @@ KILLS = int(os.environ.get("GNNREC_KILLS", "3"))  # of a release: 50
 KILLED = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from gnnrec.training import placing, run
 sys.path.insert(0, {tests!r})
 import test_streamed as here

@@ -260,8 +260,11 @@ class Workload:
             yield moved.demand(name, size, movable=name in ("embedding", "master", *STATE) and not self.on_gpu)
         places = (2 + self.negatives) * self.batch * (8 + 4 + 2 * FLOAT)  # numbers, order, scores and weights
         yield moved.demand("batch", places + 24 * (self.nodes + 1) * isinstance(self.loss, BPRConfig))
-        if not self.on_gpu:
-            yield moved.demand("ranking", self._ranking())
+        if self.on_gpu:
+            return
+        if self.negatives and self.trainer.sampling == "interactions":
+            yield moved.demand("order", order_bytes(self.users.edges) * self.users.edges)
+        yield moved.demand("ranking", self._ranking())
 
     def _ranking(self) -> int:
         """Of the evaluation in the end, beside which nothing of training is given up."""
@@ -414,6 +417,11 @@ class _Adjacency:
 def _graph_bytes(nodes: int, entries: int) -> int:
     """Pointers, columns and scales of rows and columns, as a product reads them."""
     return 8 * (nodes + 1) + 8 * entries + 4 * nodes
+
+
+def order_bytes(edges: int) -> int:
+    """Bytes of an edge's number in a shuffled epoch."""
+    return 4 if edges < 2**31 else 8
 
 
 def _unknown(where: str, name: str, known: list[str]) -> ConfigError:

@@ -27,9 +27,10 @@ from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
 from gnnrec.ops import most_threads, set_num_threads
 from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import checkpoint, distributed, placing, rundir, runlog
+from gnnrec.training import checkpoint, distributed, placing, room, rundir, runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
+from gnnrec.training.scaling import scaled
 from gnnrec.training.streamed import fill
 from gnnrec.training.streamed_ngcf import load
 from gnnrec.training.trackers import trackers
@@ -117,6 +118,7 @@ def train(
         failed.callback(places.close)
         if places.plan is not None:
             on_plan(places.plan)
+        _check_room(config, graph, places, run_dir)
         ranks.first(lambda: rundir.keep(config, places.plan, run_dir))
         ranks.begin(str(run_dir))
         restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
@@ -137,6 +139,17 @@ def train(
             runlog.write_summary(run_dir, summary)
         failed.pop_all()
     return run, summary
+
+
+def _check_room(config: TrainConfig, graph: BipartiteGraph, places: Places, run_dir: Path) -> None:
+    """Raise a StorageError where disks would be full before a run whose tensors are streamed is done."""
+    if places.plan is not None and places.plan.mode == "stream":
+        assert config.trainer is not None
+        assert config.loss is not None
+        trainer, _ = scaled(config.trainer, config.loss, graph)
+        assert trainer.epochs is not None
+        saves = -(-trainer.epochs // trainer.checkpoint_every)
+        room.check(places.plan, run_dir / "checkpoints", placing.tier_folder(config, run_dir / rundir.TIER), saves)
 
 
 def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:
