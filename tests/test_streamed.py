@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ from gnnrec.data import dataset
 from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier import measure_file
+from gnnrec.memtier.costs import UnknownRateError
 from gnnrec.memtier.files import Throttle, TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.planner import PlanError
@@ -456,6 +459,33 @@ def test_a_disk_without_room_is_found_out_before_training(machine, tmp_path, mon
         run.train(config(STREAM, resume=True), tmp_path / "run")
     free = 0
     run.train(config(), tmp_path / "resident")
+
+
+@pytest.mark.parametrize("patience", [60, -60])
+def test_a_calibration_that_runs_out_of_time(tmp_path, monkeypatch, capsys, patience):
+    """Of a disk on a busy machine: the run goes on with the rates that were measured, or says what to do."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(placing, "CALIBRATION_SECONDS", 0)
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *(unmeasured(folder) for folder in folders)])
+    for name, value in {"_LEAST": 16 << 20, "_WANTED": 16 << 20, "_WRITE_BACK": 1, "_PATIENCE": patience}.items():
+        monkeypatch.setattr(measure_file, name, value)
+    monkeypatch.setattr(measure_file, "_RUN_SECONDS", 0.002)
+    monkeypatch.setattr(placing.calibrate, "calibrated", list)
+    short = config(STREAM, trainer=replace(config().trainer, epochs=1))
+    if patience > 0:
+        run.train(short, tmp_path / "run")[0].places.close()
+        assert "the time was up before" in capsys.readouterr().out
+        return
+    where = re.escape(str(tmp_path / "run/tier"))
+    words = r"has no rate of \w+: unavailable: .*were written in the time there was.*seconds=300 on an idle machine"
+    with pytest.raises(UnknownRateError, match=rf"{where}: {words}"):
+        run.train(short, tmp_path / "run")
+    enough = replace(short, memory=MemoryConfig(name="auto", folder=str(tmp_path / "run/tier")))
+    assert run.train(enough, tmp_path / "enough")[1]["memory"]["mode"] == "dram"  # the disk is not needed
+
+
+def unmeasured(folder):
+    return replace(disk(folder), provenance="", rates=(), latency_ns=None)
 
 
 def test_live_files_are_no_checkpoint(machine, tmp_path):

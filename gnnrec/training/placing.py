@@ -165,8 +165,12 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, held_out: HeldOut, fo
     if unknown:
         names = " and ".join(tier.name for tier in unknown)
         print(f"measuring {names} for the plan, once on this machine: {CALIBRATION_SECONDS:.0f} s", flush=True)
-        calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
-        tiers = calibrate.calibrated(tiers)
+        measured = calibrate.measure(unknown, seconds=CALIBRATION_SECONDS)
+        calibrate.keep(measured)
+        for tier in measured:  # also what could not be measured in the time there was
+            print(f"{tier.name}: {tier.facts[calibrate.FACT]}", flush=True)
+        now = {tier.name: tier for tier in measured}
+        tiers = [now.get(tier.name, tier) for tier in tiers]
     found = planner.plan(workload(config, graph, tiers, held_out=held_out), tiers, memory)
     if found.mode == "dram" and files is not None:
         with suppress(OSError):  # not empty, or somebody's
