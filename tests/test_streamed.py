@@ -527,31 +527,35 @@ KILLS = int(os.environ.get("GNNREC_KILLS", "3"))  # of a release: 50
 KILLED = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from gnnrec.training import placing, run
 sys.path.insert(0, {tests!r})
 import test_streamed as here
 from made_up_tiers import disk, dram
 placing.discover = lambda folders: [dram(), *map(disk, folders)]
 placing.calibrate.calibrated = list
-run.train(here.long(here.{memory}, {resume}), Path({folder!r}))
+run.train(here.long(here.{memory}, {resume}, {model!r}), Path({folder!r}))
 """
 
 
-def long(memory, resume):
+KILLABLE = {"lightgcn": LightGCNConfig(dim=48, layers=3), "ngcf": NGCFConfig(dim=48, layers=2, message_dropout=0.1)}
+
+
+def long(memory, resume, model):
     """A checkpoint after every 7 steps."""
-    return config(memory, resume=resume, trainer=TrainerConfig(epochs=3 * KILLS + 10, batch_size=1000, eval_every=1000))
+    trainer = TrainerConfig(epochs=3 * KILLS + 10, batch_size=1000, eval_every=1000)
+    return config(memory, resume=resume, trainer=trainer, model=KILLABLE[model])
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
+@pytest.mark.parametrize("model", KILLABLE)
+def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path, model):
     """kill -9 at random times, in a process of its own each, with the graph in a file or not; what it leaves in the
     tier's folder is removed."""
-    expected, theirs = run.train(long(None, False), tmp_path / "reference")
+    expected, theirs = run.train(long(None, False, model), tmp_path / "reference")
     folder, choice, tests = tmp_path / "run", random.Random(5), str(Path(__file__).parent)
     for kill in range(KILLS):
         memory = f"with_graph({str(folder / 'tier')!r})" if kill % 2 == 0 else "STREAM"
         there = (folder / "config.yaml").exists()
-        code = KILLED.format(tests=tests, memory=memory, resume=there, folder=str(folder))
+        code = KILLED.format(tests=tests, memory=memory, resume=there, model=model, folder=str(folder))
         command = [sys.executable, "-u", "-c", code]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while (line := process.stdout.readline()) and not line.startswith("loading"):
@@ -562,7 +566,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
         assert process.returncode == -signal.SIGKILL, errors
     assert (folder / "tier/embedding.bin").exists()
     assert (folder / "tier/graph.bin").exists() or KILLS % 2 == 0
-    done, summary = run.train(long(STREAM, True), folder)
+    done, summary = run.train(long(STREAM, True, model), folder)
     with done:
         assert torch.equal(whole(done.model.embedding), expected.model.embedding)
+        if model == "ngcf":
+            there = expected.model.state_dict()
+            assert all(torch.equal(value, there[name]) for name, value in done.model.state_dict().items())
     assert summary["metrics"] == theirs["metrics"]
