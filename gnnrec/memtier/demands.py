@@ -13,6 +13,7 @@ from gnnrec.memtier.costs import Access
 from gnnrec.memtier.layout import BLOCK_BYTES
 
 STATE = ("exp_avg", "exp_avg_sq")
+RANKING = "ranking"
 
 
 @dataclass(frozen=True)

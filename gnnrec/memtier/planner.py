@@ -6,6 +6,7 @@ it; files that are streamed meanwhile cost the longer of both. Capacities count 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, inf
@@ -15,7 +16,7 @@ from gnnrec.config.memory import MemoryConfig
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.memtier import forms
 from gnnrec.memtier.costs import Access, Bandwidth, Transfers, bandwidth, calibrate, seconds, transfers
-from gnnrec.memtier.demands import STATE, Demand, Pass, Streamed
+from gnnrec.memtier.demands import RANKING, STATE, Demand, Pass, Streamed
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.passes import SOURCES
@@ -122,16 +123,10 @@ class _Problem:
         attempts = []
         if self.memory.name != "stream":
             attempts.append(self._short(self.resident, self.others if self.memory.name != "dram" else []))
-        attempts += [
-            self._short(
-                [*streamed.demands, self._ring(streamed, tier, self.memory.buffer_bytes or 0), *streamed.files],
-                [],
-                tier,
-                streamed.files,
-            )
-            for pairs in self._streams()
-            for streamed, tier in pairs
-        ]
+        for streamed, tier in itertools.chain(*self._streams()):
+            ring = self._ring(streamed, tier, self.memory.buffer_bytes or 0)
+            demands = [*_beside(ring, streamed.demands), ring, *streamed.files]
+            attempts.append(self._short(demands, [], tier, streamed.files))
         return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
 
     def room(self, tier: Tier, demands: Sequence[Demand]) -> float:
@@ -241,18 +236,23 @@ class _Problem:
 
     def _with_ring(self, streamed: Streamed, files: Tier) -> Plan | None:
         """The plan of a form, with the largest ring that fits and is of use; None where none fits."""
-        left = self.room(self.home, streamed.demands) - sum(demand.bytes for demand in streamed.demands)
+        always, ranking = (
+            sum(demand.bytes for demand in streamed.demands if (demand.name == RANKING) == ranked)
+            for ranked in (False, True)
+        )
+        left = self.room(self.home, streamed.demands) - always
         block = self._block_bytes(streamed, files)
         useful = ceil(streamed.panel_bytes / block) * block
         asked = self.memory.buffer_bytes or min(left, useful)
         ring = self._ring(streamed, files, int(max(asked, 0)))
         on_files = sum(demand.bytes for demand in streamed.files)
-        if ring.bytes > left or on_files > self.room(files, streamed.files):
+        if max(ring.bytes, ranking) > left or on_files > self.room(files, streamed.files):
             return None
-        placements = [self._placement(demand, self.home, "direct") for demand in (*streamed.demands, ring)]
+        held = [*_beside(ring, streamed.demands), ring]
+        placements = [self._placement(demand, self.home, "direct") for demand in held]
         placements += [self._placement(demand, files, "stream") for demand in streamed.files]
         resources = self._busy(placements, sum(one.flops for one in streamed.passes) if streamed.passes else None)
-        demands = [*streamed.demands, ring, *streamed.files]
+        demands = [*held, *streamed.files]
         if streamed.passes:
             step = self.workload.sampling_seconds
             step += sum(self._pass_seconds(one, streamed, files, ring.bytes) for one in streamed.passes)
@@ -497,6 +497,14 @@ def _fits(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> bo
         return _Problem(workload, tiers, memory).best() is not None
     except GnnrecError:
         return False
+
+
+def _beside(ring: Demand, demands: Sequence[Demand]) -> list[Demand]:
+    """Of rankings what they take beyond the ring, whose buffers are given up before."""
+    return [
+        replace(demand, bytes=max(0, demand.bytes - ring.bytes)) if demand.name == RANKING else demand
+        for demand in demands
+    ]
 
 
 def _moved(demand: Demand) -> float:

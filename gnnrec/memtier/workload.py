@@ -22,7 +22,7 @@ from gnnrec.config import (
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.costs import Access
-from gnnrec.memtier.demands import STATE, Demand, HeldOut, Moved, Side
+from gnnrec.memtier.demands import RANKING, STATE, Demand, HeldOut, Moved, Side
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam.reference import bytes_moved as adam_bytes
 from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_bytes
@@ -264,10 +264,10 @@ class Workload:
             return
         if self.negatives and self.trainer.sampling == "interactions":
             yield moved.demand("order", order_bytes(self.users.edges) * self.users.edges)
-        yield moved.demand("ranking", self._ranking())
+        yield moved.demand(RANKING, self._ranking())
 
     def _ranking(self) -> int:
-        """Of the evaluation in the end, beside which nothing of training is given up."""
+        """Of the evaluation in the end, and most of it now and then."""
         held_out, model = self.held_out, self.model
         biased = bool(model.popularity)  # type: ignore[union-attr]  # as above
         width, copied = self.final_dim + biased, biased or model.similarity == "cosine"  # type: ignore[union-attr]

@@ -127,6 +127,8 @@ class Resident:
 
     def scorer(self) -> Scorer:
         """The model as it is now."""
+        if self.stream is not None:  # rankings take the place of its buffers
+            self.stream.close()
         return self.model.scorer()
 
     def keep_best(self) -> None:

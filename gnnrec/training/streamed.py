@@ -118,6 +118,7 @@ class Streamed:
     def scorer(self) -> FactorScorer:
         """The model as it is now, until the next scorer."""
         with self._beside():
+            self._stream.close()  # rankings take the place of its buffers
             return self.model.scorer()
 
     def keep_best(self) -> None:
