@@ -22,6 +22,7 @@ process but for fio; medians, GB/s, calibration first.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import time
@@ -635,3 +636,13 @@ def test_the_command_prints_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(folder) in [tier["name"] for tier in machine["tiers"]]
     with pytest.raises(ConfigError, match="seconds: is 0"):
         app({"folders": [], "seconds": 0.0, "out": None}, tmp_path, "")
+
+
+def test_a_checkout_that_is_not_installed_has_conditions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "gnnrec":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(conditions, "version", version)
+    assert conditions.machine()["gnnrec_version"] == "not installed"
