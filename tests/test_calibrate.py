@@ -407,10 +407,17 @@ def test_what_is_moved_is_written_data_through_fsync(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("small")
 def test_a_file_that_caches_hold_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_file, "_FILLING", 0)
+    monkeypatch.setattr(measure_file, "_PATIENCE", -60)  # of the time that there is
     with pytest.raises(GnnrecError, match=r"0 bytes were written in the time there was, 16\.00 MiB are needed"):
         measure_file.measure(disk(tmp_path), watch())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_on_a_busy_machine_it_goes_on_with_what_no_plan_can_do_without(tmp_path: Path) -> None:
+    rates, _, notes = measure_file.measure(disk(tmp_path), watch(-5))  # the tiers before have taken all the time
+    assert [(rate.pattern, rate.threads) for rate in rates] == [(pattern, 8) for pattern in ("read", "write", "mixed")]
+    assert notes[-1].startswith("the time was up before read, 4 threads")
 
 
 @pytest.mark.usefixtures("small")
