@@ -31,11 +31,13 @@ from gnnrec.config.recipes import composed
 from gnnrec.data import dataset
 from gnnrec.errors import GnnrecError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier.demands import HeldOut
 from gnnrec.report.cells import STAMP
 from gnnrec.storage import atomic_write
 from gnnrec.training import placing, runlog
 from gnnrec.training.profile import SKIPPED, StepProfile
-from gnnrec.training.run import PLAN, TIER, graph_of, set_threads
+from gnnrec.training.run import graph_of, set_threads
+from gnnrec.training.rundir import PLAN, TIER
 from gnnrec.training.trainer import Learner, Trainer
 
 RECORD = "cell.json"
@@ -59,25 +61,26 @@ def cell(words: Json, folder: Path) -> Json:
     if config.threads is not None:
         set_threads(config.threads)
     data = dataset.load(config.data)
-    graph = graph_of(data.train)
+    graph, held_out = graph_of(data.train), placing.held_out(config, data)
+    workload = placing.workload(config, graph, [], held_out=held_out)
     if words["placement"] in PLANNED:
-        figures = study_model.modelled(config, graph, words)
+        figures = study_model.modelled(workload, words)
     else:
         if words["dram_share"] is not None:
-            limit = int(words["dram_share"] * study_model.needed_bytes(config, graph))
+            limit = int(words["dram_share"] * study_model.needed_bytes(workload))
             config = replace(config, memory=replace(config.memory, limit=str(limit)))
-        figures = measured(config, graph, words, folder)
+        figures = measured(config, graph, held_out, words, folder)
     counts = {"users_count": graph.num_users, "items_count": graph.num_items, "interactions_count": len(data.train)}
-    return counts | study_model.footprint(config, graph) | figures
+    return counts | study_model.footprint(workload) | figures
 
 
-def measured(config: TrainConfig, graph: BipartiteGraph, words: Json, folder: Path) -> Json:
+def measured(config: TrainConfig, graph: BipartiteGraph, held_out: HeldOut, words: Json, folder: Path) -> Json:
     """Steps that are run: by the clock, then operator by operator."""
     assert config.trainer is not None
     assert config.loss is not None
     assert config.optimizer is not None
     tier = folder / TIER
-    places = placing.planned(config, graph, validated=False, folder=tier)
+    places = placing.planned(config, graph, held_out=held_out, folder=tier)
     learner: Learner | None = None
     try:
         model, graph = placing.build(config, graph, places, torch.device("cpu"), tier)

@@ -121,7 +121,7 @@ def _persistent(model: str, rows: Mapping[str, Json]) -> Iterator[Finding]:
     words = ", ".join(f"{ways[name]} {stamp(found[name])}{_times(found[name])}" for name in (best, *others))
     how = {
         "app_direct": "Take App Direct and memory=stream: everything is read and written once a step, in order.",
-        "app_direct_in_place": "Take App Direct and memory=direct: kernels lose little on what lies there.",
+        "app_direct_in_place": "Take App Direct and memory=direct: kernels work on what lies there, and nothing is copied.",
         "memory_mode": "Take Memory mode: the DRAM before the slow memory holds what is gathered again and again.",
     }
     yield Finding(f"{model} on persistent memory: {words}.", how[best])

@@ -7,19 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from gnnrec.config import HardwareConfig, MemoryConfig, NGCFConfig, TrainConfig, fill, from_yaml
+from gnnrec.config import HardwareConfig, MemoryConfig, fill, from_yaml
 from gnnrec.config.recipes import CONF
-from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import planner
-from gnnrec.memtier.costs import product_flops
 from gnnrec.memtier.declared import declared
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import Workload
 from gnnrec.report.cells import MODELLED
-from gnnrec.training import placing
+from gnnrec.units import parse_bytes
 
 Json = dict[str, Any]
 
@@ -34,18 +30,16 @@ def preset(name: str) -> HardwareConfig:
     return fill(HardwareConfig, from_yaml(CONF / "hardware" / f"{name}.yaml"), "hardware")
 
 
-def needed_bytes(config: TrainConfig, graph: BipartiteGraph) -> int:
-    """Of all tensors of a step in DRAM."""
-    return _bytes(placing.workload(config, graph, [], validated=False))
+def needed_bytes(workload: Workload) -> int:
+    """Of all tensors of a training in DRAM."""
+    return sum(demand.bytes for demand in workload.resident())
 
 
-def footprint(config: TrainConfig, graph: BipartiteGraph) -> Json:
+def footprint(workload: Workload) -> Json:
     """All in DRAM: with these kernels, and at least so much with edge-wise ones."""
-    needed, dim, layers = needed_bytes(config, graph), config.model.dim, config.model.layers  # type: ignore[union-attr]
-    tensors, kept = _EDGE_WISE[config.model.name]
-    edges = 2 * int(graph.user_degrees.sum())
-    edge_wise = needed + tensors * (layers if kept else 1) * edges * dim * 4
-    return {"all_dram_bytes": needed, "edge_wise_dram_bytes": edge_wise}
+    needed, (tensors, kept) = needed_bytes(workload), _EDGE_WISE[workload.model.name]
+    more = tensors * (workload.layers if kept else 1) * workload.entries * workload.dim * 4
+    return {"all_dram_bytes": needed, "edge_wise_dram_bytes": needed + more}
 
 
 def of_plan(plan: Plan | None, home: str) -> Json:
@@ -59,10 +53,15 @@ def of_plan(plan: Plan | None, home: str) -> Json:
     return found | ({} if ring is None else {"readers_count": ring["readers"], "writers_count": ring["writers"]})
 
 
-def modelled(config: TrainConfig, graph: BipartiteGraph, words: Json) -> Json:
-    """A step on a preset's hardware by its plan, beside one with all in that machine's DRAM."""
+def modelled(here: Workload, words: Json) -> Json:
+    """A step on a preset's hardware by its plan, beside one with all in that machine's DRAM.
+
+    Args:
+        here: the training on this machine.
+        words: of the cell.
+    """
     beside = preset(words["hardware"]["app_direct"])
-    tiers, workload = declared(beside), _workload(config, graph, beside)
+    tiers, workload = declared(beside), _on(beside, here)
     found: Json = {"provenance": MODELLED, "threads_count": workload.threads}
     baseline = planner.plan(workload, tiers, MemoryConfig(name="dram"))
     found |= {"dram_seconds_per_step": baseline.step_seconds}
@@ -70,7 +69,7 @@ def modelled(config: TrainConfig, graph: BipartiteGraph, words: Json) -> Json:
         plan = planner.plan(workload, tiers, MemoryConfig(name="direct"))
         found |= of_plan(plan, plan.place("batch").tier) | {"tensors": _one_by_one(workload, tiers)}
     else:
-        needed = _bytes(workload)
+        needed = needed_bytes(workload)
         cache = int(words["dram_share"] * needed)
         cached = declared(_cached(preset(words["hardware"]["memory_mode"]), cache))
         plan = planner.plan(workload, cached, MemoryConfig(name="dram"))
@@ -78,12 +77,12 @@ def modelled(config: TrainConfig, graph: BipartiteGraph, words: Json) -> Json:
     return found | {"seconds_per_step": plan.step_seconds}
 
 
-def _workload(config: TrainConfig, graph: BipartiteGraph, hardware: HardwareConfig) -> Workload:
-    """On the declared processors, each of which is taken to make dense products as fast as one of this machine's."""
-    found = placing.workload(config, graph, declared(hardware), validated=False, hardware=hardware)
-    if not isinstance(config.model, NGCFConfig):
-        return found
-    return replace(found, flops=product_flops(torch.float32) * found.threads / torch.get_num_threads())
+def _on(hardware: HardwareConfig, here: Workload) -> Workload:
+    """On declared processors, each of which is taken to make dense products as fast as one of this machine's."""
+    assert hardware.compute is not None
+    threads, cache = hardware.compute.threads, parse_bytes("hardware.compute.cache", hardware.compute.cache)
+    flops = None if here.flops is None else here.flops * threads / here.threads
+    return replace(here, threads=threads, cache_bytes=cache, flops=flops)
 
 
 def _cached(hardware: HardwareConfig, cache: int) -> HardwareConfig:
@@ -114,7 +113,3 @@ def _one_by_one(workload: Workload, tiers: Sequence[Tier]) -> list[Json]:
             | {"gathered_ratio": gathered / moved if moved else 0.0, "extra_seconds_per_step": seconds(name) - base}
         )
     return rows
-
-
-def _bytes(workload: Workload) -> int:
-    return sum(demand.bytes for demand in workload.resident())
