@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, log2
+from statistics import median
 from typing import Any
 
 from study_records import Json, of_cell
@@ -17,12 +18,13 @@ from gnnrec.units import in_bytes, in_seconds
 CHEAP = 2.0  # times what the cheapest tensor costs a byte on the slow tier: what costs no more goes there first
 FREE = 1.5  # times the step of the smallest batch: a larger one that costs no more is as good as free
 BEARABLE = 1.25  # times the step with all in DRAM
+UNSTEADY = 0.3  # of a step: what the steps of half of all cells may differ by
 NAMED = 3  # classes, the longest
 
 
 def findings(content: Json) -> list[Finding]:
     """In order of reading: what there is; by model where time and memory go, what goes where, batch, size; threads."""
-    found = [_counts(content["cells"])]
+    found = [_counts(content["cells"]), *_steadiness(content["cells"])]
     for model in dict.fromkeys(row["model"] for row in content["cells"]):
         rows = [row for row in content["cells"] if row["model"] == model and row["status"] == "done"]
         by_placement = {row["placement"]: row for row in around(rows, content["centre"], "placement")}
@@ -64,6 +66,14 @@ def _counts(rows: Sequence[Json]) -> Finding:
     words = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     helps = "The same command goes on with them." if {"waiting", "failed"} & set(states) else ""
     return Finding(f"{len(rows)} cells: {words}.", helps)
+
+
+def _steadiness(rows: Sequence[Json]) -> Iterator[Finding]:
+    """How far figures can be trusted, where that is not far."""
+    spreads = [row["spread_ratio"] for row in rows if row["spread_ratio"] is not None]
+    if spreads and median(spreads) > UNSTEADY:
+        words = f"Steps of a cell differ by {median(spreads):.0%} of their median: something else used the machine."
+        yield Finding(words, "Measure again on an idle machine, into another folder, before you rely on what follows.")
 
 
 def _kernels(row: Json, operators: Sequence[Json]) -> Iterator[Finding]:
@@ -121,7 +131,7 @@ def _persistent(model: str, rows: Mapping[str, Json]) -> Iterator[Finding]:
     words = ", ".join(f"{ways[name]} {stamp(found[name])}{_times(found[name])}" for name in (best, *others))
     how = {
         "app_direct": "Take App Direct and memory=stream: everything is read and written once a step, in order.",
-        "app_direct_in_place": "Take App Direct and memory=direct: kernels work on what lies there, and nothing is copied.",
+        "app_direct_in_place": "Take App Direct and memory=direct: kernels work on what lies there, nothing is copied.",
         "memory_mode": "Take Memory mode: the DRAM before the slow memory holds what is gathered again and again.",
     }
     yield Finding(f"{model} on persistent memory: {words}.", how[best])

@@ -350,6 +350,12 @@ def test_cells_without_figures_are_counted_and_leave_the_rest_alone(study, tmp_p
     assert "it was not begun" in page.read_text()
 
 
+def test_figures_of_a_busy_machine_are_not_to_be_relied_on(study):
+    steady = [cell(study), cell(study, batch=4096, spread_ratio=0.9), cell(study, batch=8192)]
+    assert "something else used the machine" not in said(study, steady)
+    assert "Steps of a cell differ by 90%" in said(study, [row | {"spread_ratio": 0.9} for row in steady])
+
+
 def test_the_page_of_the_full_study_stays_small(study, tmp_path):
     settings = study.settings(["preset=full"])
     rows = [cell(study) | asdict(one) for one in settings.cells()]
