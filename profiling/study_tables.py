@@ -158,8 +158,11 @@ def cells(content: Json) -> Table:
 
 def machine(content: Json) -> Table:
     """The machine and what is installed."""
-    facts = [(name, value) for name, value in content["machine"].items() if not isinstance(value, list | dict)]
-    rows = tuple((Cell(name.replace("_", " ")), Cell(str(value))) for name, value in facts)
+    facts = {name: value for name, value in content["machine"].items() if not name.endswith("_version")}
+    rows = tuple(
+        (Cell(name.removesuffix("_bytes").replace("_", " ")), Cell(value, "bytes" if name.endswith("_bytes") else ""))
+        for name, value in facts.items()
+    )
     return Table("machine", "Machine and versions", (Cell(""), Cell("value")), rows)
 
 
