@@ -13,7 +13,8 @@ from gnnrec import extensions
 from gnnrec.config import BPRConfig, CustomLossConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, kernel
 from gnnrec.ops._philox import below, philox
 
 TINY = 1e-30  # a chance whose logarithm is still finite
@@ -81,6 +82,7 @@ class TripleSampler:
             triples[0] = np.searchsorted(self.graph.user_indptr, edges, side="right") - 1
             triples[1] = self.graph.user_items[edges]
         _compile()(
+            triples.shape[1],
             np.uint64(self.seed),
             np.uint64(epoch * self.epoch_size + first),
             self._shuffle,
@@ -341,6 +343,7 @@ def _compile() -> Any:
 
     @kernel
     def draw(
+        team: Any,
         seed: Any,
         first: Any,
         given: Any,
@@ -353,7 +356,7 @@ def _compile() -> Any:
         triples: Any,
     ) -> None:
         _ = version  # part of the cache key
-        for t in numba.prange(triples.shape[1]):
+        for t in consecutive(team):
             counter = first + np.uint64(t)
             words = philox(seed, np.uint64(0), counter)
             if not given:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 
-from gnnrec.ops._numba import VERSION, inline, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._vector import intrinsic
 
 PANEL = 16  # columns of a partial sum
@@ -29,7 +28,10 @@ STRIP = 64  # entries of a dense row looked at at once
 
 def topk_scores(users: Any, items: Any, k: int, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
     """Fill out_items int32 and out_scores float32 [users, k]; seen[indptr[u]:indptr[u + 1]] is left out, sorted."""
-    _compile_scores()(users, _pack_items(items), len(items), k, indptr, seen, out_items, out_scores)
+    tiles, padded = -(-len(items) // TILE), -(-items.shape[1] // PANEL) * PANEL
+    packed = np.empty((tiles, padded, TILE), np.float32)
+    _pack_items(tiles, items, packed)
+    _compile_scores()(-(-len(users) // BLOCK), users, packed, len(items), k, indptr, seen, out_items, out_scores)
 
 
 @inline
@@ -86,18 +88,14 @@ def _finish(scores: Any, items: Any, size: Any) -> None:
 
 
 @kernel
-def _pack_items(items: Any) -> Any:
-    """Tiles [tiles, dim padded to panels, TILE]: a column of a tile is contiguous."""
+def _pack_items(team: Any, items: Any, packed: Any) -> None:
+    """Fill tiles [tiles, dim padded to panels, TILE]: a column of a tile is contiguous."""
     count, dim = items.shape
-    padded = (dim + PANEL - 1) // PANEL * PANEL
-    tiles = (count + TILE - 1) // TILE
-    packed = np.empty((tiles, padded, TILE), np.float32)
-    for tile in numba.prange(tiles):
-        for column in range(padded):
+    for tile in consecutive(team):
+        for column in range(packed.shape[1]):
             for lane in range(TILE):
                 item = tile * TILE + lane
                 packed[tile, column, lane] = items[item, column] if item < count and column < dim else 0.0
-    return packed
 
 
 @cache
@@ -106,63 +104,69 @@ def _compile_scores() -> Any:
 
     @kernel
     def run(
-        users: Any, tiles: Any, num_items: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any
+        team: Any,
+        users: Any,
+        tiles: Any,
+        num_items: Any,
+        k: Any,
+        indptr: Any,
+        seen: Any,
+        out_items: Any,
+        out_scores: Any,
     ) -> None:
         _ = version  # part of the cache key
         num_users, dim = users.shape
         padded = tiles.shape[1]
-        counter = new_counter()
-        for _worker in numba.prange(workers((num_users + BLOCK - 1) // BLOCK)):
-            for block in items(counter, (num_users + BLOCK - 1) // BLOCK):
-                first = block * BLOCK
-                count = min(BLOCK, num_users - first)
-                groups = (count + GROUP - 1) // GROUP
-                packed = np.zeros((groups, padded, GROUP), np.float32)
-                for u in range(count):
-                    for column in range(dim):
-                        packed[u // GROUP, column, u % GROUP] = users[first + u, column]
-                sizes = np.zeros(BLOCK, np.int64)
-                cursors = np.zeros(BLOCK, np.int64)
-                thresholds = np.full(BLOCK, -np.inf, np.float32)
-                thresholds[count:] = np.inf
-                scores = np.empty((GROUP, TILE), np.float32)
-                masks = np.empty(GROUP, np.int32)
-                for tile in range(len(tiles)):
-                    for group in range(groups):
-                        if _score_tile(packed, group, tiles, tile, thresholds, scores, masks) == 0:
+        for block in items(team):
+            first = block * BLOCK
+            count = min(BLOCK, num_users - first)
+            groups = (count + GROUP - 1) // GROUP
+            packed = np.zeros((groups, padded, GROUP), np.float32)
+            for u in range(count):
+                for column in range(dim):
+                    packed[u // GROUP, column, u % GROUP] = users[first + u, column]
+            sizes = np.zeros(BLOCK, np.int64)
+            cursors = np.zeros(BLOCK, np.int64)
+            thresholds = np.full(BLOCK, -np.inf, np.float32)
+            thresholds[count:] = np.inf
+            scores = np.empty((GROUP, TILE), np.float32)
+            masks = np.empty(GROUP, np.int32)
+            for tile in range(len(tiles)):
+                for group in range(groups):
+                    if _score_tile(packed, group, tiles, tile, thresholds, scores, masks) == 0:
+                        continue
+                    for lane_user in range(GROUP):
+                        mask = masks[lane_user]
+                        if mask == 0:
                             continue
-                        for lane_user in range(GROUP):
-                            mask = masks[lane_user]
-                            if mask == 0:
+                        u = group * GROUP + lane_user
+                        user = first + u
+                        for lane in range(TILE):
+                            item = tile * TILE + lane
+                            if (mask >> lane) & 1 == 0 or item >= num_items:
                                 continue
-                            u = group * GROUP + lane_user
-                            user = first + u
-                            for lane in range(TILE):
-                                item = tile * TILE + lane
-                                if (mask >> lane) & 1 == 0 or item >= num_items:
-                                    continue
-                                at = indptr[user] + cursors[u]
-                                while at < indptr[user + 1] and seen[at] < item:
-                                    at += 1
-                                cursors[u] = at - indptr[user]
-                                if at < indptr[user + 1] and seen[at] == item:
-                                    continue
-                                sizes[u] = _offer(
-                                    out_scores[user], out_items[user], sizes[u], scores[lane_user, lane], item
-                                )
-                            if sizes[u] == k:
-                                thresholds[u] = out_scores[user, 0]
-                for u in range(count):
-                    _finish(out_scores[first + u], out_items[first + u], sizes[u])
+                            at = indptr[user] + cursors[u]
+                            while at < indptr[user + 1] and seen[at] < item:
+                                at += 1
+                            cursors[u] = at - indptr[user]
+                            if at < indptr[user + 1] and seen[at] == item:
+                                continue
+                            sizes[u] = _offer(
+                                out_scores[user], out_items[user], sizes[u], scores[lane_user, lane], item
+                            )
+                        if sizes[u] == k:
+                            thresholds[u] = out_scores[user, 0]
+            for u in range(count):
+                _finish(out_scores[first + u], out_items[first + u], sizes[u])
 
     return run
 
 
 @kernel
-def topk_dense(scores: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
+def topk_dense(team: Any, scores: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
     """The same from scores [users, items] that are there already."""
-    num_users, num_items = scores.shape
-    for user in numba.prange(num_users):
+    num_items = scores.shape[1]
+    for user in consecutive(team):
         size, at, last = 0, indptr[user], indptr[user + 1]
         threshold = np.float32(-np.inf)
         for start in range(0, num_items, STRIP):
