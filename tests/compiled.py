@@ -155,7 +155,7 @@ def main() -> None:
     operators = {op.name: op for op in ops.OPS}
     for name in sys.stdin:
         keys = launched(operators[name.strip()])
-        kinds = {kind(key): key for key in keys}
+        kinds = {kind(key): key for key in reversed(keys)}  # the first of each
         rows = [compiled(key, NEWER) for key in keys] + [compiled(key, OLDER) for key in kinds.values()]
         print(json.dumps(rows), flush=True)
 
