@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 
+import pandas as pd
+import pytest
 from made_up_tiers import disk, dram
 
+from gnnrec.errors import ConfigError
 from gnnrec.training import placing
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -19,6 +25,113 @@ SMALL = [
     "data.synthetic.communities=2",
     "model.dim=8",
 ]
+
+
+def reproduce(study: str, *given: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXPERIMENTS / "reproduce.py"), study, *given]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def shortly(study: str, tmp_path_factory) -> tuple[Path, str]:
+    """What the short form of a study leaves, and what it says."""
+    folder: Path = tmp_path_factory.mktemp(study)
+    done = reproduce(study, "short=true", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "outputs" / "studies" / f"{study}-short", done.stdout
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return shortly("published", tmp_path_factory)[0]
+
+
+def test_published_has_mean_and_deviation_of_every_model_over_seeds(published):
+    table = pd.read_csv(published / "published-accuracy.csv")
+    jobs = pd.read_csv(published / "published-jobs.csv")
+    assert table["model"].tolist() == ["MF", "LightGCN", "NGCF", "XSimGCL", "GF-CF"]
+    assert (jobs["status"] == "done").all()
+    for _, row in table.iterrows():
+        runs = jobs[jobs["sweep"] == row["model"]]
+        assert runs["seed"].tolist() == [0, 1]
+        summaries = [
+            json.loads((published / "runs" / folder / "summary.json").read_bytes()) for folder in runs["folder"]
+        ]
+        values = [summary["metrics"]["test"]["recall@20"] for summary in summaries]
+        assert row["recall@20"] == pytest.approx(mean(values))
+        assert row["recall@20, deviation"] == pytest.approx(stdev(values))
+    text = (published / "published.md").read_text()
+    assert "| date | 20" in text
+    assert f"| torch | {version('torch')} |" in text
+    assert "The short form" in text
+    assert (published / "published-synthetic.svg").read_text().startswith("<?xml")
+
+
+def test_a_study_goes_on_where_it_stopped_and_refuses_other_options(published, tmp_path):
+    shutil.copytree(published, tmp_path / "outputs" / "studies" / published.name)
+    again = reproduce("published", "short=true", "only=[GF-CF]", cwd=tmp_path)
+    assert (again.returncode, again.stdout.count("done before")) == (0, 2)
+    other = reproduce("published", "short=true", "only=[GF-CF]", "data.synthetic.noise=0.2", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds a sweep of other jobs: job 0 had nothing, and now data.synthetic.noise=0.2 instead" in other.stderr
+
+
+def test_published_figures_stand_beside_what_was_reached(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import published
+    import reproduce
+
+    study = reproduce.load("published")
+    jobs = pd.DataFrame(
+        {"data": data, "sweep": sweep, "seed": seed, "test_recall@20": 0.18 + seed / 100, "test_ndcg@20": 0.15}
+        | {"train_seconds": 2.0, "peak_rss_bytes": 2**30}
+        for data in ("gowalla", "lastfm")
+        for sweep in ("LightGCN", "GF-CF")
+        for seed in (0, 1)
+    )
+    (table,), figures = published.results(jobs, study)
+    rows = [dict(zip((cell.value for cell in table.header), row)) for row in table.rows]
+    assert rows[0]["recall@20, published"].value == 0.183
+    assert rows[0]["recall@20, difference"].value == pytest.approx(0.185 - 0.183)
+    assert rows[0]["published by"].value == "He et al. 2020 (LightGCN), table 4"
+    assert all(rows[2][name].value is None for name in ("recall@20, published", "published by"))
+    assert [figure.name for figure in figures] == ["gowalla", "lastfm"]
+
+
+def test_data_sets_that_are_not_there_are_left_out_and_named(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    monkeypatch.setenv("GNNREC_DATA", str(tmp_path))
+    assert reproduce.at_hand(["synthetic", "gowalla"]) == (["synthetic"], ["gowalla"])
+    assert reproduce.at_hand("gowalla") == ("gowalla", [])
+    with pytest.raises(ConfigError, match=r"none is at hand of gowalla, lastfm\. Set GNNREC_DATA"):
+        reproduce.at_hand(["gowalla", "lastfm"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["publishd"], "there is no study 'publishd'. Did you mean published?"),
+        (["published", "short"], "command line: 'short' is no setting. Settings are given as KEY=VALUE"),
+        (["published", "only=[GFCF]"], "only: there is no sweep 'GFCF'. Did you mean GF-CF or NGCF?"),
+    ],
+)
+def test_a_mistake_in_the_command(given, says, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    assert reproduce.main(given) == 2
+    assert capsys.readouterr().err == f"gnnrec: {says}\n"
+
+
+def test_every_study_has_a_short_form_and_is_listed(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    text = (EXPERIMENTS / "README.md").read_text()
+    for file in EXPERIMENTS.glob("*.yaml"):
+        assert reproduce.load(file.stem, short=True)["about"]
+        assert f"`{file.stem}`" in text
 
 
 def test_batch_sizes_of_a_small_data_set(tmp_path):
