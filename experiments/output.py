@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from gnnrec.recommend import write_table
 from gnnrec.report.cells import Cell, Table, filled
 from gnnrec.report.render import as_csv, as_markdown
 from gnnrec.report.svg import Figure
-from gnnrec.storage import atomic_write
+from gnnrec.storage import atomic_write, storage_errors
 from gnnrec.training import runlog
 
+SHORT = "**The short form: whether it works, not what it finds.**"
+NONE: Mapping[str, str] = MappingProxyType({})
 
-def table(name: str, title: str, rows: Iterable[Mapping[str, Any]], note: str = "", **units: str) -> Table:
-    """Of rows by column; `units` of columns as `Cell` has them, with _ for a space. Empty columns are left out."""
+
+def table(
+    name: str, title: str, rows: Iterable[Mapping[str, Any]], units: Mapping[str, str] = NONE, note: str = ""
+) -> Table:
+    """Of rows by column; units by column, as `Cell` has them. Columns in which nothing stands are left out."""
     rows = list(rows)
     columns = dict.fromkeys(column for row in rows for column in row)
-    of = {column: units.get(column.replace(" ", "_"), "") for column in columns}
-    header = tuple(Cell(column, of[column]) for column in columns)
-    cells = tuple(tuple(_cell(row.get(column), of[column]) for column in columns) for row in rows)
+    header = tuple(Cell(column, units.get(column, "")) for column in columns)
+    cells = tuple(tuple(_cell(row.get(column), units.get(column, "")) for column in columns) for row in rows)
     return filled(Table(name, title, header, cells, note))
 
 
@@ -37,16 +44,19 @@ def _cell(value: Any, unit: str) -> Cell:
 
 def conditions(folders: Sequence[Path]) -> Table:
     """Day, machine and versions of these runs: all of each, where they differ."""
-    starts = []
-    for folder in folders:
-        events = runlog.read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else []
-        starts += [event for event in events if event["event"] == "start"]
-    found = [{"date": day(start["time"])} | start["machine"] | start["versions"] for start in starts]
-    return condition_table(found)
+    events = [event for folder in folders for event in runlog.read_events(folder / "events.jsonl")]
+    return _conditions([event for event in events if event["event"] == "start"])
 
 
-def condition_table(found: Sequence[Mapping[str, Any]]) -> Table:
+def conditions_here() -> Table:
+    """Those of this process, now."""
+    return _conditions([{"time": time.time(), "machine": runlog.machine(), "versions": runlog.versions()}])
+
+
+def _conditions(starts: Sequence[Mapping[str, Any]]) -> Table:
     """All values of each fact."""
+    days = [datetime.fromtimestamp(start["time"], UTC).date().isoformat() for start in starts]
+    found = [{"date": day} | start["machine"] | start["versions"] for day, start in zip(days, starts)]
     rows = []
     for fact in dict.fromkeys(fact for facts in found for fact in facts):
         values = dict.fromkeys(str(facts[fact]) for facts in found if fact in facts)
@@ -54,23 +64,19 @@ def condition_table(found: Sequence[Mapping[str, Any]]) -> Table:
     return table("conditions", "Conditions", rows)
 
 
-def day(time: float) -> str:
-    """Of seconds since 1970."""
-    return datetime.fromtimestamp(time, UTC).date().isoformat()
-
-
 def write(
     out: Path,
     name: str,
-    study: Mapping[str, Any],
     tables: Sequence[Table],
     figures: Sequence[Figure] = (),
     jobs: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
 ) -> None:
     """NAME.md with all tables, NAME-TABLE.csv, NAME-FIGURE.svg and, of jobs, NAME-jobs.csv; shows the tables."""
-    words = ["**The short form: whether it works, not what it finds.**"] if study["short"] else []
-    lines = [f"# {name}", "", *(line for word in (study["about"].strip(), *words, *notes) for line in (word, ""))]
+    about = yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text())["about"].strip()
+    lines = [f"# {name}", "", *(line for words in (about, *notes) for line in (words, ""))]
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     for each in tables:
         atomic_write(out / f"{name}-{each.name}.csv", as_csv(each).encode())
         lines += as_markdown(each)

@@ -21,7 +21,7 @@ def results(jobs: pd.DataFrame, study: dict[str, Any]) -> tuple[list[Table], lis
     """A row a data set and model; recall@20 by data set."""
     rows = list(_rows(jobs, study["published"]))
     note = "Means over seeds; the deviation is the standard deviation of a sample. Seconds are of training alone."
-    shown = table("accuracy", "Test part", rows, note, training="seconds", peak_memory="bytes")
+    shown = table("accuracy", "Test part", rows, {"training": "seconds", "peak memory": "bytes"}, note)
     names = dict.fromkeys(row["data"] for row in rows)
     return [shown], [_drawn(name, [row for row in rows if row["data"] == name]) for name in names]
 

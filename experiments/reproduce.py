@@ -68,14 +68,15 @@ def _setting(given: str) -> tuple[str, Any]:
 
 
 def load(name: str, *, short: bool = False) -> dict[str, Any]:
-    """A study, with what its short form replaces if that is asked for; `axes` are its options with several values."""
+    """A study, with what its short form replaces if that is asked for; `axes`: data, seed, what has several values."""
     known = sorted(file.stem for file in HERE.glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"there is no study {name!r}", remedy=did_you_mean(name, known))
     study: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text())
     replaced, matrix = study.pop("short"), [study.get("each", {}), *study.get("sweeps", {}).values()]
-    axes = dict.fromkeys(key for part in matrix for key, value in part.items() if isinstance(value, list))
-    return (_merged(study, replaced) if short else study) | {"short": short, "axes": list(axes)}
+    several = dict.fromkeys(key for part in matrix for key, value in part.items() if isinstance(value, list))
+    axes = list({"data": None, "seed": None} | several)
+    return (_merged(study, replaced) if short else study) | {"short": short, "axes": axes}
 
 
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +107,11 @@ def trained(name: str, study: dict[str, Any], settings: dict[str, Any], runs: Pa
     if not (jobs["status"] == "done").any():
         return code
     tables, figures = importlib.import_module(name).results(jobs[jobs["status"] == "done"], study)
-    missing = [f"Not at hand, and left out: {', '.join(absent)}."] if absent else []
+    notes = [output.SHORT] if study["short"] else []
+    notes += [f"Not at hand, and left out: {', '.join(absent)}."] if absent else []
     conditions = output.conditions([Path(folder) for folder in jobs["folder"]])
     kept = jobs.assign(folder=[str(Path(folder).relative_to(runs)) for folder in jobs["folder"]])
-    output.write(out, name, study, [*tables, conditions], figures, kept, missing)
+    output.write(out, name, [*tables, conditions], figures, kept, notes)
     return code
 
 

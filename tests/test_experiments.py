@@ -97,6 +97,41 @@ def test_published_figures_stand_beside_what_was_reached(monkeypatch):
     assert [figure.name for figure in figures] == ["gowalla", "lastfm"]
 
 
+def test_depth_has_a_row_a_model_and_number_of_layers(tmp_path_factory):
+    folder, _ = shortly("depth", tmp_path_factory)
+    table, jobs = (pd.read_csv(folder / f"depth-{name}.csv") for name in ("layers", "jobs"))
+    assert table["layers"].tolist() == [1, 2, 3, 1, 2]
+    assert table["recall@20"].tolist() == pytest.approx(jobs["test_recall@20"].tolist())
+    assert jobs["model.layers"].tolist() == table["layers"].tolist()
+    assert all((folder / f"depth-{name}.svg").exists() for name in ("recall", "training"))
+
+
+def test_placement_gives_the_same_bits_wherever_tensors_lie(tmp_path_factory):
+    folder, _ = shortly("placement", tmp_path_factory)
+    table = pd.read_csv(folder / "placement-steps.csv")
+    assert table["memory"].tolist() == ["dram", "direct", *["stream"] * 5]
+    assert (table["the same"] == "yes").all()
+    assert table["panel"].tolist()[2:] == [16, 32, 16, 16, 16]
+    stamped = table["step (seconds)"].str.startswith("SIMULATED")
+    assert stamped.tolist() == [False] * 4 + [True] * 3
+    assert table["device reads (GB/s)"].tolist()[4:] == [2, 1, 0.2]
+
+
+def test_ablation_measures_every_form_that_is_right(tmp_path_factory):
+    folder, _ = shortly("ablation", tmp_path_factory)
+    table = pd.read_csv(folder / "ablation-forms.csv")
+    assert "note" not in table  # none failed its check
+    assert table["operator"].value_counts().to_dict() == {"ngcf_layer": 6, "gat_conv": 5, "lightgcn_propagate": 4}
+    for _, forms in table.groupby("operator"):
+        plain, fused = forms.iloc[0], forms.iloc[-1]
+        assert plain["written (bytes)"] > 10 * fused["written (bytes)"]
+        assert plain["peak memory (bytes)"] > fused["peak memory (bytes)"]
+        assert fused["time / all on"] == 1
+    assert (table.loc[(table["recomputed"] == "on") & (table["fused"] == "off"), "kept (bytes)"] == 0).all()
+    ngcf = table[(table["operator"] == "ngcf_layer") & (table["fused"] == "on")].set_index("recomputed")["kept (bytes)"]
+    assert ngcf["off"] - ngcf["on"] == 500 * 64 * 4  # the aggregates
+
+
 def test_data_sets_that_are_not_there_are_left_out_and_named(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     import reproduce
