@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = output.table("forms", title, rows, dict.fromkeys(BYTES, "bytes") | {"time": "seconds"}, note)
     figures = [drawn(name, own) for name, own in found.items()]
     notes = [output.SHORT] if options.quick else []
-    output.write(options.out, "ablation", [shown, output.conditions_here()], figures, notes=notes)
+    output.write(
+        options.out, "ablation", [shown, output.condition_table([output.conditions_here()])], figures, notes=notes
+    )
     return int(any(row["note"] for row in rows))
 
 

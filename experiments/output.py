@@ -43,25 +43,32 @@ def _cell(value: Any, unit: str) -> Cell:
 
 
 def conditions(folders: Sequence[Path]) -> Table:
-    """Day, machine and versions of these runs: all of each, where they differ."""
+    """Day, machine and versions of these runs."""
     events = [event for folder in folders for event in runlog.read_events(folder / "events.jsonl")]
-    return _conditions([event for event in events if event["event"] == "start"])
+    starts = [event for event in events if event["event"] == "start"]
+    return condition_table({"date": day(start["time"])} | start["machine"] | start["versions"] for start in starts)
 
 
-def conditions_here() -> Table:
+def conditions_here() -> dict[str, Any]:
     """Those of this process, now."""
-    return _conditions([{"time": time.time(), "machine": runlog.machine(), "versions": runlog.versions()}])
+    return {"date": day(time.time()), "machine": runlog.machine(), "versions": runlog.versions()}
 
 
-def _conditions(starts: Sequence[Mapping[str, Any]]) -> Table:
-    """All values of each fact."""
-    days = [datetime.fromtimestamp(start["time"], UTC).date().isoformat() for start in starts]
-    found = [{"date": day} | start["machine"] | start["versions"] for day, start in zip(days, starts)]
-    rows = []
-    for fact in dict.fromkeys(fact for facts in found for fact in facts):
-        values = dict.fromkeys(str(facts[fact]) for facts in found if fact in facts)
-        rows.append({"condition": fact, "value": ", ".join(values)})
-    return table("conditions", "Conditions", rows)
+def condition_table(found: Iterable[Mapping[str, Any]]) -> Table:
+    """Of facts, or groups of them: all values of each, where they differ."""
+    values: dict[str, dict[str, None]] = {}
+    for facts in found:
+        for name, value in facts.items():
+            for fact, word in value.items() if isinstance(value, dict) else [(name, value)]:
+                values.setdefault(fact, {})[str(word)] = None
+    return table(
+        "conditions", "Conditions", [{"condition": fact, "value": ", ".join(of)} for fact, of in values.items()]
+    )
+
+
+def day(time: float) -> str:
+    """Of seconds since 1970."""
+    return datetime.fromtimestamp(time, UTC).date().isoformat()
 
 
 def write(

@@ -36,7 +36,8 @@ def shortly(study: str, tmp_path_factory) -> tuple[Path, str]:
     """What the short form of a study leaves, and what it says."""
     folder: Path = tmp_path_factory.mktemp(study)
     done = reproduce(study, "short=true", cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return folder / "outputs" / "studies" / f"{study}-short", done.stdout
 
 
@@ -169,19 +170,30 @@ def test_every_study_has_a_short_form_and_is_listed(monkeypatch):
         assert f"`{file.stem}`" in text
 
 
-def test_batch_sizes_of_a_small_data_set(tmp_path):
-    command = [sys.executable, EXPERIMENTS / "batch_size.py", "--data=synthetic", "--out", tmp_path, "--epochs=2"]
-    command += ["--batches", "64", str(2**30), "--set", *SMALL]
-    for _ in range(2):  # the second time it only shows
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert "softmax" in done.stdout
-    result = json.loads((tmp_path / "batch_size.json").read_bytes())
+def test_batch_sizes_of_a_small_data_set(tmp_path_factory):
+    folder, said = shortly("batch_size", tmp_path_factory)
+    assert "| softmax |" in said
+    result = json.loads((folder / "batch_size.json").read_bytes())
     found = [(run["loss"], run["rule"]) for run in result["runs"]]
     assert found == [(loss, rule) for loss in ("bpr", "softmax") for rule in ("none", "none", "sqrt", "linear")]
     whole = [run for run in result["runs"] if run["batch"] > 64]
-    assert all(run["steps"] == 2 and len(run["epochs"]) == 2 for run in whole)
-    assert (tmp_path / "batch_size.png").stat().st_size > 1000
+    assert all(run["steps"] == 1 and len(run["epochs"]) == 1 for run in whole)
+    table = pd.read_csv(folder / "batch_size-runs.csv")
+    last = [run["epochs"][-1]["metrics"]["recall@20"] for run in result["runs"]]
+    assert table["recall@20"].tolist() == pytest.approx(last)
+    assert all((folder / f"batch_size-{name}.svg").exists() for name in ("recall", "seconds"))
+    written = (folder / "batch_size.json").stat().st_mtime_ns
+    again = reproduce("batch_size", "short=true", cwd=folder.parents[2])
+    assert again.returncode == 0
+    assert written == (folder / "batch_size.json").stat().st_mtime_ns  # the second time it only shows
+
+
+def test_time_to_accuracy_of_a_small_data_set(tmp_path_factory):
+    folder, _ = shortly("time_to_accuracy", tmp_path_factory)
+    table = pd.read_csv(folder / "time_to_accuracy-recipes.csv")
+    assert table["recipe"].str.split().str[0].tolist() == ["large_batch", "large_batch_bpr"]
+    assert table["held by"].tolist() == ["2 of 2 seeds"] * 2
+    assert (table["until held (seconds)"] <= table["training (seconds)"]).all()
 
 
 def test_other_runs_stay(tmp_path, monkeypatch):
@@ -192,7 +204,10 @@ def test_other_runs_stay(tmp_path, monkeypatch):
 
     recalls = {"large_batch_bpr": [0.18, 0.19, 0.18, 0.19], "large_batch_ngcf": [0.1, 0.16, 0.16, 0.16]}
 
+    made = []
+
     def curve(overrides, data, every):
+        made.append(overrides)
         recall = recalls[overrides[0].partition("=")[2]]
         records = [
             {"epoch": n * every, "train_seconds": 10.0 * n, "metrics": {"recall@20": r, "ndcg@20": r}}
@@ -204,7 +219,7 @@ def test_other_runs_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "curve", curve)
     monkeypatch.setattr(time_to_accuracy.dataset, "load", lambda config: None)
     for recipe, seeds in (("large_batch_bpr", "0"), ("large_batch_ngcf", "0"), ("large_batch_bpr", "1")) * 2:
-        given = ["--recipes", recipe, "--seeds", seeds, "--every", "5", "--out", str(tmp_path)]
+        given = ["--data", "gowalla", "--recipes", recipe, "--seeds", seeds, "--every", "5", "--out", str(tmp_path)]
         assert time_to_accuracy.main(given) == 0
     runs = json.loads((tmp_path / "time_to_accuracy.json").read_bytes())["runs"]
     held = {"epoch": 20, "seconds": 41.0, "without_compilation": 38.0}
@@ -214,7 +229,24 @@ def test_other_runs_stay(tmp_path, monkeypatch):
         ("large_batch_bpr", 1, held),
     ]
     assert {run["every"] for run in runs} == {5}
-    assert (tmp_path / "time_to_accuracy.png").stat().st_size > 1000
+    assert len(made) == 3  # the second time there is nothing to do
+    assert (tmp_path / "time_to_accuracy-recall.svg").stat().st_size > 1000
+
+
+def test_committed_results_are_shown_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import batch_size
+    import output
+    import scale
+    import time_to_accuracy
+
+    for study in (batch_size, scale, time_to_accuracy):
+        result = json.loads((EXPERIMENTS / "results" / f"{study.__name__}.json").read_bytes())
+        output.write(tmp_path, study.__name__, study.tables(result), study.figures(result))
+    table = pd.read_csv(tmp_path / "time_to_accuracy-recipes.csv").set_index("recipe")
+    assert table.loc["large_batch", "recall@20"] == pytest.approx(0.1881, abs=5e-5)
+    assert len(pd.read_csv(tmp_path / "batch_size-runs.csv")) == 20
+    assert len(pd.read_csv(tmp_path / "scale-steps.csv")) == 10
 
 
 def test_scale_measures_what_it_planned(tmp_path, monkeypatch, data_root):
@@ -233,4 +265,16 @@ def test_scale_measures_what_it_planned(tmp_path, monkeypatch, data_root):
     assert all(row["seconds_per_step"] > 0 and len(row["steps_seconds"]) == 1 for row in rows)
     assert rows[2]["transfer_seconds_per_step"] > 0
     assert sorted(path.name for path in (tmp_path).iterdir()) == [".gnnrec-tier.lock"]
-    scale.show([*rows, rows[0] | {"failed": "exit code 2"}])
+    failed = rows[0] | {"failed": "exit code 2"}
+    result = {"rows": [*rows, failed], "conditions": {}}
+    shown, _ = scale.tables(result)
+    assert [row[-1].value for row in shown.rows] == [None, None, None, "exit code 2"]
+    assert len(scale.figures(result)) == 1
+
+
+def test_scale_measures_each_case_in_a_process_of_its_own(tmp_path_factory):
+    folder, said = shortly("scale", tmp_path_factory)
+    table = pd.read_csv(folder / "scale-steps.csv")
+    assert table["memory"].tolist() == ["dram", "direct", "stream"]
+    assert (table["interactions"] == 1200).all()
+    assert said.count("measuring") == 3
