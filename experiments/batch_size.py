@@ -109,19 +109,20 @@ def figures(result: dict[str, Any]) -> list[Figure]:
         for rule in RULES:
             lines[f"{loss}, {rule}"] = [run for run in own if run["rule"] == rule or run["batch"] == least]
 
-    def drawn(name: str, title: str, value: Callable[[dict[str, Any]], float], scale: str) -> Figure:
+    def drawn(name: str, title: str, value: Callable[[dict[str, Any]], float], *logs: str) -> Figure:
         def draw(axes: Axes) -> None:
             for number, (label, mine) in enumerate(lines.items()):
                 last = [value(run["epochs"][-1]) for run in mine]
                 axes.plot([run["batch"] for run in mine], last, **line(number, f" {label}"))
-            axes.set(xlabel="interactions in a batch", xscale="log", yscale=scale)
+            axes.set_xlabel("interactions in a batch")
+            output.logarithmic(axes, *logs)
             legend(axes)
 
         return figure(name, title, draw, 3.6, transparent=False)
 
     return [
-        drawn("recall", "Test recall@20 by batch", lambda last: last["metrics"]["recall@20"], "linear"),
-        drawn("seconds", "Seconds of training by batch", lambda last: last["train_seconds"], "log"),
+        drawn("recall", "Test recall@20 by batch", lambda last: last["metrics"]["recall@20"], "x"),
+        drawn("seconds", "Seconds of training by batch", lambda last: last["train_seconds"], "x", "y"),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from gnnrec.report.render import as_csv, as_markdown
 from gnnrec.report.svg import Figure
 from gnnrec.storage import atomic_write, storage_errors
 from gnnrec.training import runlog
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHORT = "**The short form: whether it works, not what it finds.**"
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -71,6 +74,15 @@ def day(time: float) -> str:
     return datetime.fromtimestamp(time, UTC).date().isoformat()
 
 
+def logarithmic(axes: Axes, *names: str) -> None:
+    """Make these axes of a plot, x or y, logarithmic with plain numbers: the report's style sets no formulas."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
 def write(
     out: Path,
     name: str,
@@ -89,7 +101,7 @@ def write(
         lines += as_markdown(each)
     for each in figures:
         atomic_write(out / f"{name}-{each.name}.svg", each.drawn.encode())
-        lines += [f"![{each.title}]({name}-{each.name}.svg)", ""]
+        lines += [f"### {each.title}", "", f"![{each.title}]({name}-{each.name}.svg)", ""]
     atomic_write(out / f"{name}.md", "\n".join(lines).encode())
     if jobs is not None:
         write_table(jobs, out / f"{name}-jobs.csv")

@@ -57,12 +57,12 @@ def _drawn(rows: list[dict[str, Any]]) -> Figure:
             axes.barh(places, lengths, 0.38, color=SERIES[offset > 0], label=label)
         axes.set_yticks(range(len(rows)), labels)
         axes.invert_yaxis()
-        axes.set_xlabel("ms of a step")
-        legend(axes)
+        axes.set(xlabel="ms of a step", ylabel="placement, columns of a panel")
+        legend(axes, columns=1)
 
     return figure("seconds", "A step by placement", draw, 1.4 + 0.32 * len(rows), transparent=False)
 
 
 def _label(row: dict[str, Any]) -> str:
-    words = [row["memory"], *([f"panel {row['panel']}"] if row["panel"] else [])]
-    return f"{', '.join(words)}, {row['device reads']} GB/s {STAMP}" if row["device reads"] else ", ".join(words)
+    label = f"{row['memory']} {row['panel'] or ''}".strip()
+    return f"{label}, {row['device reads']} GB/s {STAMP}" if row["device reads"] else label

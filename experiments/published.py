@@ -46,9 +46,8 @@ def _drawn(data: str, rows: list[dict[str, Any]]) -> Figure:
 
     def draw(axes: Axes) -> None:
         models, values = [row["model"] for row in rows], [row[name] for row in rows]
-        axes.barh(
-            models, values, 0.6, color=SERIES[0], xerr=[row[f"{name}, deviation"] or 0 for row in rows], label="mean"
-        )
+        deviations = [row[f"{name}, deviation"] or 0 for row in rows]
+        axes.barh(models, values, 0.6, color=SERIES[0], xerr=deviations, ecolor=INK, label="mean")
         known = [(row[f"{name}, published"], row["model"]) for row in rows if row[f"{name}, published"]]
         if known:
             axes.plot(*zip(*known, strict=True), "|", color=INK, markersize=16, markeredgewidth=2, label="published")

@@ -241,7 +241,8 @@ def figures(result: dict[str, Any]) -> list[Figure]:
             mine.sort(key=lambda row: row["interactions"])
             points = [row["interactions"] for row in mine], [row["seconds_per_step"] for row in mine]
             axes.plot(*points, **line(number, f" {series}, {memory}"))
-        axes.set(xlabel="interactions", ylabel="seconds of a step", xscale="log", yscale="log")
+        axes.set(xlabel="interactions", ylabel="seconds of a step")
+        output.logarithmic(axes, "x", "y")
         legend(axes)
 
     return [figure("steps", "Seconds of a step by interactions", draw, 3.2, transparent=False)] if rows else []

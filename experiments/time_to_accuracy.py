@@ -143,7 +143,8 @@ def figures(result: dict[str, Any]) -> list[Figure]:
                 axes.plot(seconds, values, **line(recipes.index(named(run)), label))
             for published, model, dashes in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
                 axes.axhline(published[name], color=INK, alpha=0.5, linestyle=dashes, label=f"{model} as published")
-            axes.set(xlabel="seconds of training", xscale="log")
+            axes.set_xlabel("seconds of training")
+            output.logarithmic(axes, "x")
             legend(axes, columns=1)
 
         return figure(name.partition("@")[0], f"Test {name} by seconds", draw, 4.2, transparent=False)
