@@ -58,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         return trained(name, study, settings, runs, out)
     except GnnrecError as error:
         return cli.complain(error)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _setting(given: str) -> tuple[str, Any]:
@@ -88,7 +90,8 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 def trained(name: str, study: dict[str, Any], settings: dict[str, Any], runs: Path, out: Path) -> int:
     """Train what the study trains, and write what is made of it; gives the exit code."""
     each = study["each"] | {key: value for key, value in settings.items() if key != "only"}
-    chosen = settings.get("only", list(study["sweeps"]))
+    only = settings.get("only", list(study["sweeps"]))
+    chosen = only if isinstance(only, list) else [only]
     for sweep in chosen:
         if sweep not in study["sweeps"]:
             raise ConfigError(
@@ -104,10 +107,12 @@ def trained(name: str, study: dict[str, Any], settings: dict[str, Any], runs: Pa
             return ended
         code = max(code, ended)
     jobs = gathered({sweep: runs / sweep for sweep in options}, study["axes"])
-    if not (jobs["status"] == "done").any():
+    done = jobs[jobs["status"] == "done"]
+    if done.empty:
         return code
-    tables, figures = importlib.import_module(name).results(jobs[jobs["status"] == "done"], study)
+    tables, figures = importlib.import_module(name).results(done, study)
     notes = [output.SHORT] if study["short"] else []
+    notes += [f"{len(jobs) - len(done)} of {len(jobs)} jobs failed."] if len(done) < len(jobs) else []
     notes += [f"Not at hand, and left out: {', '.join(absent)}."] if absent else []
     conditions = output.conditions([Path(folder) for folder in jobs["folder"]])
     kept = jobs.assign(folder=[str(Path(folder).relative_to(runs)) for folder in jobs["folder"]])

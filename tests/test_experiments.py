@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -68,10 +69,23 @@ def test_published_has_mean_and_deviation_of_every_model_over_seeds(published):
 
 
 def test_a_study_goes_on_where_it_stopped_and_refuses_other_options(published, tmp_path):
-    shutil.copytree(published, tmp_path / "outputs" / "studies" / published.name)
-    again = reproduce("published", "short=true", "only=[GF-CF]", cwd=tmp_path)
-    assert (again.returncode, again.stdout.count("done before")) == (0, 2)
-    other = reproduce("published", "short=true", "only=[GF-CF]", "data.synthetic.noise=0.2", cwd=tmp_path)
+    command = [sys.executable, str(EXPERIMENTS / "reproduce.py"), "published", "short=true", "only=MF"]
+    begun = tmp_path / "outputs" / "studies" / published.name / "runs" / "MF" / "1" / "config.yaml"
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not begun.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert not (begun.parents[3] / "published.md").exists()
+    again = reproduce("published", "short=true", "only=MF", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "job 0 (seed=0): done before" in again.stdout
+    found, whole = (pd.read_csv(folder / "published-jobs.csv") for folder in (begun.parents[3], published))
+    assert found["test_recall@20"].tolist() == whole["test_recall@20"].tolist()[:2]
+    other = reproduce("published", "short=true", "only=MF", "data.synthetic.noise=0.2", cwd=tmp_path)
     assert other.returncode == 2
     assert "holds a sweep of other jobs: job 0 had nothing, and now data.synthetic.noise=0.2 instead" in other.stderr
 
