@@ -11,7 +11,7 @@ from output import table
 
 from gnnrec.report.cells import STAMP, Cell, Table
 from gnnrec.report.svg import SERIES, Figure, figure, legend
-from gnnrec.training.run import read_config
+from gnnrec.training.rundir import read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
