@@ -34,6 +34,7 @@ from gnnrec.config import MemoryConfig, TrainConfig
 from gnnrec.data import dataset, fractal
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.account import account
+from gnnrec.memtier.demands import HeldOut
 from gnnrec.storage import atomic_write
 from gnnrec.training import placing, runlog
 from gnnrec.training.trainer import Trainer
@@ -43,6 +44,7 @@ GOWALLA = 29_858, 40_981, 810_128  # users, items, training interactions
 LARGEST = 15_200_000, 43_500_000, 228_600_000
 SIZES = {"limits": [4, 16, 48], "optane": [64, 16, 4, 1]}  # times Gowalla; a share of the largest
 STATE = 3 * 4  # bytes a number of the embedding: itself and two moments
+NOTHING = HeldOut(valid=0, test=0, k=1)  # is ranked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,12 +109,13 @@ def measured(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     config = settings(case, folder)
     tier = folder / "tier"
     if case["memory"] == "dram":  # planned all the same, to compare
-        places = placing.planned(replace(config, memory=MemoryConfig(name="auto")), graph, validated=False, folder=tier)
+        auto = replace(config, memory=MemoryConfig(name="auto"))
+        places = placing.planned(auto, graph, held_out=NOTHING, folder=tier)
         assert places.plan is not None
         if places.plan.mode != "dram":
             raise SystemExit("the machine has too little memory for this case")
     else:
-        places = placing.planned(config, graph, validated=False, folder=tier)
+        places = placing.planned(config, graph, held_out=NOTHING, folder=tier)
     assert places.plan is not None
     plan = places.plan
     print(f"plan: {plan.mode}, panel {plan.panel}, buffers {in_bytes(plan.buffer_bytes)}", file=sys.stderr)

@@ -28,7 +28,7 @@ from gnnrec.errors import ConfigError
 from gnnrec.models.scorer import Scorer
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import place
-from gnnrec.training.run import graph_of
+from gnnrec.training.run import graph_of, seen
 from gnnrec.training.runlog import RunLog
 from gnnrec.training.trainer import Trainer
 from gnnrec.training.view import views
@@ -63,7 +63,7 @@ class Estimator:
 
     def _fitted(self, train: Interactions, valid: Interactions | None, scorer: Scorer) -> Self:
         self._log, self._scorer = train, scorer
-        self._seen = (graph_of(train) if valid is None else graph_of(train, valid)).user_item()
+        self._seen = seen(graph_of(train), valid)
         return self
 
 

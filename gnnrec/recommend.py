@@ -22,6 +22,7 @@ from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import ConfigError, DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.graph.union import Union
 from gnnrec.models.scorer import FactorScorer, Ranker, Scorer
 from gnnrec.storage import atomic_write, storage_errors
 
@@ -36,7 +37,7 @@ def recommend(
     scorer: Ranker,
     user_ids: IdMap,
     item_ids: IdMap,
-    seen: SparseMatrix | None,
+    seen: SparseMatrix | Union | None,
     users: Sequence[Any] | npt.NDArray[Any] | None = None,
     k: int = 20,
 ) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def recommend(
     Args:
         scorer: the model.
         user_ids, item_ids: the maps to the user's own ids.
-        seen: users x items matrix of what is left out; None recommends seen items too.
+        seen: users x items of what is left out; None recommends seen items too.
         users: ids as the user has them; None for all.
         k: how many, at most the number of items.
 

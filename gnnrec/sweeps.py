@@ -16,12 +16,12 @@ from gnnrec.config import TrainConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Pruned
 from gnnrec.recommend import write_table
 from gnnrec.storage import atomic_write, storage_errors
-from gnnrec.training import run as runs
+from gnnrec.training import rundir
 
 JOB = "job.json"
 TABLES = ("sweep.parquet", "sweep.csv")
 # What a run that has ended may differ in: where it was made, and of what.
-_ELSEWHERE = runs.RESUMABLE - {"trainer.epochs", "trainer.patience", "evaluation.k"}
+_ELSEWHERE = rundir.RESUMABLE - {"trainer.epochs", "trainer.patience", "evaluation.k"}
 _NUMBERS = ("best_epoch", "epochs", "seconds", "train_seconds", "peak_rss_bytes")
 
 
@@ -50,7 +50,7 @@ class Job:
         had = self._before is not None and self._before["status"] == "done" and is_run(self.folder)
         if not had or not (self.folder / "summary.json").exists():
             return False
-        return not set(runs.changed(self.folder, config)) - _ELSEWHERE
+        return not set(rundir.changed(self.folder, config)) - _ELSEWHERE
 
     def write(self, status: str, message: str = "", **fields: Any) -> None:
         """Record a status, with the seconds by the clock of all starts that ended, this one included."""
@@ -127,7 +127,7 @@ def objective(folder: Path) -> float | None:
     metrics = _summary(folder)["metrics"].get("valid")
     if metrics is None:
         return None
-    trainer = runs.read_config(folder).trainer
+    trainer = rundir.read_config(folder).trainer
     value = metrics[next(iter(metrics)) if trainer is None else trainer.monitor]
     return None if value is None else float(value)
 

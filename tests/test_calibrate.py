@@ -22,6 +22,7 @@ process but for fio; medians, GB/s, calibration first.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import time
@@ -406,10 +407,17 @@ def test_what_is_moved_is_written_data_through_fsync(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("small")
 def test_a_file_that_caches_hold_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_file, "_FILLING", 0)
+    monkeypatch.setattr(measure_file, "_PATIENCE", -60)  # of the time that there is
     with pytest.raises(GnnrecError, match=r"0 bytes were written in the time there was, 16\.00 MiB are needed"):
         measure_file.measure(disk(tmp_path), watch())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_on_a_busy_machine_it_goes_on_with_what_no_plan_can_do_without(tmp_path: Path) -> None:
+    rates, _, notes = measure_file.measure(disk(tmp_path), watch(-5))  # the tiers before have taken all the time
+    assert [(rate.pattern, rate.threads) for rate in rates] == [(pattern, 8) for pattern in ("read", "write", "mixed")]
+    assert notes[-1].startswith("the time was up before read, 4 threads")
 
 
 @pytest.mark.usefixtures("small")
@@ -628,3 +636,13 @@ def test_the_command_prints_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(folder) in [tier["name"] for tier in machine["tiers"]]
     with pytest.raises(ConfigError, match="seconds: is 0"):
         app({"folders": [], "seconds": 0.0, "out": None}, tmp_path, "")
+
+
+def test_a_checkout_that_is_not_installed_has_conditions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "gnnrec":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(conditions, "version", version)
+    assert conditions.machine()["gnnrec_version"] == "not installed"

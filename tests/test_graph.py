@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gnnrec.graph import BipartiteGraph, SparseMatrix
+from gnnrec.graph.bipartite import user_rows
 from gnnrec.graph.schedule import LONG, MAX_CHUNKS, ROW_COST, balanced_chunks, long_rows
 from gnnrec.graph.sparse import MAX_INT32
+from gnnrec.graph.union import Union
 from gnnrec.ops._operator import dense
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -88,6 +90,23 @@ def test_matrices_of_a_graph_against_scipy(given_edges):
 
 def small_graph():
     return BipartiteGraph.from_edges([0, 2, 2, 0, 2], [3, 1, 0, 3, 3], num_users=4, num_items=5)
+
+
+@given(edges(), st.data())
+def test_rows_of_two_patterns_against_scipy(given_edges, data):
+    row, col, shape = given_edges
+    half = len(row) // 2
+    first, second = (user_rows(row[part], col[part], *shape) for part in (slice(half), slice(half, None)))
+    for part, matrix in ((slice(half), first), (slice(half, None), second)):
+        there = scipy_csr(row[part], col[part], shape).todense() > 0
+        np.testing.assert_array_equal(dense(matrix, torch.float64), there)
+    rows = data.draw(st.lists(st.integers(0, shape[0] - 1)) if shape[0] else st.just([]))
+    chosen = torch.tensor(rows, dtype=torch.int64)
+    found = Union(first, second).select_rows(chosen)
+    assert found.shape == (len(chosen), shape[1])
+    assert found.has_sorted_rows
+    both = dense(first, torch.float64) + dense(second, torch.float64)
+    np.testing.assert_array_equal(dense(found, torch.float64), both[chosen])
 
 
 def test_graph_by_hand():

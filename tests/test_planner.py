@@ -31,7 +31,7 @@ from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import forms, planner
 from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds, transfers
-from gnnrec.memtier.demands import Side
+from gnnrec.memtier.demands import HeldOut, Side
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.planner import PlanError, plan, simulated
@@ -46,6 +46,7 @@ from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_byt
 from gnnrec.ops.ngcf_layer.reference import bytes_moved as ngcf_bytes
 
 MIB = 1 << 20
+HELD_OUT, VALIDATED = HeldOut(0, 1000, 20), HeldOut(1000, 1000, 20)
 
 
 def tier(name: str, speed: float, free: int | None = 1 << 40, kind: str = "dram", **options) -> Tier:
@@ -82,7 +83,7 @@ def workload(nodes: int = 200_000, edges: int = 2_000_000, **options) -> Workloa
         "loss": BPRConfig(),
         "optimizer": OptimizerConfig(),
         "trainer": TrainerConfig(epochs=1, batch_size=2048),
-        "validated": False,
+        "held_out": HELD_OUT,
         "threads": 2,
         "cache_bytes": 32 * MIB,
     }
@@ -166,7 +167,7 @@ def moved(of: Workload) -> float:
 
 
 def settings_of(of: Workload) -> dict:
-    names = ("loss", "optimizer", "trainer", "validated", "threads", "cache_bytes", "flops", "on_gpu")
+    names = ("loss", "optimizer", "trainer", "held_out", "threads", "cache_bytes", "flops", "on_gpu")
     return {name: getattr(of, name) for name in names}
 
 
@@ -226,7 +227,7 @@ def test_panels_read_the_graph_again_and_hold_less():
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_ngcf_in_files_holds_a_panel_and_moves_what_its_passes_do(layers):
-    of = workload(model=NGCFConfig(dim=64, layers=layers), flops=1e11, validated=True)
+    of = workload(model=NGCFConfig(dim=64, layers=layers), flops=1e11, held_out=VALIDATED)
     numbers = of.nodes * 64 * 4
     for panel in (16, 64):
         form = forms.streamed(of, panel)
@@ -286,7 +287,7 @@ def test_what_cannot_be_streamed(options):
 
 
 def test_a_gpu_is_streamed_to_once_its_memory_does_not_do():
-    of = workload(on_gpu=True, validated=True)
+    of = workload(on_gpu=True, held_out=VALIDATED)
     whole = sum(demand.bytes for demand in of.resident())
     assert plan(of, [GPU, DRAM, DISK], MemoryConfig("auto")).mode == "dram"
     for memory, free in (
@@ -449,7 +450,10 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float, graph: bool = 
         layout = Layout.of(of.nodes, form.panel * form.panels, form.panel, on.granularity)
         streamed = [d for d in form.files if d.name not in ("best", "final", "graph")]
         held = sum(d.bytes for d in form.demands if d.held)
-        room = min(limit, home.free + held) - sum(d.bytes for d in form.demands)
+        ranking = sum(d.bytes for d in form.demands if d.name == "ranking")  # it takes the place of the ring
+        room = min(limit, home.free + held) - sum(d.bytes for d in form.demands) + ranking
+        if ranking > room:
+            continue
         if sum(d.bytes for d in form.files) > on.free:
             continue
         compute = sum(seconds(home, a, of.threads) for d in form.demands for a in d.accesses) + of.sampling_seconds
@@ -496,7 +500,7 @@ def test_plans_equal_brute_force():
             int(generator.integers(200_000, 2_000_000)),
             model=LightGCNConfig(dim=int(generator.choice([16, 32, 64])), layers=int(generator.integers(0, 4))),
             trainer=TrainerConfig(epochs=1, batch_size=int(generator.choice([64, 2048]))),
-            validated=bool(generator.integers(2)),
+            held_out=VALIDATED if generator.integers(2) else HELD_OUT,
         )
         total = sum(demand.bytes for demand in of.resident())
         free = [int(total * generator.uniform(0.1, 1.3)) for _ in range(3)]
@@ -536,6 +540,10 @@ def test_the_graph_is_read_from_a_file_once_nothing_else_fits():
     assert graph.moved == 2 * 3 * (64 // found.panel) * 4 * of.entries
     assert graph.seconds == pytest.approx(graph.moved / 2e9)
     assert found.tier_bytes()["dram"] <= least
+    fast = replace(DISK, rates=(*DISK.rates, Rate("read", 4, threads=4), Rate("read", 16, threads=16)))
+    pinned = MemoryConfig("stream", panel=16, pin={"graph": "/disk"})
+    buffers = [plan(of, [DRAM, on], pinned).place("graph_buffers").bytes for on in (DISK, fast)]
+    assert buffers[1] * (max(FEWEST, 2 + 2) + 5) == buffers[0] * (2 + 16 + 5)  # one for every reader, and two
     numbers = of.nodes * 64 * 4
     assert found.resources["/disk (stream)"] == pytest.approx((graph.moved + 6 * numbers) / 2e9)
     assert max(found.resources.values()) * 0.999 < found.step_seconds <= sum(found.resources.values())
@@ -582,6 +590,18 @@ def test_the_state_leaves_first_and_what_is_gathered_stays():
         moved_out.append({placement.name for placement in found.placements if placement.tier == "node1"})
     assert moved_out[0] < moved_out[1] == {"exp_avg", "exp_avg_sq"}
     assert moved_out[2] == {"exp_avg", "exp_avg_sq", "embedding"}  # before the graph, which is small and read often
+
+
+def test_rankings_take_the_place_of_the_buffers_and_count_beyond_them():
+    of = workload(held_out=HeldOut(10_000_000, 10_000_000, 20))
+    form = forms.with_graph_in_file(of, forms.streamed(of, 16))
+    sizes = {demand.name: demand.bytes for demand in form.demands}
+    assert sizes["ranking"] > 4 * 20_000_000
+    always = sum(sizes.values()) - sizes["ranking"]
+    found = plan(of, [DRAM, DISK], MemoryConfig("stream", limit=str(always + sizes["ranking"])))
+    assert found.place("ranking").bytes + found.buffer_bytes == sizes["ranking"]
+    with pytest.raises(PlanError, match=r"dram needs .* 1 bytes? too little"):
+        plan(of, [DRAM, DISK], MemoryConfig("stream", limit=str(always + sizes["ranking"] - 1)))
 
 
 def test_a_plan_adds_up():

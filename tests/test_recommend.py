@@ -70,7 +70,7 @@ def test_metrics_are_those_of_brute_force(fitted, parts):
 
 def test_metrics_do_not_depend_on_the_block(fitted, parts, monkeypatch):
     whole = fitted.evaluate(parts[2])
-    monkeypatch.setattr(evaluate_module, "ranking_block", lambda k: 7)
+    monkeypatch.setattr(evaluate_module, "users_at_a_time", lambda k, on_gpu: 7)
     assert fitted.evaluate(parts[2]) == whole
 
 

@@ -26,7 +26,7 @@ from gnnrec.config import (
 from gnnrec.data import dataset
 from gnnrec.errors import CheckpointError, ConfigError, DataError, StorageError
 from gnnrec.storage import locked
-from gnnrec.training import checkpoint, run
+from gnnrec.training import checkpoint, run, rundir
 from gnnrec.training.trainer import DivergedError, Interrupted, Trainer
 
 
@@ -70,7 +70,7 @@ def test_what_a_run_leaves(finished):
 
 def test_a_start_that_was_killed_leaves_nothing_behind_in_the_next_run(tmp_path):
     """Killed between data and config: the next start takes its own data alone, with no validation part of another's."""
-    run.save_data(dataset.load(config().data), tmp_path)
+    rundir.save_data(dataset.load(config().data), tmp_path)
     whole = config()
     whole.data.valid_ratio = 0
     _, summary = run.train(whole, tmp_path)

@@ -6,8 +6,11 @@ import numba
 import numpy as np
 import pytest
 
+from gnnrec.config import BPRConfig, LightGCNConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier.demands import HeldOut
+from gnnrec.memtier.workload import Workload
 from gnnrec.ops import _philox, set_num_threads
 from gnnrec.training.sampler import TripleSampler, UserSampler, _alias_table
 
@@ -52,6 +55,28 @@ def test_an_epoch_of_interactions_is_every_edge_once(graph):
     assert pairs == sorted(pair for pair in edges(graph) if pair[0] != 1)
     following = sampler.batch(sampler.steps_per_epoch)[0].numpy()
     assert not np.array_equal(following[:2], drawn[:2, :64])  # another order in the next epoch
+
+
+def test_the_order_of_an_epoch_takes_what_plans_count(peak_memory):
+    users, items, each = 100_000, 1000, 100
+    starts = np.arange(users, dtype=np.int32)[:, None] % 900
+    columns = (starts + np.arange(each, dtype=np.int32)).ravel()
+    graph = BipartiteGraph.from_edges(np.repeat(np.arange(users, dtype=np.int32), each), columns, users, items)
+    sampler = TripleSampler(graph, 64, "interactions", seed=1)
+    sampler.batch(0)
+    counted = Workload.of(
+        graph,
+        model=LightGCNConfig(dim=16),
+        loss=BPRConfig(),
+        optimizer=OptimizerConfig(),
+        trainer=TrainerConfig(epochs=1, batch_size=64, sampling="interactions"),
+        held_out=HeldOut(0, 1, 20),
+        threads=1,
+        cache_bytes=1 << 20,
+    )
+    order = next(demand.bytes for demand in counted.resident() if demand.name == "order")
+    _, peak = peak_memory(lambda: sampler.batch(sampler.steps_per_epoch))  # of the next epoch
+    assert peak < 1 << 22 < order == sampler._order[1].nbytes  # the one takes the place of the other
 
 
 def test_users_are_uniform_and_items_uniform_within_a_user(graph):

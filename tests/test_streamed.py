@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,15 +34,20 @@ from gnnrec.config import (
     TrainerConfig,
 )
 from gnnrec.data import dataset
+from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.errors import CheckpointError, ConfigError, StorageError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier import measure_file
+from gnnrec.memtier.costs import UnknownRateError
+from gnnrec.memtier.files import Throttle, TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.planner import PlanError
 from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.stores import FileStore
 from gnnrec.models.draws import embedding_blocks, embeddings
-from gnnrec.training import checkpoint, placing, run
+from gnnrec.models.scorer import FactorScorer, popularity_bias
+from gnnrec.training import checkpoint, placing, room, run
+from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.trainer import Interrupted, Trainer
 
 SMALL = SyntheticConfig(num_users=700, num_items=400, num_interactions=9000, communities=4)
@@ -125,6 +132,24 @@ def test_bits_are_those_of_memory_for_every_width_and_ring(graph, tmp_path, case
                 ours.topk_by_history(history, 5, None), theirs.topk_by_history(history, 5, None)
             ):
                 assert torch.equal(mine, reference)
+
+
+def test_what_is_read_between_steps_belongs_to_them(graph, tmp_path):
+    gb_per_s, steps = 0.02, 3
+    with TierFolder(tmp_path / "tier", throttle=Throttle(gb_per_s, gb_per_s)) as folder:
+        model = streamed(graph, folder, LightGCNConfig(dim=48, layers=1), 48, Ring(1 << 26))
+        trainer = Trainer(model, TrainerConfig(epochs=1, batch_size=500), BPRConfig(), OptimizerConfig(), seed=1)
+        for step in range(steps):
+            trainer._step(step)
+            time.sleep(0.1)
+            if step == 1:
+                trainer.learner.scorer()
+        trainer.learner.close()
+        found = trainer.learner.actual
+    of_step = sum(model.layout.place(0, block)[1] for block in range(model.layout.blocks))
+    assert [(moved.read_bytes, moved.write_bytes) for moved in found.moved.values()] == 3 * [2 * (steps * of_step,)]
+    # The writes after the last step are in no step.
+    assert 0.9 * (2 * steps - 1) < found.transferring * gb_per_s * 1e9 / (3 * of_step) < 3 * 2 * steps
 
 
 def test_parts_of_matrices_are_those_of_the_whole(graph):
@@ -213,6 +238,35 @@ def test_a_streamed_run_is_evaluated_and_gives_recommendations(machine, resident
         assert tables["items"].equals(reference["items"])
         with pytest.raises(StorageError, match="another run keeps its tensors in this folder"):
             run.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes", [{}, {"similarity": "cosine", "popularity": 0.1}], ids=["dot", "both"])
+def test_the_final_evaluation_takes_what_the_plan_counts(peak_memory, changes):
+    """Ten million interactions of training, beside which there is no second graph of them, and no copy of vectors."""
+    users, items, each, rng = 200_000, 100_000, 50, np.random.default_rng(0)
+    maps = IdMap.range(users), IdMap.range(items)
+
+    def part(count):
+        drawn = np.sort(rng.integers(0, users, count)).astype(np.int32), rng.integers(0, items, count).astype(np.int32)
+        return Interactions(*drawn, *maps, name="some")
+
+    graph, data = run.graph_of(part(users * each)), dataset.Dataset("some", part(1), part(1_000_000), part(5000))
+    settings = config(model=LightGCNConfig(dim=64, layers=2, **changes))
+    vectors, bias = torch.randn(graph.num_nodes, 64), popularity_bias(graph, 0.1, torch.device("cpu"))
+
+    def evaluated(data=data, graph=graph):
+        cosine, biased = bool(changes), bias if changes else None
+        scorer = FactorScorer(vectors[:users], vectors[users:], None, cosine=cosine, item_bias=biased)
+        Evaluator(data.test, run.seen(graph, data.valid), [20])(scorer)
+
+    tiny = run.graph_of(part(1000))
+    evaluated(replace(data, valid=part(10)), tiny)  # compiled
+    graph.user_item()
+    _, peak = peak_memory(evaluated)
+    held_out = placing.held_out(settings, data)
+    counted = placing.workload(settings, graph, [dram()], held_out=held_out).resident()
+    ranking = next(demand.bytes for demand in counted if demand.name == "ranking")
+    assert 0.3 * ranking < peak < 1.1 * ranking + (8 << 20)
 
 
 @pytest.mark.parametrize("back", [None, "stream"])
@@ -383,6 +437,57 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(machine, resident, tmp_path
     assert summary["metrics"] == resident[1]["metrics"]
 
 
+def test_a_disk_without_room_is_found_out_before_training(machine, tmp_path, monkeypatch):
+    short, free, real = config(STREAM, trainer=replace(config().trainer, epochs=1)), 0, os.statvfs
+
+    def statvfs(path):
+        return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_namemax=real(path).f_namemax)
+
+    monkeypatch.setattr(room.os, "statvfs", statvfs)
+    numbers = 1100 * 48 * 4
+    words = (
+        r"run: checkpoints \(1 of 825.00 KiB\) and streamed tensors \(1.01 MiB\) will take .*, 0 bytes are free\. Free"
+    )
+    with pytest.raises(StorageError, match=words):
+        run.train(short, tmp_path / "run")
+    assert not (tmp_path / "run/config.yaml").exists()
+    assert not (tmp_path / "run/tier/embedding.bin").exists()
+    free = 9 * numbers + 8192  # a checkpoint has four matrices, five are streamed
+    run.train(short, tmp_path / "run")[0].places.close()
+    # Two checkpoints more: the first one is there.
+    with pytest.raises(StorageError, match=r"run: checkpoints \(2 of"):
+        run.train(config(STREAM, resume=True), tmp_path / "run")
+    free = 0
+    run.train(config(), tmp_path / "resident")
+
+
+@pytest.mark.parametrize("patience", [60, -60])
+def test_a_calibration_that_runs_out_of_time(tmp_path, monkeypatch, capsys, patience):
+    """Of a disk on a busy machine: the run goes on with the rates that were measured, or says what to do."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(placing, "CALIBRATION_SECONDS", 0)
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *(unmeasured(folder) for folder in folders)])
+    for name, value in {"_LEAST": 16 << 20, "_WANTED": 16 << 20, "_WRITE_BACK": 1, "_PATIENCE": patience}.items():
+        monkeypatch.setattr(measure_file, name, value)
+    monkeypatch.setattr(measure_file, "_RUN_SECONDS", 0.002)
+    monkeypatch.setattr(placing.calibrate, "calibrated", list)
+    short = config(STREAM, trainer=replace(config().trainer, epochs=1))
+    if patience > 0:
+        run.train(short, tmp_path / "run")[0].places.close()
+        assert "the time was up before" in capsys.readouterr().out
+        return
+    where = re.escape(str(tmp_path / "run/tier"))
+    words = r"has no rate of \w+: unavailable: .*were written in the time there was.*seconds=300 on an idle machine"
+    with pytest.raises(UnknownRateError, match=rf"{where}: {words}"):
+        run.train(short, tmp_path / "run")
+    enough = replace(short, memory=MemoryConfig(name="auto", folder=str(tmp_path / "run/tier")))
+    assert run.train(enough, tmp_path / "enough")[1]["memory"]["mode"] == "dram"  # the disk is not needed
+
+
+def unmeasured(folder):
+    return replace(disk(folder), provenance="", rates=(), latency_ns=None)
+
+
 def test_live_files_are_no_checkpoint(machine, tmp_path):
     done, _ = run.train(config(STREAM), tmp_path / "run")
     with done, pytest.raises(CheckpointError, match="live tensors"):
@@ -428,24 +533,29 @@ import test_streamed as here
 from made_up_tiers import disk, dram
 placing.discover = lambda folders: [dram(), *map(disk, folders)]
 placing.calibrate.calibrated = list
-run.train(here.long(here.{memory}, {resume}), Path({folder!r}))
+run.train(here.long(here.{memory}, {resume}, {model!r}), Path({folder!r}))
 """
 
 
-def long(memory, resume):
+KILLABLE = {"lightgcn": LightGCNConfig(dim=48, layers=3), "ngcf": NGCFConfig(dim=48, layers=2, message_dropout=0.1)}
+
+
+def long(memory, resume, model):
     """A checkpoint after every 7 steps."""
-    return config(memory, resume=resume, trainer=TrainerConfig(epochs=3 * KILLS + 10, batch_size=1000, eval_every=1000))
+    trainer = TrainerConfig(epochs=3 * KILLS + 10, batch_size=1000, eval_every=1000)
+    return config(memory, resume=resume, trainer=trainer, model=KILLABLE[model])
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
+@pytest.mark.parametrize("model", KILLABLE)
+def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path, model):
     """kill -9 at random times, in a process of its own each, with the graph in a file or not; what it leaves in the
     tier's folder is removed."""
-    expected, theirs = run.train(long(None, False), tmp_path / "reference")
+    expected, theirs = run.train(long(None, False, model), tmp_path / "reference")
     folder, choice, tests = tmp_path / "run", random.Random(5), str(Path(__file__).parent)
     for kill in range(KILLS):
         memory = f"with_graph({str(folder / 'tier')!r})" if kill % 2 == 0 else "STREAM"
         there = (folder / "config.yaml").exists()
-        code = KILLED.format(tests=tests, memory=memory, resume=there, folder=str(folder))
+        code = KILLED.format(tests=tests, memory=memory, resume=there, model=model, folder=str(folder))
         command = [sys.executable, "-u", "-c", code]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while (line := process.stdout.readline()) and not line.startswith("loading"):
@@ -456,7 +566,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(machine, tmp_path):
         assert process.returncode == -signal.SIGKILL, errors
     assert (folder / "tier/embedding.bin").exists()
     assert (folder / "tier/graph.bin").exists() or KILLS % 2 == 0
-    done, summary = run.train(long(STREAM, True), folder)
+    done, summary = run.train(long(STREAM, True, model), folder)
     with done:
         assert torch.equal(whole(done.model.embedding), expected.model.embedding)
+        if model == "ngcf":
+            there = expected.model.state_dict()
+            assert all(torch.equal(value, there[name]) for name, value in done.model.state_dict().items())
     assert summary["metrics"] == theirs["metrics"]

@@ -328,12 +328,12 @@ def test_auto_streams_where_memory_is_short(machine, resident, tmp_path, monkeyp
     assert isinstance(enough.model, models.NGCF)
     assert summary["memory"]["mode"] == "dram"
     needed = sum(entry["bytes"] for entry in summary["memory"]["tensors"])
-    less, seen = MemoryConfig(name="auto", limit=f"{needed // 2}"), []
+    less, seen = MemoryConfig(name="auto", limit=f"{3 * needed // 5}"), []
     done, summary = run.train(config(less, trainer=loop), tmp_path / "less", on_plan=seen.append)
     with done:
         assert_same_parameters(done.model, enough.model)
     (plan,) = seen
-    assert plan.tier_bytes()["dram"] <= needed // 2
+    assert plan.tier_bytes()["dram"] <= 3 * needed // 5
     assert plan.place("layers").mode == "stream"
 
 

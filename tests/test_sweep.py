@@ -17,7 +17,7 @@ import pytest
 from gnnrec import sweeps
 from gnnrec.cli.sweep import grid
 from gnnrec.errors import CheckpointError, ConfigError
-from gnnrec.training.run import read_config
+from gnnrec.training.rundir import read_config
 
 SMALL = (
     "data.synthetic.num_users=60",

@@ -23,6 +23,7 @@ import pytest
 from gnnrec.errors import StorageError
 from gnnrec.memtier import files, probes
 from gnnrec.memtier.files import BLOCK, MARKER, Throttle, TierFolder, TierMemoryError, aligned, is_tier_folder
+from gnnrec.memtier.matrices import mapped
 from gnnrec.memtier.placement import _share_outside_page_cache
 
 LOCK = ".gnnrec-tier.lock"
@@ -211,6 +212,36 @@ def test_a_file_that_somebody_cuts(folder: TierFolder) -> None:
     os.truncate(file.path, 2 * BLOCK)
     with pytest.raises(StorageError, match=r"read at byte 8192: 0 of 8192 bytes were moved.*let nothing else touch"):
         file.read(0, aligned(4 * BLOCK))
+
+
+def test_a_mapped_file_that_somebody_cuts(folder: TierFolder) -> None:
+    file = folder.create("x", 4 * BLOCK)
+    mapped(file, 4, BLOCK // 4)[3] = 1.0
+    os.truncate(file.path, 2 * BLOCK)
+    with pytest.raises(StorageError, match=r"x: has 8.00 KiB where it was made with 16.00 KiB\. The file was cut"):
+        mapped(file, 4, BLOCK // 4)
+
+
+CUT = """
+import os
+from gnnrec import process
+process.prepare()
+from gnnrec.memtier.files import TierFolder
+from gnnrec.memtier.matrices import mapped
+with TierFolder({folder!r}) as folder:
+    file = folder.create("x", 8192)
+    x = mapped(file, 2, 1024)
+    os.truncate(file.path, 4096)
+    print(float(x[1].sum()))
+"""
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_ends_the_process_with_words(tmp_path: Path) -> None:
+    code = CUT.format(folder=str(tmp_path / "tier"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGBUS
+    assert "Bus error" in done.stderr
+    assert 'File "<string>", line 11' in done.stderr
 
 
 def test_a_file_that_somebody_removes_is_still_there_for_the_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gnnrec.graph import BipartiteGraph, SparseMatrix
 from gnnrec.ops import topk_dense, topk_scores
-from gnnrec.ops.topk_scores import reference
+from gnnrec.ops.topk_scores import cpu, reference
 
 
 def brute_force(scores, k, seen):
@@ -63,6 +63,22 @@ def test_whole_numbers_exactly(problem):
     assert pairs(topk_dense(scores, k=k, seen=seen)) == expected
     assert pairs(reference.topk_scores(users, items, k=k, seen=seen)) == expected
     assert pairs(reference.topk_dense(scores, k=k, seen=seen)) == expected
+
+
+@given(problems())
+@settings(max_examples=20)
+def test_items_that_are_packed_some_at_a_time(problem):
+    users, items, k, seen = problem
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cpu, "PACKED_BYTES", 1)  # a tile
+        assert pairs(topk_scores(users, items, k=k, seen=seen)) == brute_force(users @ items.T, k, seen)
+
+
+def test_items_are_not_copied(peak_memory):
+    users, items = torch.randn(8, 64), torch.randn(500_000, 64)
+    topk_scores(users, items[:100], k=5)  # compiled
+    _, peak = peak_memory(lambda: topk_scores(users, items, k=5))
+    assert peak < items.nbytes / 2
 
 
 @given(st.data())

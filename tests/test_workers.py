@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from gnnrec.cli import workers
 from gnnrec.cli.jobs import Task
 from gnnrec.cli.sweep import Sweep
+from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 
 GiB = 1 << 30
@@ -169,12 +171,29 @@ def test_a_process_takes_the_first_place_that_is_free(tmp_path, monkeypatch):
                 take(tmp_path, places)
 
 
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", overrides=["device=cpu", *overrides]), resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "bytes_of_tensors"),
+    [
+        ((*SMALL, "model.dim=64"), 20 * 180 * 64 + 12 * 900),
+        (("data=gowalla", "model.dim=64"), 20 * (29858 + 40981) * 64 + 12 * (810128 + 217242)),
+        (("data=files", "data.log=log.csv"), 0),  # nobody knows before it is read
+        ((*SMALL, "seed=-1"), 0),  # the job says that it cannot be
+    ],
+)
+def test_tensors_in_dram_are_summed_too(options, bytes_of_tensors):
+    assert workers.needed(composed(*options)) == workers.INTERPRETER_BYTES + bytes_of_tensors
+
+
 def test_limits_are_summed_against_the_memory_that_is_free():
     streamed = {"name": "stream", "limit": "2GiB"}
-    assert workers.needed(streamed, "cpu") == 2 * GiB + workers.INTERPRETER_BYTES
-    assert workers.needed({"name": "auto"}, "cpu") is None
-    assert workers.needed({"name": "dram"}, "cpu") == workers.INTERPRETER_BYTES
-    assert workers.needed(streamed, "cuda") == workers.INTERPRETER_BYTES  # the limit is the GPU's
+    assert workers.needed({"memory": streamed, "device": "cpu"}) == 2 * GiB + workers.INTERPRETER_BYTES
+    assert workers.needed({"memory": {"name": "auto"}, "device": "cpu"}) is None
+    assert workers.needed({"memory": streamed, "device": "cuda"}) == workers.INTERPRETER_BYTES  # the limit is the GPU's
     assert workers.at_a_time(-1, [GiB] * 9, cores=4, free=100 * GiB) == 4
     assert workers.at_a_time(-1, [GiB] * 3, cores=4, free=100 * GiB) == 3
     assert workers.at_a_time(-1, [GiB, 3 * GiB, GiB, GiB], cores=4, free=5 * GiB) == 3

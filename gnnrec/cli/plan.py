@@ -83,7 +83,7 @@ def _tiers(config: PlanConfig) -> list[Tier]:
 def _workload(config: PlanConfig, tiers: list[Tier]) -> Workload:
     """The training on the processors that are there or declared."""
     from gnnrec.data import dataset
-    from gnnrec.training.placing import workload
+    from gnnrec.training.placing import held_out, workload
     from gnnrec.training.run import graph_of, set_threads
 
     train = config.train
@@ -94,7 +94,7 @@ def _workload(config: PlanConfig, tiers: list[Tier]) -> Workload:
         train,
         graph_of(data.train),
         tiers,
-        validated=data.valid is not None,
+        held_out=held_out(train, data),
         hardware=config.hardware,
         declared_gpu=bool(config.hardware.tiers) and any(tier.kind == "gpu" for tier in tiers),
     )

@@ -141,8 +141,9 @@ class Sweep(Sweeper):
         load, needs = self.hydra_context.config_loader.load_sweep_config, []
         for overrides in jobs.values():
             config = load(self.config, list(overrides))
-            memory: Any = OmegaConf.to_container(config.memory, resolve=True)
-            needs.append(workers.needed(memory, config.device))
+            ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            values: Any = OmegaConf.to_container(ours, resolve=True)
+            needs.append(workers.needed(values))
         frees = [tier.free for tier in nodes.tiers(Path("/")) if tier.kind == "dram"]
         free = None if None in frees else sum(filter(None, frees))
         cores = len(os.sched_getaffinity(0))

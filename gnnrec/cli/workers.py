@@ -10,29 +10,48 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gnnrec.config import MemoryConfig, fill
-from gnnrec.errors import ConfigError, StorageError
+from gnnrec.config import MemoryConfig, TrainConfig, fill
+from gnnrec.errors import ConfigError, GnnrecError, StorageError
 from gnnrec.storage import locked
 from gnnrec.units import in_bytes
 
 # What a process holds beside its tensors: small trainings peak at 0.6 GiB in all.
 INTERPRETER_BYTES = 512 << 20
+TRAINED = 5 * 4  # bytes a number of the embeddings: itself, its gradient, two moments, what is propagated
+GRAPH = 12  # bytes an interaction: columns both ways, items by user
 PATIENCE = 60.0  # seconds until a place must be free whose process has ended
 _held = ExitStack()  # the lock of this process's place, as long as it lives
 
 
-def needed(memory: dict[str, Any], device: str) -> int | None:
-    """Bytes of DRAM that a job takes at the most, from its section `memory`; None where nothing limits it.
+def needed(values: dict[str, Any]) -> int | None:
+    """Bytes of DRAM that a job takes, from its configuration; None where nothing limits it.
 
-    With memory=dram tensors are as large as they are, which nobody knows before the data are read: they count 0. On a
-    GPU the limit is that of its memory.
+    Its memory.limit, or with memory=dram, about what its tensors are. On a GPU the limit is that of its memory.
     """
     import torch
 
-    config = fill(MemoryConfig, memory, "memory")
-    if config.name == "dram" or device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+    memory, device = fill(MemoryConfig, values["memory"], "memory"), values["device"]
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return INTERPRETER_BYTES
-    return None if config.limit_bytes is None else config.limit_bytes + INTERPRETER_BYTES
+    if memory.name == "dram":
+        return INTERPRETER_BYTES + _tensors(values)
+    return None if memory.limit_bytes is None else memory.limit_bytes + INTERPRETER_BYTES
+
+
+def _tensors(values: dict[str, Any]) -> int:
+    """About the bytes of a training's tensors; 0 of files, whose size nobody knows before they are read, and of what
+    cannot be trained, which the job says."""
+    from gnnrec.data import dataset
+
+    try:
+        config = TrainConfig.from_dict(values)
+        sizes = dataset.sizes(config.data)
+    except GnnrecError:
+        return 0
+    if sizes is None:
+        return 0
+    users, items, interactions = sizes
+    return TRAINED * (users + items) * getattr(config.model, "dim", 0) + GRAPH * interactions
 
 
 def at_a_time(asked: int, needs: Sequence[int | None], cores: int, free: int | None) -> int:

@@ -91,6 +91,26 @@ def load(config: DataConfig) -> Dataset:
     return Dataset(config.name, train, valid, test, truth)
 
 
+def sizes(config: DataConfig) -> tuple[int, int, int] | None:
+    """Users, items and interactions that the config names, before filters; None of files, which would have to be read.
+
+    Raises:
+        DataError: no such data set.
+    """
+    if config.source == "synthetic":
+        made = config.synthetic
+        return made.num_users, made.num_items, made.num_interactions
+    if config.source == "fractal":
+        assert config.num_users is not None
+        assert config.num_items is not None
+        assert config.num_interactions is not None
+        return config.num_users, config.num_items, config.num_interactions
+    if config.source == "catalog":
+        found = catalog.entry(config.name)
+        return found.users, found.items, sum(found.interactions)
+    return None
+
+
 def _check_apart(parts: list[Interactions]) -> None:
     """Raise a DataError where a pair stands twice: what is trained on is left out of rankings and could not be hit."""
     pairs = np.sort(np.concatenate([part.users.astype(np.int64) * part.num_items + part.items for part in parts]))

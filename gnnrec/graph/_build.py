@@ -123,6 +123,27 @@ def longer_rows(indptr: Any, limit: Any) -> Any:
 
 
 @_jit
+def merged_rows(rows: Any, indptr: Any, indices: Any, more_indptr: Any, more_indices: Any) -> Any:
+    """Pointers int64 [n + 1] and columns int32 of these rows, each with the sorted columns of two patterns."""
+    merged = np.zeros(len(rows) + 1, np.int64)
+    for k in range(len(rows)):
+        row = rows[k]
+        merged[k + 1] = merged[k] + indptr[row + 1] - indptr[row] + more_indptr[row + 1] - more_indptr[row]
+    out = np.empty(merged[-1], np.int32)
+    for k in range(len(rows)):
+        row = rows[k]
+        at, more = indptr[row], more_indptr[row]
+        for place in range(merged[k], merged[k + 1]):
+            if more == more_indptr[row + 1] or (at < indptr[row + 1] and indices[at] <= more_indices[more]):
+                out[place] = indices[at]
+                at += 1
+            else:
+                out[place] = more_indices[more]
+                more += 1
+    return merged, out
+
+
+@_jit
 def inverse_sqrt_degrees(indptr: Any) -> Any:
     """length^-1/2 of every row, computed in float64, as float32; 0 for an empty row."""
     scale = np.zeros(len(indptr) - 1, np.float32)

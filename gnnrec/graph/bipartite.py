@@ -50,23 +50,7 @@ class BipartiteGraph:
             ValueError: arrays that differ in length, are no integers, or hold numbers outside the counts; more nodes
                 than int32 counts (users and items together).
         """
-        if min(num_users, num_items) < 0 or num_users + num_items > MAX_INT32:
-            raise ValueError(
-                f"num_users and num_items must lie within 0 and {MAX_INT32} together, got {num_users} and {num_items}"
-            )
-        user_array = _build.numbers("users", users, num_users)
-        item_array = _build.numbers("items", items, num_items)
-        if len(user_array) != len(item_array):
-            raise ValueError(f"users has {len(user_array)} entries where items has {len(item_array)}")
-        if _build.are_sorted(user_array, item_array):
-            user_indptr, user_items = _build.row_pointers(user_array, num_users), item_array.astype(np.int32)
-        else:
-            # Grouped by item, then walked item by item: the user rows come out sorted, and the walk back sorts the item
-            # rows.
-            user_indptr, user_items = _build.transpose(*_build.group_by(item_array, user_array, num_items), num_users)
-        _build.drop_repeated(user_indptr, user_items)
-        if user_indptr[-1] < len(user_items):
-            user_items = user_items[: user_indptr[-1]].copy()
+        user_indptr, user_items = _by_user(users, items, num_users, num_items)
         columns = np.empty(2 * len(user_items), np.int32)
         item_indptr, _ = _build.transpose(user_indptr, user_items, num_items, columns[len(user_items) :])
         return cls(user_indptr, user_items, item_indptr, columns)
@@ -200,6 +184,39 @@ class BipartiteGraph:
 
     def __repr__(self) -> str:
         return f"BipartiteGraph({self.num_users} users, {self.num_items} items, {self.num_edges} edges)"
+
+
+def user_rows(users: npt.ArrayLike, items: npt.ArrayLike, num_users: int, num_items: int) -> SparseMatrix:
+    """The users x items matrix of ones alone, for rankings: half of what a graph holds.
+
+    Raises:
+        ValueError: as for `BipartiteGraph.from_edges`.
+    """
+    indptr, indices = map(torch.from_numpy, _by_user(users, items, num_users, num_items))
+    return SparseMatrix(indptr, indices, (num_users, num_items))
+
+
+def _by_user(
+    users: npt.ArrayLike, items: npt.ArrayLike, num_users: int, num_items: int
+) -> tuple[_build.Int64Array, _build.Int32Array]:
+    """Pointers and the sorted, different items of every user."""
+    if min(num_users, num_items) < 0 or num_users + num_items > MAX_INT32:
+        raise ValueError(
+            f"num_users and num_items must lie within 0 and {MAX_INT32} together, got {num_users} and {num_items}"
+        )
+    user_array = _build.numbers("users", users, num_users)
+    item_array = _build.numbers("items", items, num_items)
+    if len(user_array) != len(item_array):
+        raise ValueError(f"users has {len(user_array)} entries where items has {len(item_array)}")
+    if _build.are_sorted(user_array, item_array):
+        indptr, indices = _build.row_pointers(user_array, num_users), item_array.astype(np.int32)
+    else:
+        # Grouped by item, then walked item by item: the user rows come out sorted.
+        indptr, indices = _build.transpose(*_build.group_by(item_array, user_array, num_items), num_users)
+    _build.drop_repeated(indptr, indices)
+    if indptr[-1] < len(indices):
+        indices = indices[: indptr[-1]].copy()
+    return indptr, indices
 
 
 def _inverse(permutation: _build.Int32Array) -> _build.Int32Array:

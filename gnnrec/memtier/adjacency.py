@@ -1,7 +1,7 @@
 """The adjacency of a streamed model: as it lies in memory, or with its columns in a file of a slow tier.
 
 What a graph of nnz entries and N nodes needs is 4 nnz bytes of columns, 8 N of row pointers and 4 N of scales (its
-transpose is itself). In a file lie the columns; pointers and scales stay in DRAM, besides four buffers. Propagation by
+transpose is itself). In a file lie the columns; pointers and scales stay in DRAM, besides a few buffers. Propagation by
 one layer reads the columns, 4 nnz bytes, once for every panel of the embeddings: L layers, forward and backward, over P
 panels read 8 L P nnz bytes a step. So wide panels pay, and the file is read in large blocks, one after the other.
 
@@ -26,9 +26,9 @@ from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, aligned
-from gnnrec.memtier.layout import BLOCK_BYTES, ITEM, Layout, columns_block_bytes
+from gnnrec.memtier.layout import BLOCK_BYTES, ITEM, columns_block_bytes
 from gnnrec.memtier.placement import map_file
-from gnnrec.memtier.ring import Ring, RingOfBuffers, StreamTimes
+from gnnrec.memtier.ring import Ring, RingOfBuffers, StreamTimes, read_only
 
 Part = tuple[slice, SparseMatrix]  # which of the rows that were asked for, and their matrix [rows, nodes]
 
@@ -44,7 +44,7 @@ class Adjacency(Protocol):
 
     def rows(self, rows: slice) -> Iterable[Part]:
         """Consecutive rows in parts, each needed until the next one is asked for. Rows are asked for from the first to
-        the last, at the borders of a matrix's blocks, or from the first anew."""
+        the last, or from the first anew."""
         ...
 
     def chosen(self, nodes: torch.Tensor) -> Iterable[Part]:
@@ -110,7 +110,6 @@ class FileAdjacency:
     Args:
         folder: of the file.
         graph: whose columns are copied there.
-        layout: of the model's matrices, at whose blocks of rows those of the columns end too.
         ring: threads.
         times: where the seconds of transfers are counted.
         block_bytes: the most of a block, unless a row needs more.
@@ -123,7 +122,6 @@ class FileAdjacency:
         self,
         folder: TierFolder,
         graph: BipartiteGraph,
-        layout: Layout,
         ring: Ring,
         times: StreamTimes | None = None,
         block_bytes: int | None = None,
@@ -138,27 +136,31 @@ class FileAdjacency:
         if block_bytes is None:
             longest = int(np.diff(indptr).max(initial=0))
             block_bytes = columns_block_bytes(entries, longest, file.alignment) - 2 * file.alignment
-        self._blocks = _Blocks.of(indptr, layout.block_rows, block_bytes // ITEM, file.alignment)
-        # As few buffers as let one be read while another one is computed on.
-        self._columns = _Columns(file, self._blocks, replace(ring, buffer_bytes=0, writers=1, phased=False), times)
-        self._next = 0  # block
+        self._blocks = _Blocks.of(indptr, block_bytes // ITEM, file.alignment)
+        buffers = read_only(ring.readers) * self._blocks.block_bytes
+        ring = replace(ring, buffer_bytes=buffers, writers=1, phased=False)
+        self._columns = _Columns(file, self._blocks, ring, times)
+        self._next = 0  # row
+        self._held: tuple[slice, torch.Tensor] | None = None  # rows and columns of the block that has it
 
     def rows(self, rows: slice) -> Iterator[Part]:
         """As Adjacency.rows."""
-        if rows.start == 0 and self._next:  # the last round was given up
+        start, nodes = rows.start, self.matrix.shape[0]
+        if start == 0 and self._next:  # the last round was given up
             self.close()
-        start = rows.start
         while start < rows.stop:
-            here, number = self._blocks.rows_of(self._next), self._next
-            assert here.start == start, "rows must be taken in their order"
-            assert here.stop <= rows.stop, "rows must end with a block"
-            self._next = (number + 1) % self._blocks.blocks
-            part = self.matrix.row_block(here, self._columns.take(number))
-            opened = self._columns.opened
+            assert start == self._next, "rows must be taken in their order"
+            self._held = self._held or self._columns.block()
+            (block, columns), opened = self._held, self._columns.opened
+            here = slice(start, min(rows.stop, block.stop))
+            self._next = here.stop % nodes
+            first, *entries = self.matrix.indptr[[block.start, start, here.stop]].tolist()
+            part = self.matrix.row_block(here, columns[slice(*(entry - first for entry in entries))])
             try:
-                yield slice(here.start - rows.start, here.stop - rows.start), part
+                yield slice(start - rows.start, here.stop - rows.start), part
             finally:
-                if self._columns.opened == opened and self._columns.is_open:
+                if here.stop == block.stop and self._columns.opened == opened and self._columns.is_open:
+                    self._held = None
                     self._columns.release()
             start = here.stop
 
@@ -183,7 +185,7 @@ class FileAdjacency:
     def close(self) -> None:
         """As Adjacency.close."""
         self._columns.close(drain=False)
-        self._next = 0
+        self._next, self._held = 0, None
 
 
 class _Chosen:
@@ -208,13 +210,13 @@ class _Blocks:
     alignment: int
 
     @classmethod
-    def of(cls, indptr: npt.NDArray[np.int64], every: int, most: int, alignment: int) -> _Blocks:
-        """As large ones as have no more than so many entries, or a single row, and end at every so many rows."""
+    def of(cls, indptr: npt.NDArray[np.int64], most: int, alignment: int) -> _Blocks:
+        """As large ones as have no more than so many entries, or a single row."""
         rows, last = [0], len(indptr) - 1
         while rows[-1] < last:
             start = rows[-1]
             fitting = int(np.searchsorted(indptr, indptr[start] + most, side="right")) - 1
-            rows.append(min(max(fitting, start + 1), (start // every + 1) * every, last))
+            rows.append(min(max(fitting, start + 1), last))
         borders = np.array(rows, np.int64)
         return cls(borders, indptr[borders], alignment)
 
@@ -250,17 +252,21 @@ class _Columns(RingOfBuffers):
         super().__init__([blocks.block_bytes], blocks.blocks, ring, times=times)
         self.file, self.blocks, self.moved = file, blocks, Traffic()
 
-    def take(self, number: int) -> torch.Tensor:
-        """The columns of the next block, which must be the one of this number, until it is released."""
-        return self.blocks.columns_in(number, self._take(number).buffers[0])
+    def block(self) -> tuple[slice, torch.Tensor]:
+        """Rows and columns of the next block, until it is released."""
+        number = self._use % self._total
+        slot = self._take(number)
+        for _, count, seconds in slot.read:  # not before: what is read ahead belongs to whoever takes it
+            self.moved.add("read", count, seconds)
+        return self.blocks.rows_of(number), self.blocks.columns_in(number, slot.buffers[0])
 
     def _transfer(self, direction: Direction, position: int) -> None:
         if direction == "write":  # there is nothing new in it
             return
         offset, length = self.blocks.place(position % self._total)
-        started = time.perf_counter()
-        self.file.read(offset, self._slot(position).buffers[0][:length])
-        self.moved.add("read", length, time.perf_counter() - started)
+        slot, started = self._slot(position), time.perf_counter()
+        self.file.read(offset, slot.buffers[0][:length])
+        slot.read = [("graph", length, time.perf_counter() - started)]
 
 
 def _write(file: TierFile, graph: BipartiteGraph) -> None:

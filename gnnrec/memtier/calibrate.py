@@ -29,10 +29,12 @@ Progress = Callable[[str], None]
 
 
 def measure(tiers: Sequence[Tier], *, seconds: float = 90.0, progress: Progress = lambda words: None) -> list[Tier]:
-    """Measure the tiers, one after the other; each gets an equal share of the time that is left.
+    """Measure the tiers, one after the other; each gets an equal share of the time that is left, and where one has
+    taken too long, as on a busy machine, no less than an equal share of all.
 
     Args:
-        seconds: for all of it; the figure that runs when the time is up is finished.
+        seconds: for all of it; the figure that runs when the time is up is finished, and so is what no plan can do
+            without.
         progress: is told each figure that begins.
 
     Returns:
@@ -40,13 +42,13 @@ def measure(tiers: Sequence[Tier], *, seconds: float = 90.0, progress: Progress 
         was; its fact "calibration" says why.
     """
     end, result = time.perf_counter() + seconds, []
-    waiting = sum(not tier.unavailable for tier in tiers)
+    waiting = count = sum(not tier.unavailable for tier in tiers)
     for tier in tiers:
         if tier.unavailable:
             result.append(_with_fact(tier, f"unavailable: {tier.unavailable}"))
             continue
         now = time.perf_counter()
-        watch = Stopwatch(now + (end - now) / waiting, _of(tier, progress))
+        watch = Stopwatch(now + max((end - now) / waiting, seconds / count), _of(tier, progress))
         waiting -= 1
         result.append(_measured(tier, watch))
     return result

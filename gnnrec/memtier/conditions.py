@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gnnrec.memtier import sysfs
@@ -34,8 +34,15 @@ def machine(root: Path = Path("/")) -> Conditions:
         "last_level_cache_bytes": last_level_cache(root)[0],
         "memory_bytes": round(memory / _MEMORY_STEP) * _MEMORY_STEP,
         "numba_version": version("numba"),
-        "gnnrec_version": version("gnnrec"),
+        "gnnrec_version": _own_version(),
     }
+
+
+def _own_version() -> str:
+    try:
+        return version("gnnrec")
+    except PackageNotFoundError:  # a checkout that is on the path
+        return "not installed"
 
 
 def of_tier(tier: Tier, root: Path = Path("/")) -> Conditions:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnrec.errors import GnnrecError
+from gnnrec.memtier.calibrate import FACT
 from gnnrec.memtier.tiers import Rate, Tier
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ def bandwidth(tier: Tier, access: Access, threads: int) -> Bandwidth:
         way = "read" if access.pattern == "gather" else "write"
         if tier.provenance in ("declared", "prior") and (bound := _interpolated(tier, way, access, threads)):
             return Bandwidth(bound, f"{tier.provenance}, as sequential: an upper bound", _sources(tier, way))
+    why = tier.facts.get(FACT, "")
+    if why.startswith("unavailable"):  # it was tried just now
+        remedy = f"Run {calibrate(tier)} seconds=300 on an idle machine"
+        raise UnknownRateError(f"has no rate of {access.pattern}: {why}", where=tier.name, remedy=remedy)
     raise UnknownRateError(f"has no rate of {access.pattern}", where=tier.name, remedy=f"Run {calibrate(tier)} first")
 
 

@@ -13,6 +13,7 @@ from gnnrec.memtier.costs import Access
 from gnnrec.memtier.layout import BLOCK_BYTES
 
 STATE = ("exp_avg", "exp_avg_sq")
+RANKING = "ranking"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,20 @@ class Side:
         before = np.minimum(np.cumsum(self.counts), nodes)
         taken = np.diff(before, prepend=0.0)
         return float(taken @ self.degrees) / max(self.edges, 1)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is ranked, and how.
+
+    Args:
+        valid, test: interactions of the validation part, 0 where there is none, and of the test part.
+        k: items of a list.
+    """
+
+    valid: int
+    test: int
+    k: int
 
 
 class Moved:

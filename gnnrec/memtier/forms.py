@@ -9,11 +9,9 @@ from gnnrec.config import NGCFConfig
 from gnnrec.memtier.costs import Access
 from gnnrec.memtier.demands import STATE, Demand, Moved, Pass, Streamed
 from gnnrec.memtier.layout import ROWS_BYTES, columns_block_bytes
-from gnnrec.memtier.ring import FEWEST
-from gnnrec.memtier.workload import FLOAT, Workload
+from gnnrec.memtier.ring import read_only
+from gnnrec.memtier.workload import FLOAT, SELECTED, Workload
 from gnnrec.ops.ngcf_layer.passes import CHUNK_ROWS, CHUNKS
-
-CHOSEN = 20  # bytes an entry, of which rows are chosen: two numbers of entries, and its column
 
 
 def streamed(workload: Workload, panel: int) -> Streamed:
@@ -33,18 +31,18 @@ def state(workload: Workload) -> Streamed:
     return Streamed(workload.dim, 1, sum(demand.bytes for demand in files), demands, update, files, len(files))
 
 
-def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096) -> Streamed:
+def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096, readers: int = 2) -> Streamed:
     """The same with the columns of the graph in a file, which every layer reads for every panel, forward and backward:
-    see `gnnrec.memtier.adjacency`. alignment: bytes, of reads."""
+    see `gnnrec.memtier.adjacency`. alignment: bytes, of reads; readers: of so many at a time."""
     nodes, entries, layers = workload.nodes, workload.entries, workload.layers
     layer = float(form.panels * entries * FLOAT)
     of_batch = workload.batch_rows()[1] if layers else 0.0
     graph = next(demand for demand in form.demands if demand.name == "graph")
     # Which entries of a block belong to rows of the batch is written down, and these are copied, for every panel.
-    chosen = Access("mixed", CHOSEN * form.panels * of_batch)
+    chosen = Access("mixed", SELECTED * form.panels * of_batch)
     rows = Demand("pointers", 8 * (nodes + 1) + FLOAT * nodes, (*graph.accesses, chosen))
     block = columns_block_bytes(entries, max(workload.users.longest, workload.items.longest), alignment)
-    buffers = Demand("graph_buffers", (FEWEST + CHOSEN // FLOAT) * block)
+    buffers = Demand("graph_buffers", (read_only(readers) + SELECTED // FLOAT) * block)
     others = tuple(demand for demand in form.demands if demand is not graph)
     reads = ((2 * layers - 1) * layer, layer) if layers else (0.0, 0.0)
 
@@ -90,7 +88,7 @@ def lightgcn(workload: Workload, panel: int) -> Streamed:
     )
     files = [Demand(name, numbers, ways) for name in ("embedding", *STATE)]
     files.append(Demand("final", numbers))  # for evaluation, mapped
-    if workload.validated:
+    if workload.held_out.valid:
         files.append(Demand("best", numbers))
     update = (Access("mixed", 6 * numbers),)
     if workload.on_gpu:  # pointers of blocks of rows, and which rows of them are short
@@ -175,7 +173,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     parts = min(max(workload.nodes // CHUNK_ROWS, 1), CHUNKS)
     sizes |= {"weights": (4 * workload.layers + parts) * 2 * (workload.dim + 1) * workload.dim * FLOAT}
     lying = {"embedding": 1, STATE[0]: 1, STATE[1]: 1, "layers": inner, "aggregates": max(inner, 1)}
-    lying |= {"gradient": min(inner, 1), "final": workload.layers + 1, "best": int(workload.validated)}
+    lying |= {"gradient": min(inner, 1), "final": workload.layers + 1, "best": bool(workload.held_out.valid)}
     return Streamed(
         panel,
         panels,

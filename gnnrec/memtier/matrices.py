@@ -15,6 +15,7 @@ import torch
 
 from gnnrec.memtier.files import TierFile, TierFolder, aligned
 from gnnrec.memtier.layout import ITEM, Layout
+from gnnrec.memtier.placement import map_file
 
 
 class BlockMatrix(ABC):
@@ -115,9 +116,9 @@ def empty(rows: int, columns: int) -> torch.Tensor:
 
 
 def mapped(file: TierFile, rows: int, columns: int) -> torch.Tensor:
-    """A float32 matrix [rows, columns], row after row, in a file that is mapped into memory."""
-    memory = mmap.mmap(file.fileno(), file.size)  # shared: what is written goes to the file
-    return rows_in(np.frombuffer(memory, np.uint8), rows, columns)
+    """A float32 matrix [rows, columns], row after row, in a file that is mapped into memory, and whose space is
+    reserved: what is written goes there. What no check can find is said in `map_file`."""
+    return rows_in(map_file(str(file.path), file.fileno(), file.size, mmap.MAP_SHARED), rows, columns)
 
 
 def rows_in(buffer: npt.NDArray[np.uint8], rows: int, width: int) -> torch.Tensor:

@@ -35,6 +35,7 @@ _LEAST, _WANTED = 1 << 30, 2 << 30  # bytes of the file
 _WRITE_BACK = 2  # times as many where the device says that it has a cache of its own
 _SHARE = 4  # the file takes at most the free bytes divided by this
 _FILLING = 0.3  # of the time at most goes into writing the file
+_PATIENCE = 60.0  # seconds more for the least file that caches do not hold: without it there is no rate, and no plan
 _RUN_SECONDS = 0.15
 _CACHED = 0.01  # of the file's pages may lie in the page cache; others may read the same files
 _PAGE = 4 << 10  # bytes
@@ -105,20 +106,21 @@ def _write_cache(folder: str, root: Path = Path("/")) -> str:
 
 
 def _fill(file: TierFile, until: float) -> int:
-    """Write the file, all of it or what the time allows; returns how many bytes. What was never written is not read
-    from the device: the file system knows that it holds zeros.
+    """Write the file, all of it or what the time allows, but as much as must be; returns how many bytes.
+    What was never written is not read from the device: the file system knows that it holds zeros.
 
     Raises:
-        GnnrecError: the time does not suffice for a file that is larger than caches.
+        GnnrecError: some time more does not suffice for a file that is larger than caches.
     """
     buffer = _random(LARGEST, seed=0)
     for written in range(0, file.size, LARGEST):
-        if time.perf_counter() > until:
-            if written >= _LEAST:
-                file.sync()
-                return written
+        late = time.perf_counter() - until
+        if late > 0 and written >= _LEAST:
+            file.sync()
+            return written
+        if late > _PATIENCE:
             found = f"{in_bytes(written)} were written in the time there was, {in_bytes(_LEAST)} are needed"
-            raise GnnrecError(found, where=str(file.path.parent), remedy="Give it more seconds")
+            raise GnnrecError(found, where=str(file.path.parent), remedy="Give it more seconds, on an idle machine")
         _stamp(buffer, written)
         file.write(written, buffer)
     file.sync()

@@ -21,6 +21,7 @@ import mmap
 import os
 import platform
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gnnrec.errors import StorageError
 from gnnrec.memtier import sysfs
 from gnnrec.memtier.files import TierFolder, TierMemoryError, aligned
 from gnnrec.memtier.tiers import Tier
-from gnnrec.storage import locked
+from gnnrec.storage import locked, storage_errors
 from gnnrec.units import in_bytes
 
 _SYSCALLS = {  # asm/unistd.h
@@ -247,7 +249,21 @@ class Ranges:
 
 
 def map_file(where: str, descriptor: int, size: int, flags: int, offset: int = 0) -> npt.NDArray[np.uint8]:
-    """The mapping as an array, which ends with the last view of it."""
+    """The mapping as an array, which ends with the last view of it.
+
+    Whether a file is as long as it was made is looked at now. A device that fails to read a page later on, or somebody
+    who cuts the file, cannot be told as an error: the system ends the process with SIGBUS, and a command of ours says
+    no more than where it was (`process.prepare`). Checkpoints are no mapped files.
+
+    Raises:
+        StorageError: a file that is shorter.
+        TierMemoryError: the system does not map it.
+    """
+    with storage_errors(where):
+        there = os.fstat(descriptor)
+    if stat.S_ISREG(there.st_mode) and there.st_size < offset + size:
+        found = f"has {in_bytes(there.st_size)} where it was made with {in_bytes(offset + size)}"
+        raise StorageError(found, where=where, remedy="The file was cut: let nothing else touch the folder")
     try:
         return np.frombuffer(mmap.mmap(descriptor, size, flags=flags, offset=offset), np.uint8)
     except OSError as error:

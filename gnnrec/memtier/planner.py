@@ -6,6 +6,7 @@ it; files that are streamed meanwhile cost the longer of both. Capacities count 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, inf
@@ -15,7 +16,7 @@ from gnnrec.config.memory import MemoryConfig
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.memtier import forms
 from gnnrec.memtier.costs import Access, Bandwidth, Transfers, bandwidth, calibrate, seconds, transfers
-from gnnrec.memtier.demands import STATE, Demand, Pass, Streamed
+from gnnrec.memtier.demands import RANKING, STATE, Demand, Pass, Streamed
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.passes import SOURCES
@@ -122,16 +123,10 @@ class _Problem:
         attempts = []
         if self.memory.name != "stream":
             attempts.append(self._short(self.resident, self.others if self.memory.name != "dram" else []))
-        attempts += [
-            self._short(
-                [*streamed.demands, self._ring(streamed, tier, self.memory.buffer_bytes or 0), *streamed.files],
-                [],
-                tier,
-                streamed.files,
-            )
-            for pairs in self._streams()
-            for streamed, tier in pairs
-        ]
+        for streamed, tier in itertools.chain(*self._streams()):
+            ring = self._ring(streamed, tier, self.memory.buffer_bytes or 0)
+            demands = [*_beside(ring, streamed.demands), ring, *streamed.files]
+            attempts.append(self._short(demands, [], tier, streamed.files))
         return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
 
     def room(self, tier: Tier, demands: Sequence[Demand]) -> float:
@@ -216,15 +211,23 @@ class _Problem:
         if workload.can_stream_state and memory.panel is None and (memory.name == "auto" or not pairs):
             state = forms.state(workload)
             pairs += [(state, tier) for tier in tiers if self._agrees(state, tier)]
-        alignment = max((tier.granularity for tier in tiers), default=4096)
-        more = [] if workload.on_gpu else [forms.with_graph_in_file(workload, form, alignment) for form in every]
-        last = [(form, tier) for tier in tiers for form in more if self._agrees(form, tier)]
+        last = [
+            (form, tier)
+            for tier in ([] if workload.on_gpu else tiers)
+            for form in self._with_graph(every, tier)
+            if self._agrees(form, tier)
+        ]
         if memory.name == "stream" and not (pairs or last):
             found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"
             pins = ", ".join(f"memory.pin.{tensor}={name}" for tensor, name in memory.pins.items())
             remedy = "Pin embedding, exp_avg and exp_avg_sq, also with the graph, or both moments alone, to that folder"
             raise ConfigError(f"{found} {pins or 'memory.folder'}", where="memory=stream", remedy=remedy)
         return pairs, last
+
+    def _with_graph(self, every: Sequence[Streamed], tier: Tier) -> list[Streamed]:
+        """The forms with the graph in files of a tier too."""
+        how = tier.granularity, self._transfers(tier).readers if every else 0
+        return [forms.with_graph_in_file(self.workload, form, *how) for form in every]
 
     def _agrees(self, form: Streamed, tier: Tier) -> bool:
         """Whether the pins have in files what the form has there, and all else where the computation is."""
@@ -233,18 +236,23 @@ class _Problem:
 
     def _with_ring(self, streamed: Streamed, files: Tier) -> Plan | None:
         """The plan of a form, with the largest ring that fits and is of use; None where none fits."""
-        left = self.room(self.home, streamed.demands) - sum(demand.bytes for demand in streamed.demands)
+        always, ranking = (
+            sum(demand.bytes for demand in streamed.demands if (demand.name == RANKING) == ranked)
+            for ranked in (False, True)
+        )
+        left = self.room(self.home, streamed.demands) - always
         block = self._block_bytes(streamed, files)
         useful = ceil(streamed.panel_bytes / block) * block
         asked = self.memory.buffer_bytes or min(left, useful)
         ring = self._ring(streamed, files, int(max(asked, 0)))
         on_files = sum(demand.bytes for demand in streamed.files)
-        if ring.bytes > left or on_files > self.room(files, streamed.files):
+        if max(ring.bytes, ranking) > left or on_files > self.room(files, streamed.files):
             return None
-        placements = [self._placement(demand, self.home, "direct") for demand in (*streamed.demands, ring)]
+        held = [*_beside(ring, streamed.demands), ring]
+        placements = [self._placement(demand, self.home, "direct") for demand in held]
         placements += [self._placement(demand, files, "stream") for demand in streamed.files]
         resources = self._busy(placements, sum(one.flops for one in streamed.passes) if streamed.passes else None)
-        demands = [*streamed.demands, ring, *streamed.files]
+        demands = [*held, *streamed.files]
         if streamed.passes:
             step = self.workload.sampling_seconds
             step += sum(self._pass_seconds(one, streamed, files, ring.bytes) for one in streamed.passes)
@@ -489,6 +497,14 @@ def _fits(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> bo
         return _Problem(workload, tiers, memory).best() is not None
     except GnnrecError:
         return False
+
+
+def _beside(ring: Demand, demands: Sequence[Demand]) -> list[Demand]:
+    """Of rankings what they take beyond the ring, whose buffers are given up before."""
+    return [
+        replace(demand, bytes=max(0, demand.bytes - ring.bytes)) if demand.name == RANKING else demand
+        for demand in demands
+    ]
 
 
 def _moved(demand: Demand) -> float:

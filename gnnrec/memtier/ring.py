@@ -23,6 +23,11 @@ from gnnrec.memtier.files import Direction, aligned
 FEWEST = 4  # buffers: one at work, one that is read, one that is written, one to spare
 
 
+def read_only(readers: int) -> int:
+    """Buffers of a ring that is read alone: one at work, one that is ready, one for every reader."""
+    return max(FEWEST, 2 + readers)
+
+
 @dataclass(frozen=True)
 class Ring:
     """How a stream's buffers and threads are used.
@@ -45,11 +50,12 @@ class Ring:
 
 @dataclass
 class Slot:
-    """A buffer of the ring, in parts, such as one for every matrix."""
+    """A buffer of the ring, in parts, such as one for every matrix, and what reading it took: names, bytes, seconds."""
 
     buffers: list[npt.NDArray[np.uint8]]
     free: bool = True
     ready: bool = False
+    read: list[tuple[str, int, float]] = field(default_factory=list)
 
 
 @dataclass

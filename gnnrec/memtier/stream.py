@@ -40,7 +40,8 @@ class Stream(RingOfBuffers):
         ring, memory, times: as `RingOfBuffers` has it.
 
     Attributes:
-        moved: bytes and seconds of transfers, by the names of the matrices.
+        moved: bytes and seconds of transfers, by the names of the matrices; a block counts as read once it is taken,
+            so that what is read ahead belongs to whoever takes it.
     """
 
     def __init__(
@@ -64,18 +65,26 @@ class Stream(RingOfBuffers):
     def take(self, panel: int, block: int) -> Block:
         """Wait for the next block, which must be this one. No more than `buffers` can be taken at a time."""
         slot, rows = self._take(panel * self.layout.blocks + block), self.layout.rows_of(block)
+        for name, count, seconds in slot.read:
+            self.moved[name].add("read", count, seconds)
         return Block(panel, rows, [rows_in(x, rows.stop - rows.start, self.layout.width) for x in slot.buffers])
 
     def _transfer(self, direction: Direction, position: int) -> None:
         panel, block = divmod(position % self._total, self.layout.blocks)
-        for matrix, buffer in zip(self.matrices, self._slot(position).buffers):
+        slot, took = self._slot(position), list[tuple[str, int, float]]()
+        for matrix, buffer in zip(self.matrices, slot.buffers):
             if not self._moves(direction, matrix):
                 continue
             offset, length = matrix.layout.place(panel, block)
             move = matrix.file.read if direction == "read" else matrix.file.write
             started = time.perf_counter()
             move(offset, buffer[:length])
-            self.moved[matrix.name].add(direction, length, time.perf_counter() - started)
+            took.append((matrix.name, length, time.perf_counter() - started))
+        if direction == "read":
+            slot.read = took
+            return
+        for name, count, seconds in took:
+            self.moved[name].add("write", count, seconds)
 
     def _moves(self, direction: Direction, matrix: PanelMatrix) -> bool:
         """Whether blocks of a matrix go this way."""

@@ -22,11 +22,13 @@ from gnnrec.config import (
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.costs import Access
-from gnnrec.memtier.demands import STATE, Demand, Moved, Side
+from gnnrec.memtier.demands import RANKING, STATE, Demand, HeldOut, Moved, Side
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam.reference import bytes_moved as adam_bytes
 from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_bytes
 from gnnrec.ops.ngcf_layer.reference import bytes_moved as ngcf_bytes
+from gnnrec.ops.topk_scores import users_at_a_time
+from gnnrec.ops.topk_scores.cpu import packed_items
 
 LINE = 64  # bytes of a cache line: of the least that a draw or a scale is fetched with
 GROUP = 16  # columns; panels are a multiple of it
@@ -34,6 +36,7 @@ FLOAT = 4  # bytes
 # Of a triple's item, by one thread: random bits and a search among the user's items. 28 to 48 ns on Gowalla, batches of
 # 2048 to 131072 with 1 to 16 negatives, on one core of Zen 4.
 DRAW_SECONDS = 45e-9
+SELECTED = 20  # bytes an entry of rows that are selected: two numbers of entries, and its column
 MISSED = 16  # rows over so many times the cache are hardly ever found in it
 
 
@@ -44,7 +47,8 @@ class Workload:
     Args:
         users, items: degrees.
         model, loss, optimizer, trainer: as configured; the trainer as `training.scaling.scaled` gives it.
-        validated: whether the best parameters so far are kept beside the present ones.
+        held_out: what is ranked now and then, and in the end. With a validation part, the best parameters so far are
+            kept beside the present ones.
         threads: of the kernels.
         cache_bytes: of the last-level cache.
         flops: that dense products get a second, None where it is not known.
@@ -60,7 +64,7 @@ class Workload:
     loss: LossConfig
     optimizer: OptimizerConfig
     trainer: TrainerConfig
-    validated: bool
+    held_out: HeldOut
     threads: int
     cache_bytes: int
     flops: float | None = None
@@ -206,7 +210,7 @@ class Workload:
             sizes["work"] = numbers
         if self._reg:
             sizes["ego_gradient"] = numbers
-        if self.validated and not self.on_gpu:  # kept on the CPU
+        if self.held_out.valid and not self.on_gpu:  # kept on the CPU
             sizes["best"] = numbers
         return sizes
 
@@ -256,6 +260,26 @@ class Workload:
             yield moved.demand(name, size, movable=name in ("embedding", "master", *STATE) and not self.on_gpu)
         places = (2 + self.negatives) * self.batch * (8 + 4 + 2 * FLOAT)  # numbers, order, scores and weights
         yield moved.demand("batch", places + 24 * (self.nodes + 1) * isinstance(self.loss, BPRConfig))
+        if self.on_gpu:
+            return
+        if self.negatives and self.trainer.sampling == "interactions":
+            yield moved.demand("order", order_bytes(self.users.edges) * self.users.edges)
+        yield moved.demand(RANKING, self._ranking())
+
+    def _ranking(self) -> int:
+        """Of the evaluation in the end, and most of it now and then."""
+        held_out, model = self.held_out, self.model
+        biased = bool(model.popularity)  # type: ignore[union-attr]  # as above
+        width, copied = self.final_dim + biased, biased or model.similarity == "cosine"  # type: ignore[union-attr]
+        block = min(users_at_a_time(held_out.k, on_gpu=False), self.users.nodes)
+        # Vectors of users, their lists, and what they have seen; items that are packed.
+        ranked = block * ((1 + copied) * width * FLOAT + held_out.k * (4 + FLOAT))
+        ranked += int(SELECTED * self.users.share(block) * self.users.edges)
+        ranked += min(packed_items(width), self.items.nodes) * width * FLOAT
+        # The test part by user, and the validation part, which its rankings leave out; each is grouped by item first.
+        grouped = 4 * max(held_out.valid, held_out.test) + 8 * (self.items.nodes + 2)
+        parts = 4 * (held_out.valid + held_out.test) + 16 * (self.users.nodes + 1)
+        return parts + max(grouped, ranked) + copied * self.items.nodes * width * FLOAT
 
     def propagate(
         self, moved: Moved, source: str, target: str, dim: int, size: int, times: int = 1, layers: int | None = None
@@ -393,6 +417,11 @@ class _Adjacency:
 def _graph_bytes(nodes: int, entries: int) -> int:
     """Pointers, columns and scales of rows and columns, as a product reads them."""
     return 8 * (nodes + 1) + 8 * entries + 4 * nodes
+
+
+def order_bytes(edges: int) -> int:
+    """Bytes of an edge's number in a shuffled epoch."""
+    return 4 if edges < 2**31 else 8
 
 
 def _unknown(where: str, name: str, known: list[str]) -> ConfigError:

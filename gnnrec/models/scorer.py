@@ -50,7 +50,7 @@ class FactorScorer:
         item_bias: float32 [num_items], added to an item's scores.
 
     Attributes:
-        user_factors, item_factors: what is multiplied, with one column more where there is a bias.
+        item_factors: what users' factors are multiplied with, with one column more where there is a bias.
     """
 
     def __init__(
@@ -63,16 +63,24 @@ class FactorScorer:
         item_bias: torch.Tensor | None = None,
     ) -> None:
         self.fold_in, self.cosine, self.biased = fold_in, cosine, item_bias is not None
-        items = items.float()  # whatever the storage of training
-        self.item_vectors = F.normalize(items) if cosine else items
-        self.item_factors = self.item_vectors
+        items, self._users = items.float(), users  # whatever the storage of training
+        self.item_factors, width = items, items.shape[1]
+        if cosine or item_bias is not None:  # one copy of them for both
+            self.item_factors = items.new_empty(len(items), width + self.biased)
+            vectors = self.item_factors[:, :width]
+            _ = F.normalize(items, out=vectors) if cosine else vectors.copy_(items)
         if item_bias is not None:
-            self.item_factors = torch.cat([self.item_vectors, item_bias[:, None]], dim=1)
-        self.user_factors = self._factors(users)
+            self.item_factors[:, width] = item_bias
+        self.item_vectors = self.item_factors[:, :width]
+
+    @property
+    def user_factors(self) -> torch.Tensor:
+        """Of all users, made anew: large trainings hold those of some users at a time."""
+        return self._factors(self._users)
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
-        return self._topk(self.user_factors[users.to(self.item_vectors.device)], k, seen)
+        return self._topk(self._factors(self._users[users.to(self.item_vectors.device)]), k, seen)
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
@@ -156,11 +164,6 @@ def popularity_bias(graph: BipartiteGraph, popularity: float, device: torch.devi
     if not popularity:
         return None
     return (popularity * torch.from_numpy(graph.item_degrees).clamp(min=1).double().log()).float().to(device)
-
-
-def ranking_block(k: int) -> int:
-    """How many users to rank at once, so that lists of k items stay small."""
-    return min(max(2**22 // k, 64), 65536)
 
 
 def normalised(history: SparseMatrix, graph: BipartiteGraph) -> SparseMatrix:

@@ -34,6 +34,8 @@ from gnnrec.storage import atomic_folder, remove_folder, remove_leftovers, stora
 FORMAT = "gnnrec-checkpoint"
 VERSIONS = {False: 1, True: 2}  # of a checkpoint that one process has written, or several
 
+MOST = 3  # checkpoints at a time: two that are kept, and the next one while it is written
+
 _FOLDER = re.compile(r"step-(\d{8,})(?:-(\d+))?")  # the second number: the step was saved again after a resume
 _KEY = re.compile(r"([A-Za-z]\w*)\.(.+)")
 _SUFFIX = ".safetensors"
@@ -113,7 +115,7 @@ def save(
     tensors: Mapping[str, torch.Tensor | Rows],
     state: Mapping[str, Any],
     *,
-    keep: int = 1,
+    keep: int = MOST - 2,
     columns: slice | None = None,
     others: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
@@ -188,6 +190,11 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint in `folder`, not verified; None where there is none."""
     found = _checkpoints(Path(folder))
     return found[-1][2] if found else None
+
+
+def count(folder: Path) -> int:
+    """How many checkpoints there are in `folder`, not verified."""
+    return len(_checkpoints(folder))
 
 
 def load(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from gnnrec import device as devices
 from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
-from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.bipartite import user_rows
 from gnnrec.graph.sparse import SparseMatrix
-from gnnrec.models.scorer import Ranker, ranking_block
+from gnnrec.graph.union import Union
+from gnnrec.models.scorer import Ranker
+from gnnrec.ops.topk_scores import users_at_a_time
 from gnnrec.training.metrics import MetricAccumulator
 
 
@@ -21,7 +20,7 @@ class Evaluator:
 
     Args:
         held_out: the interactions to be predicted.
-        seen: users x items matrix of what is left out of the ranking.
+        seen: users x items of what is left out of the ranking.
         ks: cut-offs K of the metrics.
 
     Raises:
@@ -29,7 +28,7 @@ class Evaluator:
         ConfigError: a K beyond the number of items.
     """
 
-    def __init__(self, held_out: Interactions, seen: SparseMatrix, ks: Sequence[int]) -> None:
+    def __init__(self, held_out: Interactions, seen: SparseMatrix | Union, ks: Sequence[int]) -> None:
         if not len(held_out):
             raise DataError("holds no interaction", where=held_out.name, remedy="Evaluate on another part")
         if max(ks) > held_out.num_items:
@@ -39,9 +38,8 @@ class Evaluator:
                 remedy="Ask for no more than that",
             )
         self.ks, self.seen, self.num_items = list(ks), seen, held_out.num_items
-        graph = BipartiteGraph.from_edges(held_out.users, held_out.items, held_out.num_users, held_out.num_items)
-        self._held_out = graph.user_item()
-        self.users = torch.from_numpy(np.flatnonzero(graph.user_degrees))
+        self._held_out = user_rows(held_out.users, held_out.items, held_out.num_users, held_out.num_items)
+        self.users = self._held_out.indptr.diff().nonzero()[:, 0]
 
     def __call__(self, scorer: Ranker) -> dict[str, float]:
         """Metrics by name, such as `recall@20`; defined in `training.metrics`. Ranks where the scorer is.
@@ -53,7 +51,7 @@ class Evaluator:
         k, device = max(self.ks), scorer.item_vectors.device
         with devices.memory_errors("ranking", lower=f"evaluation.k (now {self.ks}) or model.dim"):
             seen = self.seen.to(device)
-            for users in self.users.split(ranking_block(k)):
+            for users in self.users.split(users_at_a_time(k, on_gpu=device.type == "cuda")):
                 there = users.to(device)
                 ranked, _ = scorer.topk(there, k, seen.select_rows(there))
                 relevant = self._held_out.select_rows(users)

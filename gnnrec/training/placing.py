@@ -23,11 +23,12 @@ from gnnrec.config import (
     SoftmaxConfig,
     TrainConfig,
 )
+from gnnrec.data.dataset import Dataset
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier import calibrate, conditions, planner
 from gnnrec.memtier.adjacency import FileAdjacency
 from gnnrec.memtier.costs import cache_held, product_flops
-from gnnrec.memtier.demands import STATE
+from gnnrec.memtier.demands import STATE, HeldOut
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.layout import BLOCK_BYTES, ROWS_BYTES, Layout
@@ -126,13 +127,13 @@ class Places:
         self._open.close()
 
 
-def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, folder: Path) -> Places:
+def planned(config: TrainConfig, graph: BipartiteGraph, *, held_out: HeldOut, folder: Path) -> Places:
     """The plan for a training that may use other memory than DRAM, which measures what was never measured.
 
     Args:
         config: of the training.
         graph: the training graph.
-        validated: whether the best parameters so far are kept.
+        held_out: what is ranked.
         folder: for files, where memory.folder is not set; a GPU is then streamed to from DRAM.
 
     Raises:
@@ -164,13 +165,22 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, validated: bool, fold
     if unknown:
         names = " and ".join(tier.name for tier in unknown)
         print(f"measuring {names} for the plan, once on this machine: {CALIBRATION_SECONDS:.0f} s", flush=True)
-        calibrate.keep(calibrate.measure(unknown, seconds=CALIBRATION_SECONDS))
-        tiers = calibrate.calibrated(tiers)
-    found = planner.plan(workload(config, graph, tiers, validated=validated), tiers, memory)
+        measured = calibrate.measure(unknown, seconds=CALIBRATION_SECONDS)
+        calibrate.keep(measured)
+        for tier in measured:  # also what could not be measured in the time there was
+            print(f"{tier.name}: {tier.facts[calibrate.FACT]}", flush=True)
+        now = {tier.name: tier for tier in measured}
+        tiers = [now.get(tier.name, tier) for tier in tiers]
+    found = planner.plan(workload(config, graph, tiers, held_out=held_out), tiers, memory)
     if found.mode == "dram" and files is not None:
         with suppress(OSError):  # not empty, or somebody's
             files.rmdir()
     return Places(found, {tier.name: tier for tier in tiers}, found.place("batch").tier, str(folder.parent))
+
+
+def held_out(config: TrainConfig, data: Dataset) -> HeldOut:
+    """What is ranked of these data."""
+    return HeldOut(0 if data.valid is None else len(data.valid), len(data.test), max(config.evaluation.k))
 
 
 def normalised(memory: MemoryConfig) -> MemoryConfig:
@@ -188,7 +198,7 @@ def workload(
     graph: BipartiteGraph,
     tiers: Sequence[Tier],
     *,
-    validated: bool,
+    held_out: HeldOut,
     hardware: HardwareConfig | None = None,
     declared_gpu: bool = False,
 ) -> Workload:
@@ -198,7 +208,7 @@ def workload(
         config: of the training.
         graph: the training graph.
         tiers: that it may use.
-        validated: whether the best parameters so far are kept.
+        held_out: what is ranked.
         hardware: that is asked about; None for this machine.
         declared_gpu: whether it has a GPU.
     """
@@ -216,7 +226,7 @@ def workload(
         loss=loss,
         optimizer=config.optimizer,
         trainer=trainer,
-        validated=validated,
+        held_out=held_out,
         threads=config.threads or (torch.get_num_threads() if compute is None else compute.threads),
         cache_bytes=cache_held(tiers, conditions.last_level_cache()[0])
         if compute is None
@@ -303,7 +313,7 @@ def streamed(
     block_bytes = ROWS_BYTES * panel // dim if isinstance(config.model, NGCFConfig) else BLOCK_BYTES
     layout = Layout.of(rows, dim, panel, files.access.alignment, block_bytes)
     if form.graph_in_file:
-        adjacency = FileAdjacency(files, graph, layout, form.ring, store.times)
+        adjacency = FileAdjacency(files, graph, form.ring, store.times)
         graph = adjacency.graph
     if isinstance(config.model, NGCFConfig):
         made = graph, config.model, store, layout, config.seed

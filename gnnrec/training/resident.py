@@ -75,7 +75,6 @@ class Resident:
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss, a scalar on the device."""
         started = time.perf_counter()
-        before = 0.0 if self.stream is None else self.stream.times.transferred()
         optim.set_lr(self.optimizer, lr)
         start_step = getattr(self.model, "start_step", None)
         if start_step is not None:  # dropout and noise are functions of the step: training may have begun at any
@@ -91,7 +90,7 @@ class Resident:
         self._steps += 1
         self._seconds += time.perf_counter() - started
         if self.stream is not None:
-            self._transferring += self.stream.times.transferred() - before
+            self._transferring = self.stream.times.transferred()  # what is read ahead between steps belongs to them
         return loss
 
     def batch(self, step: int) -> tuple[torch.Tensor, ...]:
@@ -128,6 +127,8 @@ class Resident:
 
     def scorer(self) -> Scorer:
         """The model as it is now."""
+        if self.stream is not None:  # rankings take the place of its buffers
+            self.stream.close()
         return self.model.scorer()
 
     def keep_best(self) -> None:

@@ -1,55 +1,41 @@
-"""A run: the directory it leaves, and the way from a config to a trained and evaluated model."""
+"""A run: the way from a config to a trained and evaluated model."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from gnnrec import config as config_module
 from gnnrec import device as devices
 from gnnrec import models
 from gnnrec.config import LightGCNConfig, TrainConfig
-from gnnrec.config.values import flat
 from gnnrec.data import dataset
-from gnnrec.data.interactions import IdMap, Interactions
-from gnnrec.data.synthetic import PlantedModel
+from gnnrec.data.interactions import Interactions
 from gnnrec.errors import CheckpointError, ConfigError, Interrupted
-from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.bipartite import BipartiteGraph, user_rows
 from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.graph.union import Union
 from gnnrec.memtier.account import Actual, account
-from gnnrec.memtier.files import is_tier_folder
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
 from gnnrec.ops import most_threads, set_num_threads
 from gnnrec.ranks import ALONE, Ranks
-from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
-from gnnrec.training import checkpoint, distributed, placing, runlog
+from gnnrec.training import checkpoint, distributed, placing, room, rundir, runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
+from gnnrec.training.scaling import scaled
 from gnnrec.training.streamed import fill
 from gnnrec.training.streamed_ngcf import load
 from gnnrec.training.trackers import trackers
 from gnnrec.training.trainer import Position, Trainer, split_groups
 from gnnrec.training.view import views
-
-PARTS = ("train", "valid", "test")
-# What may differ when a run goes on: where and how long it trains, what is measured, where the data came from.
-RESUMABLE = config_module.BESIDE | {"device", "evaluation.k"}
-RESUMABLE |= {f"trainer.{key}" for key in ("epochs", "patience", "checkpoint_every")}
-RESUMABLE |= {f"data.{key}" for key in ("root", "log", "train", "valid", "test")}
-MEMORY = "memory."  # every key of it too: results are the same wherever tensors lie
-PLAN = "plan.json"
-TIER = "tier"  # of the run directory: the folder for files that are streamed
 
 
 @dataclass(frozen=True)
@@ -82,11 +68,9 @@ class Run:
         assert isinstance(scorer, models.FactorScorer)
         return distributed.AllColumns(scorer, self.ranks)
 
-    def seen(self, *, with_valid: bool) -> SparseMatrix:
-        """The users x items matrix of the training part, with the validation part where asked."""
-        if self.data.valid is None or not with_valid:
-            return self.graph.user_item()
-        return graph_of(self.data.train, self.data.valid).user_item()
+    def seen(self, *, with_valid: bool) -> SparseMatrix | Union:
+        """Users x items of the training part, with the validation part where asked."""
+        return seen(self.graph, self.data.valid if with_valid else None)
 
 
 def train(
@@ -124,17 +108,18 @@ def train(
     run_dir, columns = Path(ranks.tell(str(run_dir))), _columns(config, ranks)
     if ranks.begun(str(run_dir)):
         config = replace(config, resume=True)
-    ranks.first(lambda: _check_run_dir(config, run_dir))
-    data = load_data(config, run_dir) if config.resume else dataset.load(config.data)
+    ranks.first(lambda: rundir.check(config, run_dir))
+    data = rundir.load_data(config, run_dir) if config.resume else dataset.load(config.data)
     _check_cutoffs(config, data)
     with ExitStack() as opened, ExitStack() as failed:
-        log = ranks.first(lambda: _begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
-        graph, tier = graph_of(data.train), run_dir / TIER
-        places = placing.planned(config, graph, validated=data.valid is not None, folder=tier)
+        log = ranks.first(lambda: rundir.begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
+        graph, tier = graph_of(data.train), run_dir / rundir.TIER
+        places = placing.planned(config, graph, held_out=placing.held_out(config, data), folder=tier)
         failed.callback(places.close)
         if places.plan is not None:
             on_plan(places.plan)
-        ranks.first(lambda: _keep(config, places.plan, run_dir))
+        _check_room(config, graph, places, run_dir)
+        ranks.first(lambda: rundir.keep(config, places.plan, run_dir))
         ranks.begin(str(run_dir))
         restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
         model, graph = placing.build(config, graph, places, device, tier, restored=restored, columns=columns)
@@ -156,32 +141,23 @@ def train(
     return run, summary
 
 
+def _check_room(config: TrainConfig, graph: BipartiteGraph, places: Places, run_dir: Path) -> None:
+    """Raise a StorageError where disks would be full before a run whose tensors are streamed is done."""
+    if places.plan is not None and places.plan.mode == "stream":
+        assert config.trainer is not None
+        assert config.loss is not None
+        trainer, _ = scaled(config.trainer, config.loss, graph)
+        assert trainer.epochs is not None
+        saves = -(-trainer.epochs // trainer.checkpoint_every)
+        room.check(places.plan, run_dir / "checkpoints", placing.tier_folder(config, run_dir / rundir.TIER), saves)
+
+
 def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:
     """Those that this rank has of the embeddings; None where a single process was started."""
     if ranks.backend is None:
         return None
     assert isinstance(config.model, LightGCNConfig)
     return distributed.columns_of(config.model.dim, ranks.rank, ranks.size)
-
-
-def _begin(
-    config: TrainConfig, data: dataset.Dataset, run_dir: Path, loggers: Sequence[runlog.Logger], opened: ExitStack
-) -> runlog.RunLog:
-    """Take the run directory for this run, until `opened` is closed."""
-    with storage_errors(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    opened.enter_context(locked(run_dir / ".lock", "another process is training in this run directory"))
-    log = opened.enter_context(runlog.RunLog(run_dir, loggers))
-    _check_run_dir(config, run_dir)  # again: another process may have come first while data were read
-    if not config.resume:
-        save_data(data, run_dir)
-    return log
-
-
-def _keep(config: TrainConfig, plan: Plan | None, run_dir: Path) -> None:
-    """From here on it is a run. What has no plan may be tried again in this directory."""
-    atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
-    _keep_plan(plan, run_dir / PLAN)
 
 
 def _fit(
@@ -263,8 +239,8 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
         DeviceError, DeviceMemoryError: no such device, or no room on it.
     """
     found = devices.resolve(device)
-    config = read_config(run_dir)
-    data = load_data(config, run_dir)
+    config = rundir.read_config(run_dir)
+    data = rundir.load_data(config, run_dir)
     graph = graph_of(data.train)
     form = _form(run_dir, found)
     if form is not None and form.graph_in_file:
@@ -293,21 +269,13 @@ def open_run(run_dir: Path, device: str = "auto") -> Run:
     return Run(config, data, graph, model, found, places)
 
 
-def _keep_plan(plan: Plan | None, file: Path) -> None:
-    """Write the plan, or remove that of the run before, which is resumed without one."""
-    if plan is not None:
-        atomic_write(file, (json.dumps(plan.to_dict(), indent=2) + "\n").encode())
-    elif file.exists():
-        file.unlink()
-
-
 def _form(run_dir: Path, device: torch.device) -> Form | None:
     """Of a run whose embeddings are too large for memory; those in DRAM beside a GPU are not for processors.
 
     Raises:
         CheckpointError: the plan is damaged.
     """
-    file = run_dir / PLAN
+    file = run_dir / rundir.PLAN
     try:
         plan = json.loads(file.read_bytes())
         embedding, adjacency = (
@@ -317,7 +285,7 @@ def _form(run_dir: Path, device: torch.device) -> Form | None:
         if embedding["mode"] != "stream" or (host and device.type == "cpu"):
             return None
         ring = Ring(plan["buffer_bytes"], **plan["transfers"])
-        folder = None if host else run_dir / TIER
+        folder = None if host else run_dir / rundir.TIER
         return Form(folder, plan["panel_columns"], ring, graph_in_file=adjacency["mode"] == "stream")
     except FileNotFoundError:
         return None
@@ -351,12 +319,16 @@ def _restored(
     return model
 
 
-def graph_of(*parts: Interactions) -> BipartiteGraph:
-    """The graph of the interactions of these parts."""
-    users, items = parts[0].users, parts[0].items
-    if len(parts) > 1:
-        users, items = (np.concatenate([getattr(part, side) for part in parts]) for side in ("users", "items"))
-    return BipartiteGraph.from_edges(users, items, parts[0].num_users, parts[0].num_items)
+def graph_of(part: Interactions) -> BipartiteGraph:
+    """The graph of these interactions."""
+    return BipartiteGraph.from_edges(part.users, part.items, part.num_users, part.num_items)
+
+
+def seen(graph: BipartiteGraph, valid: Interactions | None) -> SparseMatrix | Union:
+    """Users x items of the training graph, with those of the validation part where there is one."""
+    if valid is None:
+        return graph.user_item()
+    return Union(graph.user_item(), user_rows(valid.users, valid.items, valid.num_users, valid.num_items))
 
 
 def set_threads(threads: int) -> None:
@@ -365,49 +337,6 @@ def set_threads(threads: int) -> None:
         set_num_threads(threads)
     except ValueError as error:
         raise ConfigError(str(error), where="threads", remedy="Leave it out to use all") from error
-
-
-def save_data(data: dataset.Dataset, run_dir: Path) -> None:
-    """Keep the parts (numbers, one Parquet file a part) and the id maps in `run_dir/data`."""
-    final = run_dir / "data"
-    if final.exists():  # of a start that ended before it was a run
-        remove_folder(final)
-    kept = {name: part for name in PARTS if (part := getattr(data, name)) is not None}
-    with atomic_folder(final) as folder:
-        data.train.user_ids.to_parquet(folder / "users.parquet")
-        data.train.item_ids.to_parquet(folder / "items.parquet")
-        for name, part in kept.items():
-            pq.write_table(pa.table({"user": part.users, "item": part.items}), folder / f"{name}.parquet")
-        if data.truth is not None:
-            data.truth.save(folder / "truth.npz")
-        content = {"parts": list(kept), "truth": data.truth is not None}
-        (folder / "content.json").write_text(json.dumps(content))
-
-
-def load_data(config: TrainConfig, run_dir: Path) -> dataset.Dataset:
-    """The parts that `save_data` kept.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    folder, name = run_dir / "data", config.data.name
-    try:
-        content = json.loads((folder / "content.json").read_bytes())
-        user_ids = IdMap.from_parquet(folder / "users.parquet")
-        item_ids = IdMap.from_parquet(folder / "items.parquet")
-        parts: dict[str, Interactions | None] = dict.fromkeys(PARTS)
-        for part in content["parts"]:
-            table = pq.read_table(folder / f"{part}.parquet")
-            users, items = (table.column(column).to_numpy() for column in ("user", "item"))
-            parts[part] = Interactions(users, items, user_ids, item_ids, name=f"{name} {part}")
-        truth = PlantedModel.load(folder / "truth.npz") if content["truth"] else None
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", where=str(folder), remedy="Restore the run directory from a copy, or train anew"
-        ) from error
-    assert parts["train"] is not None
-    assert parts["test"] is not None
-    return dataset.Dataset(name, parts["train"], parts["valid"], parts["test"], truth)
 
 
 def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -478,66 +407,3 @@ def _check_cutoffs(config: TrainConfig, data: dataset.Dataset) -> None:
                 where="trainer.monitor",
                 remedy="Monitor one of these, or add its K to evaluation.k",
             )
-
-
-def read_config(run_dir: Path) -> TrainConfig:
-    """The configuration that the run in `run_dir` has kept.
-
-    Raises:
-        CheckpointError: no run lies there.
-        ConfigError: it is damaged.
-    """
-    file = run_dir / "config.yaml"
-    if is_tier_folder(run_dir):
-        found = "holds live tensors of a training, half of them new at any time: they are no checkpoint"
-        remedy = "Give the run directory, or resume the run from its last checkpoint"
-        raise CheckpointError(found, where=str(run_dir), remedy=remedy)
-    if not file.exists():
-        raise CheckpointError(
-            "is no run directory: it has no config.yaml",
-            where=str(run_dir),
-            remedy="Give the directory that a training left, such as run=outputs/train/2026-01-31_12-00-00",
-        )
-    return TrainConfig.from_dict(config_module.from_yaml(file))
-
-
-def _check_run_dir(config: TrainConfig, run_dir: Path) -> None:
-    """Refuse to overwrite a run, to resume none, and to resume one with another configuration."""
-    exists = (run_dir / "config.yaml").exists()
-    if not config.resume:
-        if exists:
-            raise ConfigError(
-                "holds a run already",
-                where=str(run_dir),
-                remedy="Add resume=true to go on with it, or choose another hydra.run.dir",
-            )
-        return
-    if not exists:
-        raise ConfigError(
-            "resume=true, but there is no run to go on with",
-            where=str(run_dir),
-            remedy="Set hydra.run.dir to the directory of the run",
-        )
-    decays = config.trainer is not None and config.trainer.lr_decay != "none"
-    resumable = RESUMABLE - {"trainer.epochs"} if decays else RESUMABLE  # the decay goes by them
-    changes = changed(run_dir, config).items()
-    kept = {name: both for name, both in changes if name not in resumable and not name.startswith(MEMORY)}
-    if kept:
-        listed = ", ".join(f"{name}={now} (was {before})" for name, (before, now) in kept.items())
-        raise ConfigError(
-            f"this run has another configuration: {listed}",
-            where=str(run_dir),
-            remedy="Give the same options as the run had, or start another one in another hydra.run.dir",
-        )
-
-
-def changed(run_dir: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """What differs between the configuration of the run in `run_dir` and this one: its value there and here, by name.
-
-    Raises:
-        CheckpointError: no run lies there.
-        ConfigError: its configuration is damaged.
-    """
-    before, now = (flat(asdict(part)) for part in (read_config(run_dir), config))
-    names = (name for name in sorted(before | now) if before.get(name) != now.get(name))
-    return {name: (before.get(name), now.get(name)) for name in names}

@@ -13,6 +13,7 @@ from gnnrec import extensions
 from gnnrec.config import BPRConfig, CustomLossConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.memtier.workload import order_bytes
 from gnnrec.ops._numba import VERSION, inline
 from gnnrec.ops._parallel import consecutive, kernel
 from gnnrec.ops._philox import below, philox
@@ -102,12 +103,15 @@ class TripleSampler:
         return _different(users, self.graph.num_nodes), _different(items, self.graph.num_nodes)
 
     def _edges(self, epoch: int) -> Any:
-        """The edges of the active users in this epoch's order; kept for the epoch."""
+        """The edges of the active users in this epoch's order; kept for the epoch, `order_bytes` each."""
         if self._order[0] != epoch:
-            degrees = self.graph.user_degrees
-            usable = np.flatnonzero(np.repeat(degrees < self.graph.num_items, degrees))
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._order = (epoch, generator.permutation(usable))
+            self._order = (-1, None)  # before there is another one
+            degrees, count = self.graph.user_degrees, self.graph.num_edges
+            edges = np.arange(count, dtype=f"i{order_bytes(count)}")
+            if self.epoch_size < count:
+                edges = edges[np.repeat(degrees < self.graph.num_items, degrees)]
+            np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(edges)
+            self._order = (epoch, edges)
         return self._order[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class Streamed:
         self._best: BlockMatrix | None = None
         self._largest = torch.zeros((), device=self.device)
         self._steps, self._seconds, self._transferring, self._waiting = 0, 0.0, 0.0, 0.0
+        self._apart = 0.0  # seconds of transfers that belong to no step; those between two steps belong to these
         self._graph = Traffic()  # of the adjacency
 
     @property
@@ -74,7 +76,7 @@ class Streamed:
 
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
-        batch, (before, waited), started = self._propagated(step), self._stream.spent(), time.perf_counter()
+        batch, (_, waited), started = self._propagated(step), self._stream.spent(), time.perf_counter()
         count, reading = self.model.adjacency.read()
         loss, following = batch.loss.loss(), None
         self._largest = torch.zeros_like(self._largest)
@@ -88,7 +90,7 @@ class Streamed:
         self._steps += 1
         transferred, waiting = self._stream.spent()
         self._seconds += time.perf_counter() - started
-        self._transferring += transferred - before
+        self._transferring = transferred - self._apart
         self._waiting += waiting - waited
         after = self.model.adjacency.read()
         self._graph.add("read", after[0] - count, after[1] - reading)
@@ -115,8 +117,9 @@ class Streamed:
 
     def scorer(self) -> FactorScorer:
         """The model as it is now, until the next scorer."""
-        self._stream.drain()
-        return self.model.scorer()
+        with self._beside():
+            self._stream.close()  # rankings take the place of its buffers
+            return self.model.scorer()
 
     def keep_best(self) -> None:
         """Remember the embeddings as they are now, in a matrix of their own."""
@@ -170,13 +173,21 @@ class Streamed:
         """The batch of a step with what its loss needs: from the step before, or by a pass over the embeddings."""
         if self._ahead is not None and self._ahead[0] == step:
             return self._ahead[1]
-        self._stream.drain()
         batch = self._batch(step)
-        for panel in range(self.model.layout.panels):
-            self.model.embedding.read_panel(panel, self.model.panel)
-            self._add(batch)
+        with self._beside():
+            for panel in range(self.model.layout.panels):
+                self.model.embedding.read_panel(panel, self.model.panel)
+                self._add(batch)
         self._ahead = step, batch
         return batch
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """In which others use the embeddings, and transfers belong to no step."""
+        self._stream.drain()
+        before, _ = self._stream.spent()
+        yield
+        self._apart += self._stream.spent()[0] - before
 
     def _batch(self, step: int) -> _Batch:
         (triples,) = self.sampler.batch(step)

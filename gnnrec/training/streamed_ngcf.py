@@ -61,6 +61,7 @@ class StreamedLayers:
         self._best_weights: dict[str, torch.Tensor] = {}
         self._largest = torch.zeros(())
         self._steps, self._seconds, self._transferring, self._waiting = 0, 0.0, 0.0, 0.0
+        self._apart = 0.0  # seconds of transfers that belong to no step; those between two steps belong to these
         self._graph = Traffic()  # of the adjacency
 
     @property
@@ -78,7 +79,7 @@ class StreamedLayers:
     def step(self, step: int, lr: float) -> torch.Tensor:
         """The step of this number; gives its loss."""
         times, started = self._passes.times, time.perf_counter()
-        before, waited, (count, reading) = times.transferred(), times.waiting, self.model.adjacency.read()
+        waited, (count, reading) = times.waiting, self.model.adjacency.read()
         optim.set_lr(self.optimizer, lr)
         layers, loss = self.model.layers(step), self._batch(step)
         last = self._forward(layers, loss)
@@ -88,7 +89,7 @@ class StreamedLayers:
         self._backward(layers, loss, last, lr)
         self._steps += 1
         self._seconds += time.perf_counter() - started
-        self._transferring += times.transferred() - before
+        self._transferring = times.transferred() - self._apart
         self._waiting += times.waiting - waited
         after = self.model.adjacency.read()
         self._graph.add("read", after[0] - count, after[1] - reading)
@@ -119,7 +120,10 @@ class StreamedLayers:
 
     def scorer(self) -> FactorScorer:
         """The model as it is now, until the next scorer."""
-        return self.model.scorer()
+        before = self._passes.times.transferred()
+        scorer = self.model.scorer()
+        self._apart += self._passes.times.transferred() - before
+        return scorer
 
     def keep_best(self) -> None:
         """Remember the parameters as they are now, the embeddings in a file of their own."""

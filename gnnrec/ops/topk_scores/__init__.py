@@ -22,7 +22,7 @@ def topk_scores(
     """The k items with the highest dot products, for every user; scoring, masking and selection are one pass.
 
     A score is a left fold over partial sums of 16 columns, so it does not depend on how users and items are grouped.
-    Equal scores are ordered by item number. Memory beyond the inputs: one copy of `items` and the result.
+    Equal scores are ordered by item number. Memory beyond the inputs: a copy of some items, 16 MiB, and the result.
 
     On a GPU a score is that of torch.mm, in the precision that torch is set to, and may depend in its last bits on how
     many users there are. Memory there: about 256 MiB for the scores of a block of users, and the result.
@@ -53,6 +53,12 @@ def topk_scores(
     given = _arguments.array(users), _arguments.array(items), k, *_rows(seen, len(users))
     cpu.topk_scores(*given, out_items.numpy(), out_scores.numpy())
     return results
+
+
+def users_at_a_time(k: int, *, on_gpu: bool) -> int:
+    """How many users to rank at once, so that their lists of k items and what they have seen stay small, and whatever
+    computes has enough to do."""
+    return min(max(2**22 // k, 64), 2**16 if on_gpu else 2**13)
 
 
 def topk_dense(scores: torch.Tensor, *, k: int, seen: SparseMatrix | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,14 +24,36 @@ TILE = 32  # items
 GROUP = 6  # users
 BLOCK = 48  # users a thread works on at once; their vectors and a tile fit the first-level cache at dim 64
 STRIP = 64  # entries of a dense row looked at at once
+PACKED_BYTES = 16 << 20  # of items that are packed at a time
 
 
 def topk_scores(users: Any, items: Any, k: int, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
     """Fill out_items int32 and out_scores float32 [users, k]; seen[indptr[u]:indptr[u + 1]] is left out, sorted."""
-    tiles, padded = -(-len(items) // TILE), -(-items.shape[1] // PANEL) * PANEL
-    packed = np.empty((tiles, padded, TILE), np.float32)
-    _pack_items(tiles, items, packed)
-    _compile_scores()(-(-len(users) // BLOCK), users, packed, len(items), k, indptr, seen, out_items, out_scores)
+    run, most = _compile_scores(), packed_items(items.shape[1])
+    sizes, cursors = np.zeros((2, len(users)), np.int64)  # of every user's list, and among what the user has seen
+    for first in range(0, len(items), most):
+        part = items[first : first + most]
+        tiles = np.empty((-(-len(part) // TILE), -(-part.shape[1] // PANEL) * PANEL, TILE), np.float32)
+        _pack_items(len(tiles), part, tiles)
+        run(
+            -(-len(users) // BLOCK),
+            users,
+            tiles,
+            first,
+            len(items),
+            k,
+            indptr,
+            seen,
+            sizes,
+            cursors,
+            out_items,
+            out_scores,
+        )
+
+
+def packed_items(dim: int) -> int:
+    """How many items are packed at a time: whole tiles."""
+    return max(PACKED_BYTES // (4 * -(-dim // PANEL) * PANEL) // TILE, 1) * TILE
 
 
 @inline
@@ -107,14 +129,18 @@ def _compile_scores() -> Any:
         team: Any,
         users: Any,
         tiles: Any,
+        first_item: Any,
         num_items: Any,
         k: Any,
         indptr: Any,
         seen: Any,
+        sizes: Any,
+        cursors: Any,
         out_items: Any,
         out_scores: Any,
     ) -> None:
         _ = version  # part of the cache key
+        last = first_item + len(tiles) * TILE >= num_items
         num_users, dim = users.shape
         padded = tiles.shape[1]
         for block in items(team):
@@ -125,10 +151,9 @@ def _compile_scores() -> Any:
             for u in range(count):
                 for column in range(dim):
                     packed[u // GROUP, column, u % GROUP] = users[first + u, column]
-            sizes = np.zeros(BLOCK, np.int64)
-            cursors = np.zeros(BLOCK, np.int64)
-            thresholds = np.full(BLOCK, -np.inf, np.float32)
-            thresholds[count:] = np.inf
+            thresholds = np.full(BLOCK, np.inf, np.float32)
+            for u in range(count):
+                thresholds[u] = out_scores[first + u, 0] if sizes[first + u] == k else -np.inf
             scores = np.empty((GROUP, TILE), np.float32)
             masks = np.empty(GROUP, np.int32)
             for tile in range(len(tiles)):
@@ -142,22 +167,22 @@ def _compile_scores() -> Any:
                         u = group * GROUP + lane_user
                         user = first + u
                         for lane in range(TILE):
-                            item = tile * TILE + lane
+                            item = first_item + tile * TILE + lane
                             if (mask >> lane) & 1 == 0 or item >= num_items:
                                 continue
-                            at = indptr[user] + cursors[u]
+                            at = indptr[user] + cursors[user]
                             while at < indptr[user + 1] and seen[at] < item:
                                 at += 1
-                            cursors[u] = at - indptr[user]
+                            cursors[user] = at - indptr[user]
                             if at < indptr[user + 1] and seen[at] == item:
                                 continue
-                            sizes[u] = _offer(
-                                out_scores[user], out_items[user], sizes[u], scores[lane_user, lane], item
+                            sizes[user] = _offer(
+                                out_scores[user], out_items[user], sizes[user], scores[lane_user, lane], item
                             )
-                        if sizes[u] == k:
+                        if sizes[user] == k:
                             thresholds[u] = out_scores[user, 0]
-            for u in range(count):
-                _finish(out_scores[first + u], out_items[first + u], sizes[u])
+            for u in range(count if last else 0):
+                _finish(out_scores[first + u], out_items[first + u], sizes[first + u])
 
     return run
 

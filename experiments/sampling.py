@@ -1,0 +1,271 @@
+"""Whole graph with large batches, or sampled parts of it: what an epoch computes and takes, by depth and workers.
+
+    python experiments/sampling.py               # Gowalla, a quarter of an hour; results/sampling.json, .md and .svg
+    python experiments/sampling.py --short       # ml-100k, two depths, a minute
+
+LightGCN of width 64 with BPR. Whole graph: ours, one process or several that share the columns. Sampled: DGL's own way
+(`sampled_dgl.py`), whose batch, loaders and optimiser are first tuned at three layers, with 10 neighbours drawn in
+every layer and with all of them. Redundancy: edges that a layer computes in an epoch, forward, per edge of the graph.
+Up to two workers are processes here. More are MODELLED: a worker's share of a step is measured in one process with one
+thread (with the columns that it would have; with the users of its METIS part), what crosses the network is counted and
+divided by the bandwidth that is said. Rows that the file holds already are not measured again.
+
+The comparison is that of Hu et al. 2022, "Analysis and Optimization of GNN-Based Recommender Systems on Persistent
+Memory", of one machine that trains on the whole graph and several that train on sampled sub-graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import study
+
+from gnnrec.report.svg import figure, legend, line
+from gnnrec.storage import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = dict[str, Any]
+
+HERE = Path(__file__).parent
+WHOLE, MODELLED = "whole graph", "MODELLED"
+SAMPLED = {"10 neighbours": 10, "all neighbours": -1}  # of every node, in every layer
+TUNED_AT = 3  # layers
+NUMBER = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: depths, batches that are tried, workers that are processes here and those that are modelled."""
+
+    data: str = "gowalla"
+    dim: int = 64
+    layers: tuple[int, ...] = (1, 2, 3, 4, 5)
+    batches: tuple[int, ...] = (2048, 16384, 131072)
+    loaders: tuple[int, ...] = (0, 1)
+    workers: tuple[int, ...] = (1, 2)
+    modelled: tuple[int, ...] = (4, 8, 16)
+    seconds: float = 6.0  # of a measurement's steps
+
+
+SHORT = Plan("ml-100k", 16, (1, 3), (4096,), (0,), (1, 2), (4,), 0.5)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Of the workers that are modelled: gigabits and seconds a message."""
+
+    gbit: float
+    latency: float
+
+    def seconds(self, sent: float, messages: int) -> float:
+        return sent / (self.gbit * 1e9 / 8) + messages * self.latency
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--gbit", type=float, default=25.0, help="of the network between workers that are modelled")
+    parser.add_argument("--latency-us", type=float, default=20.0, help="of a message there")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args(arguments)
+    plan, network = SHORT if options.short else Plan(), Network(options.gbit, 1e-6 * options.latency_us)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "sampling.json"
+    known = json.loads(file.read_bytes()) if file.exists() else {"cases": []}
+    measure = Measured(known, file)
+    rows = list(results(plan, network, measure))
+    atomic_write(options.out / "sampling.md", ("\n".join(shown(plan, network, rows)) + "\n").encode())
+    atomic_write(options.out / "sampling.svg", drawn(rows).encode())
+    print(*shown(plan, network, rows), sep="\n")
+    return 0
+
+
+class Measured:
+    """Measurements by their settings, in a file that grows with each.
+
+    Args:
+        known: what the file holds.
+        file: is written after every measurement.
+    """
+
+    def __init__(self, known: dict[str, Any], file: Path) -> None:
+        self.known, self.file = known, file
+
+    def __call__(self, **case: Any) -> Row:
+        """Of DGL's training where it has a fan-out, else of ours; fresh processes."""
+        for entry in self.known["cases"]:
+            if entry["case"] == case:
+                return dict(entry["found"])
+        print(f"measuring {case}", file=sys.stderr, flush=True)
+        found = dgl(case) if "fanout" in case else ours(**case)
+        self.known["cases"].append({"case": case, "found": found})
+        self.known["conditions"] = study.conditions()
+        atomic_write(self.file, (json.dumps(self.known, indent=1) + "\n").encode())
+        return found
+
+
+def dgl(case: Row) -> Row:
+    """A training by `sampled_dgl.py`."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "sampled_dgl.py"), json.dumps(case)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def ours(data: str, dim: int, layers: int, batch: int, ranks: int, threads: int) -> Row:
+    """Two epochs of published LightGCN with another batch, by the command line or torchrun."""
+    start = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
+    settings = [f"data={data}", "data.valid_ratio=0", "experiment=published_lightgcn", "trainer.epochs=2", "device=cpu"]
+    settings += [f"model.dim={dim}", f"model.layers={layers}", f"trainer.batch_size={batch}", f"threads={threads}"]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            sys.executable,
+            "-m",
+            *start,
+            "gnnrec",
+            "train",
+            *settings,
+            "view=quiet",
+            f"hydra.run.dir={folder}/run",
+        ]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        summary = json.loads(Path(folder, "run", "summary.json").read_bytes())
+    seconds = (summary["train_seconds"] - summary["compile_seconds"]) / summary["steps"]
+    return {"step_seconds": seconds, "steps": summary["steps"], "pairs": summary["data"]["train"]}
+
+
+def results(plan: Plan, network: Network, measure: Measured) -> Iterator[Row]:
+    """Rows: way, layers, workers, batch, seconds and steps of an epoch, redundancy, and what a modelled one sends."""
+    largest = max(plan.batches)
+    shared = {"data": plan.data, "dim": plan.dim}
+    for layers, workers in itertools.product(plan.layers, plan.workers):
+        case = shared | {"layers": layers, "batch": largest, "ranks": workers, "threads": max(plan.workers) // workers}
+        yield row(WHOLE, case, measure(**case))
+    case = shared | {"layers": TUNED_AT, "batch": min(plan.batches), "ranks": 1, "threads": max(plan.workers)}
+    yield row(WHOLE, case, measure(**case))
+    for workers in plan.modelled:
+        case = shared | {"layers": TUNED_AT, "batch": largest, "ranks": 1, "threads": 1, "dim": plan.dim // workers}
+        sent = 2 * (workers - 1) / workers * NUMBER * largest
+        yield modelled(row(WHOLE, case, measure(**case)), workers, network.seconds(sent, 2 * (workers - 1)), sent)
+    for way, fanout in SAMPLED.items():
+        shared |= {"fanout": fanout, "seconds": plan.seconds}
+        best = tuned(plan, shared, measure)
+        for layers, workers in itertools.product(plan.layers, plan.workers):
+            case = best | {"layers": layers, "ranks": workers, "threads": max(plan.workers) // workers}
+            yield row(way, case, measure(**case))
+        for workers in plan.modelled:
+            case = best | {"layers": TUNED_AT, "ranks": 1, "threads": 1, "parts": workers}
+            found = measure(**case)
+            sent = 2 * found["step_remote_inputs"] * plan.dim * NUMBER  # their rows, and the gradients of these
+            yield modelled(row(way, case, found), workers, network.seconds(sent, 2), sent)
+
+
+def tuned(plan: Plan, shared: Row, measure: Measured) -> Row:
+    """The settings with which DGL's epoch is shortest, in one process that has all threads."""
+    cases = [
+        shared | {"layers": TUNED_AT, "batch": batch, "ranks": 1, "threads": max(plan.workers)} | kind
+        for batch in plan.batches
+        for kind in ({"loaders": n, "optimizer": name} for n in plan.loaders for name in ("sparse", "dense"))
+    ]
+    return min(cases, key=lambda case: row("", case, measure(**case))["epoch_seconds"])
+
+
+def row(way: str, case: Row, found: Row) -> Row:
+    """A row of the table; an epoch has as many steps as batches fit into its pairs, not rounded."""
+    steps = found["pairs"] / min(case["batch"], found["pairs"])
+    layers, redundancy = case["layers"], steps  # of the whole graph, every edge once a layer and step
+    if "step_edges" in found:
+        redundancy = found["step_edges"] * max(1, case.get("parts", 1)) * steps / found["directed_edges"] / layers
+    times = {"steps": steps, "epoch_seconds": found["step_seconds"] * steps, "redundancy": redundancy}
+    return {"way": way, "layers": layers, "workers": case["ranks"], "batch": case["batch"], "sent": None} | times
+
+
+def modelled(row: Row, workers: int, seconds: float, sent: float) -> Row:
+    """The row of so many workers, each of which computes as long as measured and waits for the network."""
+    return row | {
+        "workers": workers,
+        "epoch_seconds": row["epoch_seconds"] + row["steps"] * seconds,
+        "sent": sent,
+        "stamp": MODELLED,
+    }
+
+
+def shown(plan: Plan, network: Network, rows: Sequence[Row]) -> list[str]:
+    """The tables, in Markdown, and what they say."""
+    lines = [
+        f"LightGCN, {plan.data}, width {plan.dim}, BPR; seconds of an epoch and edges computed per edge of the graph",
+        "",
+    ]
+    lines += ["| | layers | workers | batch | steps | epoch, s | redundancy | sent a step |", "|---|" + "---:|" * 7]
+    for one in rows:
+        seconds, sent = f"{one['epoch_seconds']:.2f}", ""
+        if one["sent"] is not None:
+            seconds, sent = f"{MODELLED} {seconds}", f"{MODELLED} {one['sent'] / 1e6:.2f} MB"
+        cells = [
+            one["way"],
+            str(one["layers"]),
+            str(one["workers"]),
+            f"{one['batch']:,}",
+            f"{one['steps']:.1f}",
+            seconds,
+        ]
+        cells += [f"{one['redundancy']:.2f}", sent]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        *said(plan, rows),
+        f"{MODELLED}: {network.gbit:g} Gbit/s, {1e6 * network.latency:g} us a message.",
+    ]
+
+
+def said(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    """What the table says about depth."""
+    workers, whole = max(plan.workers), {}
+    for one in rows:
+        if one["workers"] == workers and one["way"] == WHOLE:
+            whole[one["layers"]] = one
+    for way in SAMPLED:
+        mine = {one["layers"]: one for one in rows if one["workers"] == workers and one["way"] == way}
+        ratios = [f"{mine[n]['epoch_seconds'] / whole[n]['epoch_seconds']:.1f}" for n in plan.layers]
+        edges = [f"{mine[n]['redundancy'] / whole[n]['redundancy']:.2f}" for n in plan.layers]
+        depth = ", ".join(map(str, plan.layers))
+        yield (
+            f"{way}, {workers} workers, layers {depth}: an epoch takes {', '.join(ratios)} times that of the {WHOLE} "
+            f"and computes {', '.join(edges)} times its edges."
+        )
+
+
+def drawn(rows: Sequence[Row]) -> str:
+    """Seconds of an epoch by depth, a line a way and number of workers that were processes."""
+
+    def draw(axes: Axes) -> None:
+        largest = max(one["batch"] for one in rows if one["way"] == WHOLE)
+        measured = [one for one in rows if one["sent"] is None and (one["way"] != WHOLE or one["batch"] == largest)]
+        ways = dict.fromkeys((one["way"], one["workers"]) for one in measured)
+        for number, (way, workers) in enumerate(ways):
+            mine = [one for one in measured if (one["way"], one["workers"]) == (way, workers)]
+            label = f" {way}, {workers} worker{'s' * (workers > 1)}"
+            axes.plot([one["layers"] for one in mine], [one["epoch_seconds"] for one in mine], **line(number, label))
+        axes.set(xlabel="layers", ylabel="seconds an epoch", yscale="log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        legend(axes, 1)
+
+    return figure("sampling", "Seconds of an epoch by depth", draw, 4.0, transparent=False).drawn
+
+
+if __name__ == "__main__":
+    sys.exit(main())

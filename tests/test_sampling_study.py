@@ -1,0 +1,82 @@
+"""The whole graph beside sampled parts of it: DGL's training is the same one, and rows follow from what was counted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    spec = importlib.util.spec_from_file_location("sampling_study", EXPERIMENTS / "sampling.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif("GNNREC_DATA" not in os.environ, reason="GNNREC_DATA names no folder with ml-100k")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fanout": -1, "ranks": 1, "parts": 4},  # is compared with a propagation over the whole graph
+        {"fanout": 10, "ranks": 2, "loaders": 1},
+        {"fanout": 10, "ranks": 2, "optimizer": "dense"},
+    ],
+)
+def test_dgl_trains_on_sampled_parts(settings: dict[str, Any]) -> None:
+    pytest.importorskip("dgl")
+    case = {"data": "ml-100k", "dim": 16, "layers": 2, "batch": 4096, "seconds": 0.1} | settings
+    command = [sys.executable, EXPERIMENTS / "sampled_dgl.py", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["pairs"], found["directed_edges"]) == (80000, 160000)
+    assert found["steps"] >= 3
+    assert found["step_seconds"] > 0
+    assert 0 < found["step_edges"] <= 2 * 2 * 160000
+    assert found["step_inputs"] <= 2 * 2625
+    assert (found["step_remote_inputs"] > 0) == ("parts" in settings)
+
+
+def test_rows_follow_from_what_was_counted(study: Any) -> None:
+    plan = study.Plan("made-up", 16, (1, 3), (100, 400), (0,), (1, 2), (4,), 1.0)
+
+    def measure(**case: Any) -> dict[str, Any]:
+        if "fanout" not in case:
+            return {"step_seconds": 0.1 * case["layers"] / case["ranks"], "pairs": 1000}
+        fast = case["batch"] == 400 and case["optimizer"] == "dense"
+        counted = {"step_edges": 50 * case["layers"], "step_inputs": 30, "step_remote_inputs": 20}
+        return counted | {"step_seconds": 0.2 if fast else 0.5, "pairs": 1000, "directed_edges": 2000}
+
+    network = study.Network(8e-3, 0.5)  # 1 MB/s
+    rows = list(study.results(plan, network, measure))
+    whole = [row for row in rows if row["way"] == study.WHOLE]
+    assert [(row["layers"], row["workers"], row["batch"]) for row in whole] == [
+        (1, 1, 400), (1, 2, 400), (3, 1, 400), (3, 2, 400), (3, 1, 100), (3, 4, 400),
+    ]  # fmt: skip
+    assert [row["redundancy"] for row in whole] == [2.5, 2.5, 2.5, 2.5, 10, 2.5]  # steps of an epoch
+    sent = 2 * 3 / 4 * 4 * 400  # an all-reduce of a number a pair over four workers
+    assert whole[-1]["sent"] == sent
+    assert whole[-1]["epoch_seconds"] == pytest.approx(2.5 * (0.3 + sent / 1e6 + 6 * 0.5))
+    mine = [row for row in rows if row["way"] == "10 neighbours"]
+    assert {row["batch"] for row in mine} == {400}  # the fastest
+    assert mine[2]["redundancy"] == pytest.approx(150 * 2.5 / 2000 / 3)
+    assert mine[-1]["redundancy"] == pytest.approx(4 * 150 * 2.5 / 2000 / 3)  # what all four compute
+    assert mine[-1]["epoch_seconds"] == pytest.approx(2.5 * (0.2 + 2 * 20 * 16 * 4 / 1e6 + 2 * 0.5))
+    text = "\n".join(study.shown(plan, network, rows))
+    assert text.count(f"{study.MODELLED} ") == 2 * 3
+    assert "an epoch takes 4.0, 1.3 times" in text
+    assert "</svg>" in study.drawn(rows)
