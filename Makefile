@@ -3,6 +3,8 @@
 # make test-gpu  the tests of the Triton kernels on this machine's GPU, then under compute-sanitizer where there is one
 # make test-vm   the tests of tiers of memory in a virtual machine with persistent memory (QEMU, ten minutes)
 # make reproduce STUDY=published   a study of experiments/ to its tables and plots; ARGS="short=true" for its short form
+# make examples  the pages in docs/examples, on an idle machine with Gowalla and ml-100k (ten minutes); or one of them:
+#   make example-run, make example-sweep, make example-study
 # TORCH=...    another build of torch; VENV=... another place; PYTHON=... another interpreter; ARGS=... for train and reproduce
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -13,7 +15,7 @@ ARGS ?=
 base := $(VENV)/.installed-$(subst =,-,$(subst /,-,$(TORCH)))
 dev := $(base)-dev
 
-.PHONY: train reproduce test test-gpu test-vm lint types format clean
+.PHONY: train reproduce test test-gpu test-vm examples example-run example-sweep example-study lint types format clean
 
 train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
@@ -32,6 +34,27 @@ test-gpu: $(dev)
 
 test-vm: $(dev)
 	$(VENV)/bin/python tests/vm/run.py
+
+examples: example-run example-sweep example-study
+
+example-run: $(dev)
+	mkdir -p docs/examples
+	rm -rf outputs/examples/gowalla
+	$(VENV)/bin/gnnrec train data=gowalla experiment=fastest profile=on view=plain hydra.run.dir=outputs/examples/gowalla
+	$(VENV)/bin/gnnrec report run=outputs/examples/gowalla out=docs/examples/gowalla.html
+
+example-sweep: $(dev)
+	mkdir -p docs/examples
+	rm -rf outputs/examples/batch_size
+	$(VENV)/bin/gnnrec train -m data=gowalla experiment=fastest trainer.batch_size=4096,16384,65536,262144 view=plain \
+		hydra.sweep.dir=outputs/examples/batch_size
+	$(VENV)/bin/gnnrec report sweep=outputs/examples/batch_size out=docs/examples/batch_size.html
+
+example-study: $(dev)
+	mkdir -p docs/examples
+	rm -rf outputs/examples/study
+	$(VENV)/bin/python profiling/study.py out=outputs/examples/study
+	$(VENV)/bin/python profiling/study_report.py outputs/examples/study/study.json docs/examples/study.html
 
 lint: $(dev)
 	$(VENV)/bin/ruff check .

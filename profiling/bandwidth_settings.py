@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import presets
+from presets import not_empty
 
-from gnnrec.config import SimulateConfig, fill, from_yaml
-from gnnrec.config.checks import at_least, did_you_mean, one_of, positive, within
+from gnnrec.config import SimulateConfig
+from gnnrec.config.checks import at_least, one_of, positive, within
 from gnnrec.errors import ConfigError
 from gnnrec.memtier import measure_file
 from gnnrec.memtier.files import BLOCK
@@ -82,7 +80,7 @@ class Settings:
             for value in getattr(self, name):
                 one_of(name, value, values)
         for name in ("tiers", "ops", "patterns", "sizes", "file_sizes", "file_threads"):
-            _not_empty(name, getattr(self, name))
+            not_empty(name, getattr(self, name))
         for count in self.threads:
             within("threads", count, 1, thread_counts()[0])
         for delay in self.delays:
@@ -117,21 +115,6 @@ def settings(overrides: Sequence[str] = ()) -> Settings:
     Raises:
         ConfigError: an unknown key or preset, a value that cannot be used.
     """
-    try:
-        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (YAMLError, OmegaConfBaseException) as error:
-        remedy = "Give KEY=VALUE, lists as KEY=[a,b]"
-        raise ConfigError(f"cannot be read: {error}", where=" ".join(overrides), remedy=remedy) from error
-    values = from_yaml(FILE)
-    presets, preset = values.pop("presets"), str(given.get("preset", values["preset"]))
-    if preset not in presets:
-        raise ConfigError(f"is {preset!r}", where="preset", remedy=did_you_mean(preset, list(presets)))
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(values, presets[preset], given))
-    found = fill(Settings, merged)
+    found = presets.settings(Settings, FILE, overrides)
     found.validate()
     return found
-
-
-def _not_empty(where: str, values: Sequence[Any]) -> None:
-    if not values:
-        raise ConfigError("is empty", where=where, remedy="Give at least one")

@@ -32,6 +32,7 @@ from gnnrec.config import (
 )
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, StorageError
 from gnnrec.report import records, render
+from gnnrec.report.fields import elided
 from gnnrec.report.findings import findings
 from gnnrec.report.sweep import read_sweep
 from gnnrec.report.sweep import sections as sweep_sections
@@ -507,3 +508,17 @@ def test_what_cannot_be_written_is_said(folder, tmp_path):
     (tmp_path / "report.md").mkdir()
     with pytest.raises(StorageError, match=r"report\.md: cannot be written"):
         report(folder, tmp_path, "plain")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/srv/me/data", "…/data"),
+        ("root: /srv/me/data\nfolder: /mnt/nvme", "root: …/data\nfolder: …/nvme"),
+        ("busy: /mnt/a b (stream)", "busy: …/a b (stream)"),
+        ("'/tmp/x/tier' has 2 GB/s, 1/3 of /tmp", "'…/tier' has 2 GB/s, 1/3 of …/tmp"),
+        ("outputs/run/tier ./a/b ~/c https://a.org/b/c a / b", "outputs/run/tier ./a/b ~/c https://a.org/b/c a / b"),
+    ],
+)
+def test_a_report_leaves_out_the_folders_of_absolute_paths(text, shown):
+    assert elided(text) == shown

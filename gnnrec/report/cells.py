@@ -1,4 +1,4 @@
-"""Tables, and cells that know their unit and whether a simulated device has touched them."""
+"""Tables, and cells that know their unit and whether they were measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 from gnnrec.report.records import Run
 from gnnrec.units import in_bytes, in_seconds
 
-STAMP = "SIMULATED"
+STAMP, MODELLED = "SIMULATED", "MODELLED"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, its unit (bytes, seconds, ns, share, change, GB/s, GFLOP/s, flop/byte, or none), what is seen beside it.
+    """A value, its unit (bytes, seconds, ns, share, change, times, GB/s, GFLOP/s, flop/byte, or none), what is seen
+    beside it; whether a simulated device has touched it, or nothing was run for it.
 
     The unit of a text is that of the numbers beside or below it, which a CSV file holds without one.
     """
@@ -23,6 +24,7 @@ class Cell:
     unit: str = ""
     simulated: bool = False
     mark: str = ""
+    modelled: bool = False
 
     @property
     def is_number(self) -> bool:
@@ -47,7 +49,7 @@ class Cell:
 
     @property
     def _stamp(self) -> str:
-        return f"{STAMP} " if self.simulated else ""
+        return f"{STAMP} " if self.simulated else f"{MODELLED} " if self.modelled else ""
 
     def _number(self, value: float) -> str:
         match self.unit:
@@ -61,6 +63,8 @@ class Cell:
                 return f"{value:.1%}"
             case "change":
                 return f"{value:+.0%}"
+            case "times":
+                return f"{value:.2f}"
             case "GB/s" if value < 1:
                 return f"{value:.3g} GB/s"
             case "GB/s" | "GFLOP/s" | "flop/byte":

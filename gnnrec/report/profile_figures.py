@@ -122,4 +122,4 @@ def memory(runs: Sequence[Run]) -> Figure:
 def _planned(run: Run) -> dict[str, int]:
     """Bytes by tier, without folders, which are no memory."""
     tiers = run.plan.tier_bytes if run.plan else {}
-    return {tier: planned for tier, planned in tiers.items() if not tier.startswith("/")}
+    return {tier: planned for tier, planned in tiers.items() if not tier.startswith(("/", "…"))}

@@ -14,7 +14,7 @@ from typing import Any
 from gnnrec.config import from_yaml
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.memtier.files import is_tier_folder
-from gnnrec.report.fields import damaged, get, json_object, optional
+from gnnrec.report.fields import damaged, elided, get, json_object, optional
 from gnnrec.report.plans import Account, Plan, read_plan
 from gnnrec.report.profiles import Profile, read_profile
 from gnnrec.training.runlog import read_events
@@ -52,7 +52,7 @@ class Run:
         state: "finished", "interrupted", "pruned", or "unfinished": killed, failed, or still going on.
         starts: how often it was started.
         data, device, machine, versions: of the last start.
-        config, config_text: as composed, and as it was written.
+        config, config_text: as composed, and as it was written, without the folders of absolute paths.
         settings: of the trainer, none of them left open; empty for a model in closed form.
         epochs: in order, each once.
         metrics: by part; empty where the run did not end.
@@ -153,7 +153,7 @@ def read_run(folder: Path, label: str) -> Run:
         machine=get(last[0], "machine", dict, where),
         versions=get(last[0], "versions", dict, where),
         config=config,
-        config_text=(folder / "config.yaml").read_text(),
+        config_text=elided((folder / "config.yaml").read_text()),
         settings=settings,
         epochs=epochs,
         steps=get(summary, "steps", int, at) if summary else max(counted, default=0),

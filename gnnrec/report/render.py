@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gnnrec.errors import GnnrecError
-from gnnrec.report.cells import STAMP, Table
+from gnnrec.report.cells import MODELLED, STAMP, Table
 from gnnrec.report.records import Run
 from gnnrec.report.sections import Section, sections
 from gnnrec.report.sweep import Sweep
@@ -36,17 +36,20 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
         GnnrecError: a package for reports is not installed.
         StorageError: a file cannot be written.
     """
-    return _write(_Report(_title([run.label for run in runs]), sections(runs), _simulated(runs)), out)
+    return write_sections(_title([run.label for run in runs]), sections(runs), _simulated(runs), out)
 
 
 def write_sweep(sweep: Sweep, out: Path) -> list[Path]:
     """Write the report of a sweep, as `write`."""
-    return _write(_Report(_title([sweep.name]), sweep_sections(sweep), _simulated(sweep.runs)), out)
+    return write_sections(_title([sweep.name]), sweep_sections(sweep), _simulated(sweep.runs), out)
+
+
+def write_sections(title: str, found: Sequence[Section], simulated: Sequence[str], out: Path) -> list[Path]:
+    """Write a report of these sections, as `write`; simulated: names of that for which a device was slowed down."""
+    return _write(_Report(title, found, simulated), out)
 
 
 class _Report(NamedTuple):
-    """simulated: names of runs for which a device was slowed down."""
-
     title: str
     sections: Sequence[Section]
     simulated: Sequence[str]
@@ -88,7 +91,7 @@ def _page(report: _Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files(__package__) / PAGE).read_text(encoding="utf-8"))
-    return template.render(report._asdict(), stamp=STAMP, generator=GENERATOR)
+    return template.render(report._asdict(), stamp=STAMP, modelled=MODELLED, generator=GENERATOR)
 
 
 def _markdown(report: _Report) -> str:

@@ -14,6 +14,7 @@ from gnnrec.config import BESIDE
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.report import figures, tables
 from gnnrec.report.cells import Cell, Table, filled
+from gnnrec.report.fields import elided
 from gnnrec.report.profile_findings import Finding
 from gnnrec.report.records import Run, read_run
 from gnnrec.report.sections import Section, Text
@@ -70,7 +71,7 @@ def read_sweep(folder: str) -> Sweep:
         try:
             run = read_run(path / name, name)
         except (CheckpointError, ConfigError) as error:
-            failed.append((name, message or str(error)))
+            failed.append((name, message or elided(str(error))))
             continue
         runs.append(replace(run, state=status) if status in ("failed", "interrupted", "pruned") else run)
         if status == "failed":
@@ -88,7 +89,7 @@ def _ending(job: Path) -> tuple[str, str]:
     """Status and message that the record of a job has, if there is one: its run may have told nothing of its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         record = json.loads((job / "job.json").read_bytes())
-        return str(record.get("status", "")), str(record.get("message", ""))
+        return str(record.get("status", "")), elided(str(record.get("message", "")))
     return "", ""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gnnrec.memtier.account import TOLERANCE
 from gnnrec.report.cells import Cell, Table, beside, facts_beside, filled, line
+from gnnrec.report.fields import elided
 from gnnrec.report.plans import Tensor
 from gnnrec.report.records import Epoch, Run
 
@@ -214,7 +215,11 @@ def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found = [_flat(run.config) for run in runs]
     names = dict.fromkeys(name for values in found for name in values)
     kept = [name for name in names if len({str(values.get(name)) for values in found}) > 1]
-    return [{name: values[name] for name in kept if name in values} for values in found]
+    return [{name: _shown(values[name]) for name in kept if name in values} for values in found]
+
+
+def _shown(value: Any) -> Any:
+    return elided(value) if isinstance(value, str) else value
 
 
 def deviation(predicted: float, actual: float | None) -> float | None:
