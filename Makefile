@@ -2,9 +2,10 @@
 # make test    create .venv, install with everything the tests need, run them
 # make test-gpu  the tests of the Triton kernels on this machine's GPU, then under compute-sanitizer where there is one
 # make test-vm   the tests of tiers of memory in a virtual machine with persistent memory (QEMU, ten minutes)
+# make reproduce STUDY=published   a study of experiments/ to its tables and plots; ARGS="short=true" for its short form
 # make examples  the pages in docs/examples, on an idle machine with Gowalla and ml-100k (ten minutes); or one of them:
 #   make example-run, make example-sweep, make example-study
-# TORCH=...    another build of torch; VENV=... another place; PYTHON=... another interpreter; ARGS=... overrides for train
+# TORCH=...    another build of torch; VENV=... another place; PYTHON=... another interpreter; ARGS=... for train and reproduce
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -14,10 +15,13 @@ ARGS ?=
 base := $(VENV)/.installed-$(subst =,-,$(subst /,-,$(TORCH)))
 dev := $(base)-dev
 
-.PHONY: train test test-gpu test-vm examples example-run example-sweep example-study lint types format clean
+.PHONY: train reproduce test test-gpu test-vm examples example-run example-sweep example-study lint types format clean
 
 train: $(base)
 	$(VENV)/bin/gnnrec train $(ARGS)
+
+reproduce: $(dev)
+	$(VENV)/bin/python experiments/reproduce.py $(STUDY) $(ARGS)
 
 test: $(dev)
 	$(VENV)/bin/pytest tests/interpreter -rs --numprocesses auto --dist worksteal

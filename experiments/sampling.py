@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import study
+import output
+import study  # noqa: F401 - prepares the process
 
 from gnnrec.report.svg import figure, legend, line
 from gnnrec.storage import atomic_write
@@ -111,7 +112,7 @@ class Measured:
         print(f"measuring {case}", file=sys.stderr, flush=True)
         found = dgl(case) if "fanout" in case else ours(**case)
         self.known["cases"].append({"case": case, "found": found})
-        self.known["conditions"] = study.conditions()
+        self.known["conditions"] = output.conditions_here()
         atomic_write(self.file, (json.dumps(self.known, indent=1) + "\n").encode())
         return found
 

@@ -13,12 +13,9 @@ from gnnrec import process
 process.prepare()
 # ruff: noqa: E402
 
-import torch
-
 from gnnrec import models
 from gnnrec.config.recipes import composed
 from gnnrec.data import dataset
-from gnnrec.training import runlog
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
 from gnnrec.training.runlog import RunLog, read_events
@@ -57,8 +54,3 @@ def curve(overrides: Sequence[str], data: dataset.Dataset | None = None, every: 
     ]
     result = {"overrides": list(overrides), "epochs": epochs, "start_seconds": start_seconds}
     return result | {"compile_seconds": position.compile_seconds, "steps": position.step}
-
-
-def conditions() -> dict[str, Any]:
-    """Machine, versions and threads of a measurement."""
-    return {"machine": runlog.machine(), "versions": runlog.versions(gpu=False), "threads": torch.get_num_threads()}

@@ -1,11 +1,10 @@
 """Seconds of training until the published accuracy is held, for recipes and seeds.
 
-    python experiments/time_to_accuracy.py                                  # GNNREC_DATA names the data sets' folder
-    python experiments/time_to_accuracy.py --recipes large_batch_bpr --every 25    # epochs between two evaluations
-    python experiments/time_to_accuracy.py --recipes fastest --seeds 0 --out folder
+    python experiments/reproduce.py time_to_accuracy              # GNNREC_DATA names the data sets' folder
+    python experiments/reproduce.py time_to_accuracy recipes=fastest seeds=0 every=2 out=folder
 
-The test part is evaluated now and then, which is neither counted nor used: every recipe ends at its last epoch. Leaves
-time_to_accuracy.json and .png, in which runs of other recipes and seeds stay, and prints a table.
+The test part is evaluated now and then, which is neither counted nor used: every recipe ends at its last epoch. Runs
+that time_to_accuracy.json holds already are not made again, and those of other recipes and seeds stay in it.
 """
 
 from __future__ import annotations
@@ -16,15 +15,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
+import output
 import study
-from rich.console import Console
-from rich.table import Table
 
 from gnnrec.data import dataset
-from gnnrec.storage import atomic_write
+from gnnrec.report.cells import Table
+from gnnrec.report.svg import INK, Figure, figure, legend, line
+from gnnrec.storage import atomic_write, storage_errors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LIGHTGCN = {"recall@20": 0.1830, "ndcg@20": 0.1554}  # on Gowalla (He et al. 2020, table 4)
 NGCF = {"recall@20": 0.1570, "ndcg@20": 0.1327}  # the same table
@@ -33,36 +35,56 @@ NGCF = {"recall@20": 0.1570, "ndcg@20": 0.1327}  # the same table
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", default=["large_batch", "fastest"], help="of conf/experiment")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--data", default="gowalla", choices=["gowalla"], help="whose published figures are the target")
-    parser.add_argument("--every", type=int, default=1, help="epochs between two evaluations")
+    parser.add_argument("--recipes", nargs="+", required=True, help="of conf/experiment")
+    parser.add_argument("--seeds", nargs="+", type=int, required=True)
+    parser.add_argument(
+        "--data", required=True, help="gowalla, whose figures are the target; others show that it works"
+    )
+    parser.add_argument("--every", type=int, help="epochs between two evaluations; by default a twelfth of all")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     base = [f"data={options.data}", *options.set]
     data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
     file = options.out / "time_to_accuracy.json"
-    options.out.mkdir(parents=True, exist_ok=True)
+    with storage_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     for recipe in options.recipes:
         target = NGCF if recipe.endswith("ngcf") else LIGHTGCN
         for seed in options.seeds:
-            run = study.curve([f"experiment={recipe}", *base, f"seed={seed}"], data, options.every)
-            described = {"recipe": recipe, "seed": seed, "every": options.every, "target": target}
-            described["conditions"] = study.conditions()
+            overrides = [f"experiment={recipe}", *base, f"seed={seed}"]
+            every = options.every or evaluated(overrides)
+            described = {"recipe": recipe, "seed": seed, "every": every, "target": target}
+            if any((described | {"overrides": overrides}).items() <= run.items() for run in runs_in(file)):
+                continue
+            run = study.curve(overrides, data, every)
+            described["conditions"] = output.conditions_here()
             result = with_run(file, options.data, described | run | {"held": held(run, target)})
             atomic_write(file, json.dumps(result, indent=1).encode())
             last = run["epochs"][-1]
             print(f"{recipe}, seed {seed}: {last['metrics']} after {last['train_seconds']:.1f} s", flush=True)
-    draw(result, file.with_suffix(".png"))
-    show(result)
+    result = {"data": options.data, "runs": runs_in(file)}
+    notes = [output.SHORT] if options.data == "synthetic" else []
+    output.write(options.out, "time_to_accuracy", tables(result), figures(result), notes=notes)
     return 0
+
+
+def evaluated(overrides: Sequence[str]) -> int:
+    """Epochs between two of some twelve evaluations."""
+    trainer = study.composed(overrides).trainer
+    assert trainer is not None
+    return max(1, (trainer.epochs or 1) // 12)
+
+
+def runs_in(file: Path) -> list[dict[str, Any]]:
+    """The runs that the file holds."""
+    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
+    return runs
 
 
 def with_run(file: Path, data: str, run: dict[str, Any]) -> dict[str, Any]:
     """What the file holds with this run, in place of an older one of the same overrides."""
-    known = json.loads(file.read_text())["runs"] if file.exists() else []
-    return {"data": data, "runs": [other for other in known if other["overrides"] != run["overrides"]] + [run]}
+    return {"data": data, "runs": [other for other in runs_in(file) if other["overrides"] != run["overrides"]] + [run]}
 
 
 def held(run: dict[str, Any], target: dict[str, float]) -> dict[str, float] | None:
@@ -78,51 +100,56 @@ def held(run: dict[str, Any], target: dict[str, float]) -> dict[str, float] | No
     return {"epoch": found["epoch"], "seconds": seconds, "without_compilation": seconds - run["compile_seconds"]}
 
 
-def show(result: dict[str, Any]) -> None:
-    """A line a recipe: means over seeds."""
-    table = Table(title=f"{result['data']}: means over seeds; held: both published figures")
-    columns = ["recipe", "seeds", "recall@20", "ndcg@20", "steps", "s in all", "s until held", "without compilation"]
-    for name in columns:
-        table.add_column(name)
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A row a recipe, means over seeds; the conditions of all runs."""
+    rows = []
     for recipe in dict.fromkeys(map(named, result["runs"])):
         runs = [run for run in result["runs"] if named(run) == recipe]
         last = [run["epochs"][-1] for run in runs]
-        metrics = [f"{mean(record['metrics'][name] for record in last):.4f}" for name in ("recall@20", "ndcg@20")]
-        whole = mean(run["start_seconds"] + record["train_seconds"] for run, record in zip(runs, last))
+        row: dict[str, Any] = {"recipe": recipe, "seeds": len(runs)}
+        row |= {name: mean(record["metrics"][name] for record in last) for name in LIGHTGCN}
+        row |= {"steps": runs[0]["steps"]}
+        row["training"] = mean(run["start_seconds"] + record["train_seconds"] for run, record in zip(runs, last))
         reached = [run["held"] for run in runs if run["held"]]
-        times = [f"{mean(h[name] for h in reached):.1f}" for name in ("seconds", "without_compilation") if reached]
-        if len(reached) < len(runs):
-            times = [f"{len(reached)} of {len(runs)} seeds", *times[1:]]
-        table.add_row(recipe, str(len(runs)), *metrics, str(runs[0]["steps"]), f"{whole:.1f}", *times)
-    Console(width=120).print(table)
+        row |= {"held by": f"{len(reached)} of {len(runs)} seeds"}
+        if len(reached) == len(runs):
+            row |= {"until held": mean(held["seconds"] for held in reached)}
+            row |= {"without compilation": mean(held["without_compilation"] for held in reached)}
+        rows.append(row)
+    units = dict.fromkeys(("training", "until held", "without compilation"), "seconds")
+    title = f"{result['data']}: means over seeds; held: both published figures"
+    conditions = output.condition_table(run["conditions"] for run in result["runs"])
+    return [output.table("recipes", title, rows, units), conditions]
 
 
 def named(run: dict[str, Any]) -> str:
     """The recipe, and what was changed of it."""
     known = f"experiment={run['recipe']}", f"seed={run['seed']}"
-    changed = [each for each in run["overrides"] if each not in known and not each.startswith("data=")]
+    changed = [each for each in run["overrides"] if each not in known and not each.startswith("data")]
     return " ".join([run["recipe"], *changed])
 
 
-def draw(result: dict[str, Any], file: Path) -> None:
-    """Accuracy over seconds, a line a run."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """Accuracy over seconds, a line a run, a look a recipe."""
+    runs, recipes = result["runs"], list(dict.fromkeys(map(named, result["runs"])))
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    recipes = list(dict.fromkeys(map(named, result["runs"])))
-    for axis, name in zip(axes, LIGHTGCN):
-        for run in result["runs"]:
-            seconds = [run["start_seconds"] + record["train_seconds"] for record in run["epochs"]]
-            first = next(other for other in result["runs"] if named(other) == named(run))
-            label = named(run) if run is first else None
-            values = [record["metrics"][name] for record in run["epochs"]]
-            axis.plot(seconds, values, color=f"C{recipes.index(named(run))}", label=label, marker=".")
-        for published, model, style in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
-            axis.axhline(published[name], color="gray", linestyle=style, label=f"{model} as published")
-        axis.set(xlabel="seconds of training", ylabel=name)
-    axes[0].legend()
-    figure.savefig(file, dpi=120)
+    def drawn(name: str) -> Figure:
+        def draw(axes: Axes) -> None:
+            for run in runs:
+                seconds = [run["start_seconds"] + record["train_seconds"] for record in run["epochs"]]
+                first = next(other for other in runs if named(other) == named(run))
+                label = f" {named(run)}" if run is first else "_"
+                values = [record["metrics"][name] for record in run["epochs"]]
+                axes.plot(seconds, values, **line(recipes.index(named(run)), label))
+            for published, model, dashes in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
+                axes.axhline(published[name], color=INK, alpha=0.5, linestyle=dashes, label=f"{model} as published")
+            axes.set_xlabel("seconds of training")
+            output.logarithmic(axes, "x")
+            legend(axes, columns=1)
+
+        return figure(name.partition("@")[0], f"Test {name} by seconds", draw, 4.2, transparent=False)
+
+    return [drawn(name) for name in LIGHTGCN]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gnnrec.errors import GnnrecError
     from gnnrec.estimators import GFCF, NGCF, LightGCN, Recipe, SimGCL, XSimGCL
     from gnnrec.graph.bipartite import BipartiteGraph
+    from gnnrec.matrix import experiment
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOMES = {
     "Recipe": "gnnrec.estimators",
     "SimGCL": "gnnrec.estimators",
     "XSimGCL": "gnnrec.estimators",
+    "experiment": "gnnrec.matrix",
     "read_interactions": "gnnrec.data.readers",
     "read_split": "gnnrec.data.readers",
     "split": "gnnrec.data.splits",
@@ -46,6 +48,7 @@ __all__ = [
     "Recipe",
     "SimGCL",
     "XSimGCL",
+    "experiment",
     "models",
     "ops",
     "read_interactions",

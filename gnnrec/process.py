@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import os
 import sys
 
@@ -28,3 +29,10 @@ def prepare() -> None:
     if mallopt and not given and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most it takes
         mallopt(_TRIM_THRESHOLD, 1 << 30)
+
+
+def trim() -> None:
+    """Give the system the memory that is free, and only kept."""
+    gc.collect()
+    if give := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        give(0)

@@ -97,6 +97,13 @@ def state(folder: Path, since: float) -> str:
     return "" if record is None or (folder / JOB).stat().st_mtime < since else str(record["status"])
 
 
+def begun(sweep: Path) -> dict[int, list[str]]:
+    """The overrides of the jobs that a sweep in this folder has begun, by number."""
+    numbers = sorted(int(entry.name) for entry in sweep.iterdir() if entry.name.isdecimal()) if sweep.is_dir() else []
+    records = {number: _read(sweep / str(number)) for number in numbers}
+    return {number: record["overrides"] for number, record in records.items() if record is not None}
+
+
 def check_same(sweep: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     """Raise a ConfigError where a job of an earlier sweep in this folder had other options than it has now.
 
@@ -132,12 +139,17 @@ def objective(folder: Path) -> float | None:
     return None if value is None else float(value)
 
 
-def gather(sweep: Path, jobs: Mapping[int, Sequence[str]]) -> pd.DataFrame:
+def gather(
+    sweep: Path, jobs: Mapping[int, Sequence[str]], named: Mapping[int, Mapping[str, Any]] | None = None
+) -> pd.DataFrame:
     """A row a job, as the folders have it: `job`, a column for every option in which jobs differ, `status` (done,
     pruned, failed, interrupted, or waiting where it has not begun), metrics such as `valid_recall@20` and
-    `test_recall@20`, `best_epoch`, `epochs`, `seconds` by the clock, `train_seconds`, `peak_rss_bytes`, `message`."""
-    options = differing(jobs)
-    rows = [{"job": number} | options[number] | _outcome(sweep / str(number)) for number in jobs]
+    `test_recall@20`, `best_epoch`, `epochs`, `seconds` by the clock, `train_seconds`, `peak_rss_bytes`, `message`.
+
+    named: what tells the jobs apart, the same names for each, instead of these options.
+    """
+    options = differing(jobs) if named is None else named
+    rows = [{"job": number, **options[number]} | _outcome(sweep / str(number)) for number in jobs]
     found = dict.fromkeys(name for row in rows for name in row if name.startswith(("valid_", "test_")))
     columns = ["job", *next(iter(options.values())), "status", *found, *_NUMBERS, "message"]
     return pd.DataFrame(rows, columns=columns).convert_dtypes()

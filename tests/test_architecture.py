@@ -23,7 +23,7 @@ LEVELS = (
     ("models", "losses"),
     ("training",),
     ("recommend", "report"),
-    ("estimators", "sweeps"),
+    ("estimators", "sweeps", "matrix"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -238,7 +238,7 @@ def test_before_ranks_are_joined_one_on_each_machine_prints_its_error(monkeypatc
         names = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "x"}
         for name, value in names.items():
             monkeypatch.setenv(name, str(value))
-        assert cli._run("train", ["data=nowhere"]) == 2
+        assert cli.run("train", ["data=nowhere"]) == 2
         assert ("there is no data=nowhere" in capsys.readouterr().err) == (local == 0)
 
 
@@ -249,5 +249,5 @@ def test_other_apps_and_sweeps_are_for_a_single_process(monkeypatch, capsys):
         monkeypatch.setenv(name, str(value))
     assert ranks.count() == 2
     for words in (["evaluate", "run=x"], ["train", "-m", "seed=0,1"]):
-        assert cli._run(words[0], words[1:]) == 2
+        assert cli.run(words[0], words[1:]) == 2
         assert "several processes can only train, one run" in capsys.readouterr().err

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 
+import pandas as pd
+import pytest
 from made_up_tiers import disk, dram
 
+from gnnrec.errors import ConfigError
 from gnnrec.training import placing
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -21,19 +28,186 @@ SMALL = [
 ]
 
 
-def test_batch_sizes_of_a_small_data_set(tmp_path):
-    command = [sys.executable, EXPERIMENTS / "batch_size.py", "--data=synthetic", "--out", tmp_path, "--epochs=2"]
-    command += ["--batches", "64", str(2**30), "--set", *SMALL]
-    for _ in range(2):  # the second time it only shows
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert "softmax" in done.stdout
-    result = json.loads((tmp_path / "batch_size.json").read_bytes())
+def reproduce(study: str, *given: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXPERIMENTS / "reproduce.py"), study, *given]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def shortly(study: str, tmp_path_factory) -> tuple[Path, str]:
+    """What the short form of a study leaves, and what it says."""
+    folder: Path = tmp_path_factory.mktemp(study)
+    done = reproduce(study, "short=true", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return folder / "outputs" / "studies" / f"{study}-short", done.stdout
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return shortly("published", tmp_path_factory)[0]
+
+
+def test_published_has_mean_and_deviation_of_every_model_over_seeds(published):
+    table = pd.read_csv(published / "published-accuracy.csv")
+    jobs = pd.read_csv(published / "published-jobs.csv")
+    assert table["model"].tolist() == ["MF", "LightGCN", "NGCF", "XSimGCL", "GF-CF"]
+    assert (jobs["status"] == "done").all()
+    for _, row in table.iterrows():
+        runs = jobs[jobs["sweep"] == row["model"]]
+        assert runs["seed"].tolist() == [0, 1]
+        summaries = [
+            json.loads((published / "runs" / folder / "summary.json").read_bytes()) for folder in runs["folder"]
+        ]
+        values = [summary["metrics"]["test"]["recall@20"] for summary in summaries]
+        assert row["recall@20"] == pytest.approx(mean(values))
+        assert row["recall@20, deviation"] == pytest.approx(stdev(values))
+    text = (published / "published.md").read_text()
+    assert "| date | 20" in text
+    assert f"| torch | {version('torch')} |" in text
+    assert "The short form" in text
+    assert (published / "published-synthetic.svg").read_text().startswith("<?xml")
+
+
+def test_a_study_goes_on_where_it_stopped_and_refuses_other_options(published, tmp_path):
+    command = [sys.executable, str(EXPERIMENTS / "reproduce.py"), "published", "short=true", "only=MF"]
+    begun = tmp_path / "outputs" / "studies" / published.name / "runs" / "MF" / "1" / "config.yaml"
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not begun.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert not (begun.parents[3] / "published.md").exists()
+    again = reproduce("published", "short=true", "only=MF", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "job 0 (seed=0): done before" in again.stdout
+    found, whole = (pd.read_csv(folder / "published-jobs.csv") for folder in (begun.parents[3], published))
+    assert found["test_recall@20"].tolist() == whole["test_recall@20"].tolist()[:2]
+    other = reproduce("published", "short=true", "only=MF", "data.synthetic.noise=0.2", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds a sweep of other jobs: job 0 had nothing, and now data.synthetic.noise=0.2 instead" in other.stderr
+
+
+def test_published_figures_stand_beside_what_was_reached(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import published
+    import reproduce
+
+    study = reproduce.load("published")
+    jobs = pd.DataFrame(
+        {"data": data, "sweep": sweep, "seed": seed, "test_recall@20": 0.18 + seed / 100, "test_ndcg@20": 0.15}
+        | {"train_seconds": 2.0, "peak_rss_bytes": 2**30}
+        for data in ("gowalla", "lastfm")
+        for sweep in ("LightGCN", "GF-CF")
+        for seed in (0, 1)
+    )
+    (table,), figures = published.results(jobs, study)
+    rows = [dict(zip((cell.value for cell in table.header), row)) for row in table.rows]
+    assert rows[0]["recall@20, published"].value == 0.183
+    assert rows[0]["recall@20, difference"].value == pytest.approx(0.185 - 0.183)
+    assert rows[0]["published by"].value == "He et al. 2020 (LightGCN), table 4"
+    assert all(rows[2][name].value is None for name in ("recall@20, published", "published by"))
+    assert [figure.name for figure in figures] == ["gowalla", "lastfm"]
+
+
+def test_depth_has_a_row_a_model_and_number_of_layers(tmp_path_factory):
+    folder, _ = shortly("depth", tmp_path_factory)
+    table, jobs = (pd.read_csv(folder / f"depth-{name}.csv") for name in ("layers", "jobs"))
+    assert table["layers"].tolist() == [1, 2, 3, 1, 2]
+    assert table["recall@20"].tolist() == pytest.approx(jobs["test_recall@20"].tolist())
+    assert jobs["model.layers"].tolist() == table["layers"].tolist()
+    assert all((folder / f"depth-{name}.svg").exists() for name in ("recall", "training"))
+
+
+def test_placement_gives_the_same_bits_wherever_tensors_lie(tmp_path_factory):
+    folder, _ = shortly("placement", tmp_path_factory)
+    table = pd.read_csv(folder / "placement-steps.csv")
+    assert table["memory"].tolist() == ["dram", "direct", *["stream"] * 5]
+    assert (table["the same"] == "yes").all()
+    assert table["panel"].tolist()[2:] == [16, 32, 16, 16, 16]
+    stamped = table["step (seconds)"].str.startswith("SIMULATED")
+    assert stamped.tolist() == [False] * 4 + [True] * 3
+    assert table["device reads (GB/s)"].tolist()[4:] == [2, 1, 0.2]
+
+
+def test_ablation_measures_every_form_that_is_right(tmp_path_factory):
+    folder, _ = shortly("ablation", tmp_path_factory)
+    table = pd.read_csv(folder / "ablation-forms.csv")
+    assert "note" not in table  # none failed its check
+    assert table["operator"].value_counts().to_dict() == {"ngcf_layer": 6, "gat_conv": 5, "lightgcn_propagate": 4}
+    for _, forms in table.groupby("operator"):
+        plain, fused = forms.iloc[0], forms.iloc[-1]
+        assert plain["written (bytes)"] > 10 * fused["written (bytes)"]
+        assert plain["peak memory (bytes)"] > fused["peak memory (bytes)"]
+        assert fused["time / all on"] == 1
+    assert (table.loc[(table["recomputed"] == "on") & (table["fused"] == "off"), "kept (bytes)"] == 0).all()
+    ngcf = table[(table["operator"] == "ngcf_layer") & (table["fused"] == "on")].set_index("recomputed")["kept (bytes)"]
+    assert ngcf["off"] - ngcf["on"] == 500 * 64 * 4  # the aggregates
+
+
+def test_data_sets_that_are_not_there_are_left_out_and_named(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    monkeypatch.setenv("GNNREC_DATA", str(tmp_path))
+    assert reproduce.at_hand(["synthetic", "gowalla"]) == (["synthetic"], ["gowalla"])
+    assert reproduce.at_hand("gowalla") == ("gowalla", [])
+    with pytest.raises(ConfigError, match=r"none is at hand of gowalla, lastfm\. Set GNNREC_DATA"):
+        reproduce.at_hand(["gowalla", "lastfm"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["publishd"], "there is no study 'publishd'. Did you mean published?"),
+        (["published", "short"], "command line: 'short' is no setting. Settings are given as KEY=VALUE"),
+        (["published", "only=[GFCF]"], "only: there is no sweep 'GFCF'. Did you mean GF-CF or NGCF?"),
+    ],
+)
+def test_a_mistake_in_the_command(given, says, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    assert reproduce.main(given) == 2
+    assert capsys.readouterr().err == f"gnnrec: {says}\n"
+
+
+def test_every_study_has_a_short_form_and_is_listed(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    text = (EXPERIMENTS / "README.md").read_text()
+    for file in EXPERIMENTS.glob("*.yaml"):
+        assert reproduce.load(file.stem, short=True)["about"]
+        assert f"`{file.stem}`" in text
+
+
+def test_batch_sizes_of_a_small_data_set(tmp_path_factory):
+    folder, said = shortly("batch_size", tmp_path_factory)
+    assert "| softmax |" in said
+    result = json.loads((folder / "batch_size.json").read_bytes())
     found = [(run["loss"], run["rule"]) for run in result["runs"]]
     assert found == [(loss, rule) for loss in ("bpr", "softmax") for rule in ("none", "none", "sqrt", "linear")]
     whole = [run for run in result["runs"] if run["batch"] > 64]
-    assert all(run["steps"] == 2 and len(run["epochs"]) == 2 for run in whole)
-    assert (tmp_path / "batch_size.png").stat().st_size > 1000
+    assert all(run["steps"] == 1 and len(run["epochs"]) == 1 for run in whole)
+    table = pd.read_csv(folder / "batch_size-runs.csv")
+    last = [run["epochs"][-1]["metrics"]["recall@20"] for run in result["runs"]]
+    assert table["recall@20"].tolist() == pytest.approx(last)
+    assert all((folder / f"batch_size-{name}.svg").exists() for name in ("recall", "seconds"))
+    written = (folder / "batch_size.json").stat().st_mtime_ns
+    again = reproduce("batch_size", "short=true", cwd=folder.parents[2])
+    assert again.returncode == 0
+    assert written == (folder / "batch_size.json").stat().st_mtime_ns  # the second time it only shows
+
+
+def test_time_to_accuracy_of_a_small_data_set(tmp_path_factory):
+    folder, _ = shortly("time_to_accuracy", tmp_path_factory)
+    table = pd.read_csv(folder / "time_to_accuracy-recipes.csv")
+    assert table["recipe"].str.split().str[0].tolist() == ["large_batch", "large_batch_bpr"]
+    assert table["held by"].tolist() == ["2 of 2 seeds"] * 2
+    assert (table["until held (seconds)"] <= table["training (seconds)"]).all()
 
 
 def test_other_runs_stay(tmp_path, monkeypatch):
@@ -44,7 +218,10 @@ def test_other_runs_stay(tmp_path, monkeypatch):
 
     recalls = {"large_batch_bpr": [0.18, 0.19, 0.18, 0.19], "large_batch_ngcf": [0.1, 0.16, 0.16, 0.16]}
 
+    made = []
+
     def curve(overrides, data, every):
+        made.append(overrides)
         recall = recalls[overrides[0].partition("=")[2]]
         records = [
             {"epoch": n * every, "train_seconds": 10.0 * n, "metrics": {"recall@20": r, "ndcg@20": r}}
@@ -56,7 +233,7 @@ def test_other_runs_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "curve", curve)
     monkeypatch.setattr(time_to_accuracy.dataset, "load", lambda config: None)
     for recipe, seeds in (("large_batch_bpr", "0"), ("large_batch_ngcf", "0"), ("large_batch_bpr", "1")) * 2:
-        given = ["--recipes", recipe, "--seeds", seeds, "--every", "5", "--out", str(tmp_path)]
+        given = ["--data", "gowalla", "--recipes", recipe, "--seeds", seeds, "--every", "5", "--out", str(tmp_path)]
         assert time_to_accuracy.main(given) == 0
     runs = json.loads((tmp_path / "time_to_accuracy.json").read_bytes())["runs"]
     held = {"epoch": 20, "seconds": 41.0, "without_compilation": 38.0}
@@ -66,7 +243,24 @@ def test_other_runs_stay(tmp_path, monkeypatch):
         ("large_batch_bpr", 1, held),
     ]
     assert {run["every"] for run in runs} == {5}
-    assert (tmp_path / "time_to_accuracy.png").stat().st_size > 1000
+    assert len(made) == 3  # the second time there is nothing to do
+    assert (tmp_path / "time_to_accuracy-recall.svg").stat().st_size > 1000
+
+
+def test_committed_results_are_shown_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import batch_size
+    import output
+    import scale
+    import time_to_accuracy
+
+    for study in (batch_size, scale, time_to_accuracy):
+        result = json.loads((EXPERIMENTS / "results" / f"{study.__name__}.json").read_bytes())
+        output.write(tmp_path, study.__name__, study.tables(result), study.figures(result))
+    table = pd.read_csv(tmp_path / "time_to_accuracy-recipes.csv").set_index("recipe")
+    assert table.loc["large_batch", "recall@20"] == pytest.approx(0.1881, abs=5e-5)
+    assert len(pd.read_csv(tmp_path / "batch_size-runs.csv")) == 20
+    assert len(pd.read_csv(tmp_path / "scale-steps.csv")) == 10
 
 
 def test_scale_measures_what_it_planned(tmp_path, monkeypatch, data_root):
@@ -85,4 +279,16 @@ def test_scale_measures_what_it_planned(tmp_path, monkeypatch, data_root):
     assert all(row["seconds_per_step"] > 0 and len(row["steps_seconds"]) == 1 for row in rows)
     assert rows[2]["transfer_seconds_per_step"] > 0
     assert sorted(path.name for path in (tmp_path).iterdir()) == [".gnnrec-tier.lock"]
-    scale.show([*rows, rows[0] | {"failed": "exit code 2"}])
+    failed = rows[0] | {"failed": "exit code 2"}
+    result = {"rows": [*rows, failed], "conditions": {}}
+    shown, _ = scale.tables(result)
+    assert [row[-1].value for row in shown.rows] == [None, None, None, "exit code 2"]
+    assert len(scale.figures(result)) == 1
+
+
+def test_scale_measures_each_case_in_a_process_of_its_own(tmp_path_factory):
+    folder, said = shortly("scale", tmp_path_factory)
+    table = pd.read_csv(folder / "scale-steps.csv")
+    assert table["memory"].tolist() == ["dram", "direct", "stream"]
+    assert (table["interactions"] == 1200).all()
+    assert said.count("measuring") == 3

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 import torch
 
 from gnnrec.ops._matmul import block_matmul, matmul
-from gnnrec.ops._numba import VERSION, kernel, num_threads
+from gnnrec.ops._numba import VERSION, num_threads
+from gnnrec.ops._parallel import items, kernel
 
 SIZES = (1, 3, 33, 63, 64, 128, 200, 300)
 SHAPES = [(rows, dim, out) for rows, dim, out in zip((1, 5, 47, 48, 49, 97, 600, 1100), SIZES, reversed(SIZES))]
@@ -120,9 +120,9 @@ def _compile_block():
     version = VERSION
 
     @kernel
-    def run(a, w, out, accumulate):
+    def run(team, a, w, out, accumulate):
         _ = version
-        for _copy in numba.prange(1):
+        for _copy in items(team):
             block_matmul(a, w, out, accumulate)
 
     return run
@@ -148,5 +148,5 @@ def test_block_stays_inside(dtype, transposed, accumulate):
             array[:] = generator.standard_normal(array.shape)
         expected = out.copy()
         expected[1:-1, 1:-2] = accumulate * out[1:-1, 1:-2] + a[1:-1, 1:-1].astype(float) @ w[1:-1, 1:-2]
-        BLOCK(a[1:-1, 1:-1], w[1:-1, 1:-2], out[1:-1, 1:-2], accumulate)
+        BLOCK(1, a[1:-1, 1:-1], w[1:-1, 1:-2], out[1:-1, 1:-2], accumulate)
         np.testing.assert_allclose(out, expected, rtol=0, atol=40 * np.finfo(dtype).eps)

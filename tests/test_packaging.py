@@ -6,11 +6,11 @@ import importlib.metadata
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -112,11 +112,13 @@ def test_the_package_reaches_the_configs_through_a_link():
 
 
 def test_help_is_quick():
+    """By the processor's time, which others that run do not lengthen by much."""
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([GNNREC, "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert statistics.median(seconds) < 0.5
 
 

@@ -47,3 +47,24 @@ def test_what_the_environment_sets_stays():
     settings, faults = run(OMP_WAIT_POLICY="active", THP_MEM_ALLOC_ENABLE="0", MALLOC_TRIM_THRESHOLD_="65536")
     assert settings == "active 0"
     assert min(faults) > 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this system's malloc is not glibc's")
+def test_what_is_freed_and_kept_goes_back_when_asked():
+    script = """
+from gnnrec import process
+process.prepare()
+from pathlib import Path
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+before = resident()
+blocks = [b"x" * (1 << 20) for _ in range(128)]
+del blocks
+kept = resident() - before
+process.trim()
+print(kept, resident() - before)
+"""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", script], env=inherited, capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 100
+    assert left < 20

@@ -486,33 +486,32 @@ def test_more_memory_than_there_are_addresses() -> None:
         aligned(1 << 60)
 
 
-def bandwidth(throttle: Throttle, directions: list[Any], block: int, seconds: float) -> float:
-    """GB/s of threads, one a direction, that do nothing but wait for the device."""
-    start = time.perf_counter()
+def busy(directions: list[Any], block: int, seconds: float) -> float:
+    """Of threads, one a direction, that do nothing but wait for a device of 1 GB/s read and 0.5 GB/s written: the time
+    that what they have moved should take, as a part of the time that it took."""
+    throttle, start = Throttle(1, 0.5), time.perf_counter()
 
-    def keep_going(direction: Any) -> int:
-        moved = 0
+    def keep_going(direction: Any) -> float:
+        due = 0.0
         while time.perf_counter() < start + seconds:
             throttle.wait(throttle.reserve(direction, block))
-            moved += block
-        return moved
+            due += block * {"read": 1e-9, "write": 2e-9}[direction]
+        return due
 
     with ThreadPoolExecutor(len(directions)) as pool:
-        moved = sum(pool.map(keep_going, directions))
-    return moved / (time.perf_counter() - start) / 1e9
+        due = sum(pool.map(keep_going, directions))
+    return due / (time.perf_counter() - start)
 
 
 @pytest.mark.parametrize(
-    ("directions", "expected"),
-    [(["write"], 0.5), (4 * ["read"], 1.0), (["read", "write"], 2 / 3)],
-    ids=["one thread", "four threads", "both ways"],
+    "directions", [["write"], 4 * ["read"], ["read", "write"]], ids=["one thread", "four threads", "both ways"]
 )
-def test_a_simulated_device_is_as_fast_as_it_is_told(directions: list[Any], expected: float) -> None:
-    # A busy machine wakes threads late, so the best of three tries; no try may be too fast.
-    tries = []
-    while len(tries) < 3 and not any(got > 0.95 * expected for got in tries):
-        tries.append(bandwidth(Throttle(1, 0.5), directions, 1 << 20, seconds=1))
-    assert max(tries) == pytest.approx(expected, rel=0.05)
+def test_a_simulated_device_is_as_fast_as_it_is_told(directions: list[Any]) -> None:
+    # A busy machine wakes threads late, so the best of some short tries; no try may be too fast.
+    tries: list[float] = []
+    while len(tries) < 20 and not any(got > 0.95 for got in tries):
+        tries.append(busy(directions, 1 << 20, seconds=0.25))
+    assert 0.95 < max(tries) < 1.01
 
 
 def test_latency_passes_for_each_transfer_and_others_are_served_meanwhile() -> None:

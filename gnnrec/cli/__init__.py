@@ -22,7 +22,7 @@ from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.storage import storage_errors
 
-__all__ = ["APPS", "CONF", "main"]
+__all__ = ["APPS", "CONF", "main", "run"]
 
 # Of Hydra's options, those that have a use here. (--experimental-rerun reads a pickle, which could run any code.)
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info", "-cd", "--config-dir")
@@ -46,10 +46,10 @@ def main() -> None:
 
         print(f"gnnrec {version('gnnrec')}")
         raise SystemExit(0)
-    raise SystemExit(_run(args[0], args[1:]))
+    raise SystemExit(run(args[0], args[1:]))
 
 
-def _run(name: str, args: list[str]) -> int:
+def run(name: str, args: list[str]) -> int:
     """Run an app; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half-written is then removed
     try:

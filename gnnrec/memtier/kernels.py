@@ -10,15 +10,15 @@ A buffer is a float32 matrix whose rows are multiples of 64 bytes. Kernels are c
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numba
 import numpy as np
 
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
-from gnnrec.ops._numba import VERSION, inline, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import Team, consecutive, items, kernel
 from gnnrec.ops._row_math import row_add, row_fma, row_splat, row_sum
 from gnnrec.ops._vector import (
     MAX_DIM,
@@ -40,14 +40,18 @@ _PLACES = 8  # int64 numbers of a cache line
 serial: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@kernel
 def fill(words: Any, seed: Any) -> None:
     """Write float32 numbers in [1, 2) that differ from each other: the first touch, by the threads that measure.
 
     Args:
         words: uint32 [n], the buffer's bits.
     """
-    for i in numba.prange(len(words)):
+    _fill(len(words), words, seed)
+
+
+@kernel
+def _fill(team: Any, words: Any, seed: Any) -> None:
+    for i in consecutive(team):
         mixed = (np.uint64(i) + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
         words[i] = np.uint32(mixed >> np.uint64(41)) | np.uint32(0x3F800000)
 
@@ -58,18 +62,16 @@ def reader() -> Any:
     version, dim, shares = VERSION, WIDE, SHARES
 
     @kernel
-    def read(x: Any, sums: Any) -> None:
+    def read(team: Any, x: Any, sums: Any) -> None:
         _ = version
         rows = len(x)
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                total = row_zero(x, dim)
-                for i in range(share * rows // shares, (share + 1) * rows // shares):
-                    total = row_add(total, row_load(x, i, dim))
-                row_store(sums, share, total, False)
+        for share in items(team):
+            total = row_zero(x, dim)
+            for i in range(share * rows // shares, (share + 1) * rows // shares):
+                total = row_add(total, row_load(x, i, dim))
+            row_store(sums, share, total, False)
 
-    return read
+    return partial(read, SHARES)
 
 
 @cache
@@ -78,17 +80,15 @@ def writer() -> Any:
     version, dim, shares = VERSION, WIDE, SHARES
 
     @kernel
-    def write(out: Any) -> None:
+    def write(team: Any, out: Any) -> None:
         _ = version
         rows = len(out)
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                for i in range(share * rows // shares, (share + 1) * rows // shares):
-                    row_store(out, i, row_splat(np.float32(i), row_zero(out, dim)), True)
-                fence()
+        for share in items(team):
+            for i in range(share * rows // shares, (share + 1) * rows // shares):
+                row_store(out, i, row_splat(np.float32(i), row_zero(out, dim)), True)
+            fence()
 
-    return write
+    return partial(write, SHARES)
 
 
 @cache
@@ -97,17 +97,15 @@ def copier() -> Any:
     version, dim, shares = VERSION, WIDE, SHARES
 
     @kernel
-    def copy(x: Any, out: Any) -> None:
+    def copy(team: Any, x: Any, out: Any) -> None:
         _ = version
         rows = len(out)
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                for i in range(share * rows // shares, (share + 1) * rows // shares):
-                    row_store(out, i, row_load(x, i, dim), True)
-                fence()
+        for share in items(team):
+            for i in range(share * rows // shares, (share + 1) * rows // shares):
+                row_store(out, i, row_load(x, i, dim), True)
+            fence()
 
-    return copy
+    return partial(copy, SHARES)
 
 
 @cache
@@ -119,17 +117,15 @@ def triad() -> Any:
     version, dim, shares = VERSION, LINE, SHARES
 
     @kernel
-    def triad(a: Any, b: Any, out: Any) -> None:
+    def triad(team: Any, a: Any, b: Any, out: Any) -> None:
         _ = version
         rows = len(out)
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                for i in range(share * rows // shares, (share + 1) * rows // shares):
-                    row_store(out, i, row_fma(row_load(b, i, dim), np.float32(3), row_load(a, i, dim)), True)
-                fence()
+        for share in items(team):
+            for i in range(share * rows // shares, (share + 1) * rows // shares):
+                row_store(out, i, row_fma(row_load(b, i, dim), np.float32(3), row_load(a, i, dim)), True)
+            fence()
 
-    return triad
+    return partial(triad, SHARES)
 
 
 @cache
@@ -138,19 +134,17 @@ def gatherer(width: int) -> Any:
     version, dim, shares, neighbours, distance = VERSION, width, SHARES, NEIGHBOURS, PREFETCH_DISTANCE
 
     @kernel
-    def gather(x: Any, indices: Any, sums: Any) -> None:
+    def gather(team: Any, x: Any, indices: Any, sums: Any) -> None:
         _ = version
         count = len(indices)
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                total, stop = row_zero(x, dim), (share + 1) * count // shares
-                for first in range(share * count // shares, stop, neighbours):
-                    last = min(first + neighbours, stop)
-                    total = row_add(total, row_gather_sum_ahead(x, indices, first, last, None, total, distance))
-                row_store(sums, share, total, False)
+        for share in items(team):
+            total, stop = row_zero(x, dim), (share + 1) * count // shares
+            for first in range(share * count // shares, stop, neighbours):
+                last = min(first + neighbours, stop)
+                total = row_add(total, row_gather_sum_ahead(x, indices, first, last, None, total, distance))
+            row_store(sums, share, total, False)
 
-    return gather
+    return partial(gather, SHARES)
 
 
 @cache
@@ -163,17 +157,15 @@ def scatterer(width: int, past_caches: bool = True) -> Any:
     version, dim, shares, stream = VERSION, width, SHARES, past_caches
 
     @kernel
-    def scatter(out: Any, indices: Any) -> None:
+    def scatter(team: Any, out: Any, indices: Any) -> None:
         _ = version
         count = len(indices)
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                for k in range(share * count // shares, (share + 1) * count // shares):
-                    row_store(out, indices[k], row_splat(np.float32(k), row_zero(out, dim)), stream)
-                fence()
+        for share in items(team):
+            for k in range(share * count // shares, (share + 1) * count // shares):
+                row_store(out, indices[k], row_splat(np.float32(k), row_zero(out, dim)), stream)
+            fence()
 
-    return scatter
+    return partial(scatter, SHARES)
 
 
 @cache
@@ -184,20 +176,18 @@ def exchanger(width: int, reads: int) -> Any:
     version, dim, shares, distance = VERSION, width, SHARES, PREFETCH_DISTANCE
 
     @kernel
-    def exchange(x: Any, indices: Any, out: Any) -> None:
+    def exchange(team: Any, x: Any, indices: Any, out: Any) -> None:
         _ = version
         count = len(indices) // reads
-        counter = new_counter()
-        for _worker in numba.prange(workers(shares)):
-            for share in items(counter, shares):
-                zero = row_zero(x, dim)
-                for k in range(share * count // shares, (share + 1) * count // shares):
-                    first = k * reads
-                    total = row_gather_sum_ahead(x, indices, first, first + reads, None, zero, distance)
-                    row_store(out, indices[k], total, True)
-                fence()
+        for share in items(team):
+            zero = row_zero(x, dim)
+            for k in range(share * count // shares, (share + 1) * count // shares):
+                first = k * reads
+                total = row_gather_sum_ahead(x, indices, first, first + reads, None, zero, distance)
+                row_store(out, indices[k], total, True)
+            fence()
 
-    return exchange
+    return partial(exchange, SHARES)
 
 
 @inline
@@ -221,13 +211,13 @@ def generator(reads: int, writes: bool) -> Any:
     """generate(x, out [rows, WIDE], counter int64 [1], turns, state uint64 [1]): traffic of one thread, in order, until
     somebody sets the counter to ENDLESS: it counts steps, each of which reads `reads` rows, writes their sum past the
     caches where `writes` says so, and spins."""
-    version, dim, endless = VERSION, WIDE, ENDLESS
+    version, dim = VERSION, WIDE
 
     @serial
-    def generate(x: Any, out: Any, counter: Any, turns: Any, state: Any) -> None:
+    def generate(x: Any, out: Any, steps: Any, turns: Any, state: Any) -> None:
         _ = version
         rows, total, seed = len(x), row_zero(x, dim), np.uint64(1)
-        for step in items(counter, endless):
+        for step in items(steps):
             total = row_load(x, step * reads % rows, dim)
             for more in range(1, reads):
                 total = row_add(total, row_load(x, (step * reads + more) % rows, dim))
@@ -237,7 +227,10 @@ def generator(reads: int, writes: bool) -> Any:
             state[0] += np.uint64(row_sum(total)) ^ seed  # somebody wants all of it
         fence()
 
-    return generate
+    def run(x: Any, out: Any, counter: Any, turns: Any, state: Any) -> None:
+        generate(x, out, Team(counter.ctypes.data, ENDLESS, 0, 1), turns, state)
+
+    return run
 
 
 @serial

@@ -21,7 +21,8 @@ from numba.core.errors import RequireLiteralValue, TypingError
 
 from gnnrec import device as devices
 from gnnrec.ops import _arguments
-from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, kernel
 from gnnrec.ops._vector import LINE, RowType, declare, fma, intrinsic, row_load, row_pointer, row_store, splat
 
 ROWS = 6  # of a tile: with 4 vectors, 24 of the 32 AVX-512 registers accumulate
@@ -202,6 +203,7 @@ def _matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.mm(x.contiguous(), weight.contiguous().T, out=out)
     run = _compile_matmul(_lanes(x), _lanes(out))
     run(
+        -(-len(x) // BLOCK),
         _arguments.array(x),
         _arguments.array(weight.T.to(_arguments.compute_dtype(x.dtype)).contiguous()),
         _arguments.array(out),
@@ -217,7 +219,10 @@ def _matmul_weight(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return torch.mm(grad.contiguous().T, x.contiguous(), out=out)
     chunks = min(max(x.shape[0] // CHUNK_ROWS, 1), CHUNKS)
     partial = torch.zeros((chunks, grad.shape[1], x.shape[1]), dtype=_arguments.compute_dtype(x.dtype))
-    _compile_matmul_weight(_lanes(grad), _lanes(x))(_arguments.array(grad), _arguments.array(x), partial.numpy())
+    run = _compile_matmul_weight(_lanes(grad), _lanes(x))
+    run(chunks, _arguments.array(grad), _arguments.array(x), partial.numpy())
+    for chunk in range(1, chunks):
+        partial[0] += partial[chunk]
     return partial[0].to(x.dtype, copy=True)
 
 
@@ -271,11 +276,11 @@ def _compile_matmul(x_lanes: int, out_lanes: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(x: Any, weight: Any, out: Any) -> None:
+    def run(team: Any, x: Any, weight: Any, out: Any) -> None:
         """out = x @ weight; weight [in, out]."""
         _ = version  # part of the cache key
         rows, dim = x.shape
-        for block in numba.prange((rows + BLOCK - 1) // BLOCK):
+        for block in consecutive(team):
             first, stop = block * BLOCK, min(rows, (block + 1) * BLOCK)
             if x_lanes == 0:
                 block_matmul(x[first:stop], weight, out[first:stop], False)
@@ -294,11 +299,11 @@ def _compile_matmul_weight(grad_lanes: int, x_lanes: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(grad: Any, x: Any, partial: Any) -> None:
-        """partial[0] = grad.T @ x; partial [chunks, out, in], zeros, holds a sum over a part of the rows each."""
+    def run(team: Any, grad: Any, x: Any, partial: Any) -> None:
+        """partial [chunks, out, in], zeros, becomes grad.T @ x of a part of the rows each."""
         _ = version  # part of the cache key
         rows, chunks = len(x), len(partial)
-        for chunk in numba.prange(chunks):
+        for chunk in consecutive(team):
             stop = rows * (chunk + 1) // chunks
             for first in range(rows * chunk // chunks, stop, STRIP):
                 strip = slice(first, min(first + STRIP, stop))
@@ -310,9 +315,5 @@ def _compile_matmul_weight(grad_lanes: int, x_lanes: int) -> Any:
                     _convert(grad[strip], wide_grad, grad_lanes)
                     _convert(x[strip], wide, x_lanes)
                     block_matmul(wide_grad.T, wide, partial[chunk], True)
-        for i in numba.prange(partial.shape[1]):
-            for chunk in range(1, chunks):
-                for j in range(partial.shape[2]):
-                    partial[0, i, j] += partial[chunk, i, j]
 
     return run

@@ -11,10 +11,12 @@ from typing import Any
 import numba
 import torch
 
-# Kernels never divide by zero in a way that Python's check would catch, and they run without the interpreter's lock.
-kernel: Any = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-# What kernels call is part of them and has no cache of its own, which would not notice changes in other files.
-inline: Any = numba.njit(nogil=True, error_model="numpy")
+# What kernels call is part of them: nothing else may call it, and it has no cache of its own, which would not notice
+# changes in other files.
+njit: Any = numba.njit  # takes options that its annotations do not know
+_BARE = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inline: Any = njit(**_BARE)
+inline_always: Any = njit(**_BARE, forceinline=True)  # for what is called for each row
 
 # numba keys its disk cache by a kernel's own file and closure variables, not by what it calls in other files. Kernels
 # that call such code have this hash of it as a closure variable, which keeps stale machine code out. The schedule's

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from gnnrec import process
 from gnnrec.errors import CheckpointError, GnnrecError, Interrupted, Pruned
 from gnnrec.memtier import cgroup
 from gnnrec.storage import atomic_write, storage_errors
@@ -293,7 +294,11 @@ def peak_rss_bytes() -> int:
 
 
 def reset_peak_rss() -> None:
-    """Let `peak_rss_bytes` count from now on, where the system allows it: of the jobs of a sweep each has its own."""
+    """Let `peak_rss_bytes` count from now on, where the system allows it: of the jobs of a sweep each has its own.
+
+    What the job before has freed goes back to the system first, so that memory which this one uses again counts.
+    """
+    process.trim()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -14,7 +14,8 @@ from gnnrec.config import BPRConfig, CustomLossConfig, LossConfig, SoftmaxConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.workload import order_bytes
-from gnnrec.ops._numba import VERSION, inline, kernel
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, kernel
 from gnnrec.ops._philox import below, philox
 
 TINY = 1e-30  # a chance whose logarithm is still finite
@@ -82,6 +83,7 @@ class TripleSampler:
             triples[0] = np.searchsorted(self.graph.user_indptr, edges, side="right") - 1
             triples[1] = self.graph.user_items[edges]
         _compile()(
+            triples.shape[1],
             np.uint64(self.seed),
             np.uint64(epoch * self.epoch_size + first),
             self._shuffle,
@@ -345,6 +347,7 @@ def _compile() -> Any:
 
     @kernel
     def draw(
+        team: Any,
         seed: Any,
         first: Any,
         given: Any,
@@ -357,7 +360,7 @@ def _compile() -> Any:
         triples: Any,
     ) -> None:
         _ = version  # part of the cache key
-        for t in numba.prange(triples.shape[1]):
+        for t in consecutive(team):
             counter = first + np.uint64(t)
             words = philox(seed, np.uint64(0), counter)
             if not given:

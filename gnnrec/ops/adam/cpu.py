@@ -7,11 +7,10 @@ from functools import cache
 from math import inf, sqrt
 from typing import Any
 
-import numba
 import numpy as np
 
-from gnnrec.ops._numba import VERSION, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import (
     row_div,
     row_dot,
@@ -46,7 +45,8 @@ def step(arrays: tuple[Any, ...], count: int, numbers: list[float], seed: int) -
     scalars = tuple(map(work, (decay, kept, first, 1 - first, second, 1 - second, size, root, eps, clip)))
     squares = _squares(gradient, work) if clip < inf and gradient.shape[1] > MAX_DIM else None
     for views, *place in _panels(*arrays):
-        _compile(views[0].shape[1])(*views, squares, scalars, np.int64(count), np.int64(seed), *place)
+        rows, dim = views[0].shape
+        _compile(dim)(-(-rows // _block(dim)), *views, squares, scalars, np.int64(count), np.int64(seed), *place)
 
 
 def _panels(*arrays: Any) -> Iterator[tuple[list[Any], int, int, int]]:
@@ -66,9 +66,14 @@ def _squares(gradient: Any, work: Any) -> Any:
     total = np.zeros(len(gradient), work)
     for (panel,), rows, *_ in _panels(gradient):
         sums = np.zeros(len(panel), work)
-        _compile_squares(panel.shape[1])(panel, sums)
+        _compile_squares(panel.shape[1])(len(panel), panel, sums)
         total += sums if rows else sums.sum()
     return total
+
+
+def _block(dim: int) -> int:
+    """Rows that a thread takes at a time."""
+    return max(1, BLOCK // dim)
 
 
 @cache
@@ -76,9 +81,9 @@ def _compile_squares(dim: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(gradient: Any, sums: Any) -> None:
+    def run(team: Any, gradient: Any, sums: Any) -> None:
         _ = version  # part of the cache key
-        for i in numba.prange(len(sums)):
+        for i in consecutive(team):
             row = row_load(gradient, i, dim)
             sums[i] = row_dot(row, row)
 
@@ -87,10 +92,11 @@ def _compile_squares(dim: int) -> Any:
 
 @cache
 def _compile(dim: int) -> Any:
-    version, block, distance = VERSION, max(1, BLOCK // dim), max(1, AHEAD // dim)
+    version, block, distance = VERSION, _block(dim), max(1, AHEAD // dim)
 
     @kernel
     def run(
+        team: Any,
         parameter: Any,
         gradient: Any,
         mean: Any,
@@ -107,34 +113,31 @@ def _compile(dim: int) -> Any:
         _ = version
         decay, kept, beta1, rest1, beta2, rest2, size, root, eps, clip = scalars
         last = len(parameter) - 1
-        blocks = (last + block) // block
-        counter = new_counter()
-        for _worker in numba.prange(workers(blocks)):
-            for taken in items(counter, blocks):
-                for i in range(taken * block, min((taken + 1) * block, last + 1)):
-                    ahead = min(i + distance, last)
-                    row_prefetch(parameter, ahead, dim)
-                    row_prefetch(gradient, ahead, dim)
-                    row_prefetch(mean, ahead, dim)
-                    row_prefetch(square, ahead, dim)
-                    name, column = i * rows, first + i * columns
-                    g = row_load(gradient, i, dim)
-                    if clip < inf:
-                        norm = np.sqrt(row_dot(g, g) if squares is None else squares[name])
-                        if norm > clip:
-                            g = row_scale(g, clip / norm)
-                    w = row_load(parameter, i, dim)
-                    g = row_fma(w, decay, g)
-                    m = row_fma(row_load(mean, i, dim), beta1, row_scale(g, rest1))
-                    v = row_fma(row_load(square, i, dim), beta2, row_scale(row_mul(g, g), rest2))
-                    below = row_fma(row_sqrt(v), root, row_splat(eps, v))
-                    w = row_fma(row_div(m, below), -size, row_scale(w, kept))
-                    words = row_words(m, mean, seed, name, count, MOMENTS, column)
-                    row_store(mean, i, row_round(m, words, 0, mean), False)
-                    row_store(square, i, row_round(v, words, 16, square), False)
-                    words = row_words(w, parameter, seed, name, count, PARAMETER, column)
-                    row_store(parameter, i, row_round(w, words, 0, parameter), False)
-                    if copied is not None:
-                        row_store(copied, i, w, False)
+        for taken in items(team):
+            for i in range(taken * block, min((taken + 1) * block, last + 1)):
+                ahead = min(i + distance, last)
+                row_prefetch(parameter, ahead, dim)
+                row_prefetch(gradient, ahead, dim)
+                row_prefetch(mean, ahead, dim)
+                row_prefetch(square, ahead, dim)
+                name, column = i * rows, first + i * columns
+                g = row_load(gradient, i, dim)
+                if clip < inf:
+                    norm = np.sqrt(row_dot(g, g) if squares is None else squares[name])
+                    if norm > clip:
+                        g = row_scale(g, clip / norm)
+                w = row_load(parameter, i, dim)
+                g = row_fma(w, decay, g)
+                m = row_fma(row_load(mean, i, dim), beta1, row_scale(g, rest1))
+                v = row_fma(row_load(square, i, dim), beta2, row_scale(row_mul(g, g), rest2))
+                below = row_fma(row_sqrt(v), root, row_splat(eps, v))
+                w = row_fma(row_div(m, below), -size, row_scale(w, kept))
+                words = row_words(m, mean, seed, name, count, MOMENTS, column)
+                row_store(mean, i, row_round(m, words, 0, mean), False)
+                row_store(square, i, row_round(v, words, 16, square), False)
+                words = row_words(w, parameter, seed, name, count, PARAMETER, column)
+                row_store(parameter, i, row_round(w, words, 0, parameter), False)
+                if copied is not None:
+                    row_store(copied, i, w, False)
 
     return run

@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 
 from gnnrec.graph import _build
 from gnnrec.graph.schedule import balanced_chunks
 from gnnrec.ops import _arguments
-from gnnrec.ops._numba import VERSION, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import row_fma, row_fold, row_mul, row_scale, row_sub
 from gnnrec.ops._vector import MAX_DIM, can_stream, fence, row_load, row_prefetch, row_store, row_zero
 
@@ -56,7 +55,7 @@ def add_margins(final: Any, triples: Any, margins: Any) -> None:
     multiple of 16 at a time, make the same bits as all of them at once."""
     for start in range(0, final.shape[1], MAX_DIM):
         panel = final[:, start : start + MAX_DIM]
-        _compile_margins(panel.shape[1], len(triples))(panel, triples, margins)
+        _compile_margins(panel.shape[1], len(triples))(_blocks(triples.shape[1]), panel, triples, margins)
 
 
 def new_squares(triples: Any, margins: Any, wanted: bool) -> Any:
@@ -68,17 +67,27 @@ def add_squares(ego: Any, triples: Any, squares: Any) -> None:
     """Add the squares of these columns of the ego embeddings, as `add_margins` does."""
     for start in range(0, ego.shape[1], MAX_DIM):
         panel = ego[:, start : start + MAX_DIM]
-        _compile_squares(panel.shape[1], len(triples))(panel, triples, squares)
+        _compile_squares(panel.shape[1], len(triples))(_blocks(triples.shape[1]), panel, triples, squares)
 
 
 def counted(margins: Any, triples: Any, squares: Any, hardest: bool) -> tuple[Any, Any, Any]:
     """What belongs to the negatives that count: all, or the hardest alone."""
-    return _hardest(margins, triples, squares) if hardest else (margins, triples, squares)
+    if not hardest:
+        return margins, triples, squares
+    batch = triples.shape[1]
+    highest, chosen = np.empty((1, batch), margins.dtype), np.empty((3, batch), triples.dtype)
+    kept = np.empty((3, squares.shape[1]), margins.dtype)
+    _hardest(batch, margins, triples, squares, highest, chosen, kept)
+    return highest, chosen, kept
 
 
 def mean(margins: Any, squares: Any, reg: float) -> float:
     """The loss of the negatives that count, float64."""
-    return float(_mean(margins, squares, reg))
+    batch = margins.shape[1]
+    partial = np.empty(_blocks(batch))
+    _sum_losses(len(partial), margins, squares, reg, partial)
+    result: float = float(np.add.accumulate(partial)[-1]) / batch
+    return result
 
 
 class Pairs(NamedTuple):
@@ -100,7 +109,9 @@ class Pairs(NamedTuple):
 
 def grouped(grad: float, margins: Any, triples: Any, nodes: int) -> Pairs:
     """The pairs by node; grad: of the loss."""
-    weights = _weights(margins, margins.dtype.type(grad / margins.size)).reshape(-1)
+    negatives, batch = margins.shape
+    weights = np.empty((1 + negatives) * batch, margins.dtype)
+    _weights(batch, margins, margins.dtype.type(grad / margins.size), weights.reshape(-1, batch))
     indptr, places = _build.group_by(triples.reshape(-1), np.arange(triples.size, dtype=np.int32), nodes)
     return Pairs(triples, weights, indptr, places, balanced_chunks(torch.from_numpy(indptr)).numpy())
 
@@ -112,7 +123,7 @@ def fill_gradient(pairs: Pairs, final: Any, out: Any) -> None:
         panel = slice(start, start + MAX_DIM)
         target = out[:, panel]
         compiled = _compile_gradient(target.shape[1], len(triples), can_stream(target))
-        compiled(*groups, triples, weights, final[:, panel], target)
+        compiled(len(pairs.chunks) - 1, *groups, triples, weights, final[:, panel], target)
 
 
 def decay_factors(pairs: Pairs, reg: float) -> Any:
@@ -121,7 +132,7 @@ def decay_factors(pairs: Pairs, reg: float) -> Any:
     triples, weights, indptr, places, _ = pairs
     batch = triples.shape[1]
     factors = np.empty(len(indptr) - 1, weights.dtype)
-    _decay_factors(indptr, places, batch, len(triples), factors.dtype.type(reg / batch), factors)
+    _decay_factors(len(factors), indptr, places, batch, len(triples), factors.dtype.type(reg / batch), factors)
     return factors
 
 
@@ -174,17 +185,19 @@ def _fill_decay(factors: Any, ego: Any, out: Any) -> None:
     for start in range(0, ego.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
         target = out[:, panel]
-        _compile_decay(target.shape[1], can_stream(target))(factors, ego[:, panel], target)
+        _compile_decay(target.shape[1], can_stream(target))(_blocks(len(factors)), factors, ego[:, panel], target)
+
+
+def _blocks(rows: int) -> int:
+    return -(-rows // BLOCK)
 
 
 @kernel
-def _hardest(margins: Any, triples: Any, squares: Any) -> Any:
-    """The negative with the highest margin, the first of equal ones: margins [1, batch], triples and squares
+def _hardest(team: Any, margins: Any, triples: Any, squares: Any, highest: Any, chosen: Any, kept: Any) -> None:
+    """The negative with the highest margin, the first of equal ones: fills margins [1, batch], triples and squares
     [3, batch] (or [3, 0])."""
-    negatives, batch = margins.shape
-    highest, chosen = np.empty((1, batch), margins.dtype), np.empty((3, batch), triples.dtype)
-    kept = np.empty((3, squares.shape[1]), margins.dtype)
-    for b in numba.prange(batch):
+    negatives = len(margins)
+    for b in consecutive(team):
         best = 0
         for k in range(1, negatives):
             # NaN counts as the highest, so that the loss shows it.
@@ -194,16 +207,14 @@ def _hardest(margins: Any, triples: Any, squares: Any) -> Any:
         chosen[0, b], chosen[1, b], chosen[2, b] = triples[0, b], triples[1, b], triples[2 + best, b]
         if squares.shape[1] > 0:
             kept[0, b], kept[1, b], kept[2, b] = squares[0, b], squares[1, b], squares[2 + best, b]
-    return highest, chosen, kept
 
 
 @kernel
-def _mean(margins: Any, squares: Any, reg: Any) -> Any:
-    """Blocks first, then their sums in order, in float64."""
+def _sum_losses(team: Any, margins: Any, squares: Any, reg: Any, partial: Any) -> None:
+    """Fill the sum of every block, in float64."""
     negatives, batch = margins.shape
     share = 1 / negatives
-    partial = np.zeros((batch + BLOCK - 1) // BLOCK)
-    for block in numba.prange(len(partial)):
+    for block in consecutive(team):
         total = 0.0
         for b in range(block * BLOCK, min((block + 1) * BLOCK, batch)):
             losses = 0.0
@@ -217,24 +228,18 @@ def _mean(margins: Any, squares: Any, reg: Any) -> Any:
                 losses += 0.5 * reg * (negatives * (np.float64(squares[0, b]) + squares[1, b]) + others)
             total += losses * share
         partial[block] = total
-    total = 0.0
-    for block in range(len(partial)):
-        total += partial[block]
-    return total / batch
 
 
 @kernel
-def _weights(margins: Any, factor: Any) -> Any:
-    """The derivatives by the scores of factor * softplus, [1 + n, batch]: of the positive, then of every negative."""
-    negatives, batch = margins.shape
-    weights = np.empty((1 + negatives, batch), margins.dtype)
-    for b in numba.prange(batch):
+def _weights(team: Any, margins: Any, factor: Any, weights: Any) -> None:
+    """Fill the derivatives by the scores of factor * softplus: of the positive, then of every negative."""
+    negatives = len(margins)
+    for b in consecutive(team):
         weights[0, b] = 0
         for k in range(negatives):
             weight = factor / (1 + np.exp(-margins[k, b]))
             weights[1 + k, b] = weight
             weights[0, b] -= weight
-    return weights
 
 
 @cache
@@ -242,10 +247,10 @@ def _compile_margins(dim: int, roles: int) -> Any:
     version, distance = VERSION, max(1, 3 * AHEAD // roles)
 
     @kernel
-    def run(final: Any, triples: Any, margins: Any) -> None:
+    def run(team: Any, final: Any, triples: Any, margins: Any) -> None:
         _ = version  # part of the cache key
         batch = triples.shape[1]
-        for block in numba.prange((batch + BLOCK - 1) // BLOCK):
+        for block in consecutive(team):
             for b in range(block * BLOCK, min((block + 1) * BLOCK, batch)):
                 ahead = min(b + distance, batch - 1)
                 for role in range(roles):
@@ -264,10 +269,10 @@ def _compile_squares(dim: int, roles: int) -> Any:
     version, distance = VERSION, max(1, 3 * AHEAD // roles)
 
     @kernel
-    def run(ego: Any, triples: Any, squares: Any) -> None:
+    def run(team: Any, ego: Any, triples: Any, squares: Any) -> None:
         _ = version
         batch = triples.shape[1]
-        for block in numba.prange((batch + BLOCK - 1) // BLOCK):
+        for block in consecutive(team):
             for b in range(block * BLOCK, min((block + 1) * BLOCK, batch)):
                 ahead = min(b + distance, batch - 1)
                 for role in range(roles):
@@ -284,35 +289,35 @@ def _compile_gradient(dim: int, roles: int, stream: bool) -> Any:
     version = VERSION
 
     @kernel
-    def run(indptr: Any, places: Any, chunks: Any, triples: Any, weights: Any, final: Any, grad_final: Any) -> None:
+    def run(
+        team: Any, indptr: Any, places: Any, chunks: Any, triples: Any, weights: Any, final: Any, grad_final: Any
+    ) -> None:
         _ = version
         batch, last = triples.shape[1], len(places) - 1
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                for i in range(chunks[chunk], chunks[chunk + 1]):
-                    total = row_zero(final, dim)
-                    for k in range(indptr[i], indptr[i + 1]):
-                        ahead = places[min(k + AHEAD, last)]
-                        row_prefetch(final, triples[0 if ahead >= batch else 1, ahead % batch], dim)
-                        place = places[k]
-                        if place < batch:  # the user: of all items, the positive last
-                            for role in range(roles - 1, 0, -1):
-                                weight = weights[(role - 1) * batch + place]
-                                total = row_fma(row_load(final, triples[role, place], dim), weight, total)
-                        else:
-                            user = row_load(final, triples[0, place % batch], dim)
-                            total = row_fma(user, weights[place - batch], total)
-                    row_store(grad_final, i, total, stream)
-                fence()
+        for chunk in items(team):
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                total = row_zero(final, dim)
+                for k in range(indptr[i], indptr[i + 1]):
+                    ahead = places[min(k + AHEAD, last)]
+                    row_prefetch(final, triples[0 if ahead >= batch else 1, ahead % batch], dim)
+                    place = places[k]
+                    if place < batch:  # the user: of all items, the positive last
+                        for role in range(roles - 1, 0, -1):
+                            weight = weights[(role - 1) * batch + place]
+                            total = row_fma(row_load(final, triples[role, place], dim), weight, total)
+                    else:
+                        user = row_load(final, triples[0, place % batch], dim)
+                        total = row_fma(user, weights[place - batch], total)
+                row_store(grad_final, i, total, stream)
+            fence()
 
     return run
 
 
 @kernel
-def _decay_factors(indptr: Any, places: Any, batch: Any, roles: Any, decay: Any, factors: Any) -> None:
+def _decay_factors(team: Any, indptr: Any, places: Any, batch: Any, roles: Any, decay: Any, factors: Any) -> None:
     """decay times how often a node stands in the batch, as one of the negatives for its share of them."""
-    for i in numba.prange(len(factors)):
+    for i in consecutive(team):
         times = indptr[i + 1] - indptr[i]
         for k in range(indptr[i], indptr[i + 1]):
             times += (roles - 3) * (places[k] < 2 * batch)
@@ -324,10 +329,9 @@ def _compile_decay(dim: int, stream: bool) -> Any:
     version = VERSION
 
     @kernel
-    def run(factors: Any, ego: Any, grad_ego: Any) -> None:
+    def run(team: Any, factors: Any, ego: Any, grad_ego: Any) -> None:
         _ = version
-        blocks = (len(factors) + BLOCK - 1) // BLOCK
-        for block in numba.prange(blocks):
+        for block in consecutive(team):
             for i in range(block * BLOCK, min((block + 1) * BLOCK, len(factors))):
                 row_store(grad_ego, i, row_scale(row_load(ego, i, dim), factors[i]), stream)
             fence()

@@ -11,15 +11,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
 from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
 from gnnrec.ops._dropout import row_dropout
 from gnnrec.ops._matmul import BLOCK, block_matmul
-from gnnrec.ops._numba import VERSION, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline_always
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import (
     row_add,
     row_div,
@@ -41,9 +40,6 @@ BATCH = 64  # entries whose exponentials are computed together, a multiple of LA
 LANES = 16
 GROUPS = 64  # partial sums of the weights' gradient at the most
 
-# Kernels hold what they call: it needs no cache of its own, and a call for each row would cost a tenth of the time.
-inline: Any = numba.njit(nogil=True, error_model="numpy", forceinline=True)
-
 # The scores of rows [rows, heads] and of columns [cols, heads]; leaky_relu's slope, of their type; None, or dropout's
 # seed, threshold and scale as `row_dropout` takes them.
 Attention = tuple[Any, Any, Any, tuple[Any, ...] | None]
@@ -53,7 +49,8 @@ def project(x: Any, weight: Any, score_weight: Any, memory: Any) -> tuple[Any, A
     """h = x @ weight.T, which lies in the given memory, a vector that is long enough; and x @ score_weight.T."""
     h = memory[: len(x) * len(weight)].reshape(len(x), len(weight))
     scores = np.empty((len(x), len(score_weight)), x.dtype)
-    _compile_projection()(x, np.ascontiguousarray(weight.T), np.ascontiguousarray(score_weight.T), h, scores)
+    factors = np.ascontiguousarray(weight.T), np.ascontiguousarray(score_weight.T)
+    _compile_projection()(-(-len(x) // BLOCK), x, *factors, h, scores)
     return h, scores
 
 
@@ -71,8 +68,8 @@ def forward(matrix: tuple[Any, ...], h: Any, attention: Attention, stats: Any, o
         state, dropout = _of_panel(heads, attention, stats)
         given = matrix, state, h[:, columns], partial, dropout
         if pieces:
-            _compile_forward_pieces(width, count)(*given)
-        _compile_forward(width, count)(*given, out[:, columns])
+            _compile_forward_pieces(width, count)(pieces, *given)
+        _compile_forward(width, count)(len(matrix[4]) - 1, *given, out[:, columns])
 
 
 def row_gradient(matrix: tuple[Any, ...], h: Any, attention: Attention, stats: Any, grad: Any) -> tuple[Any, Any]:
@@ -85,7 +82,7 @@ def row_gradient(matrix: tuple[Any, ...], h: Any, attention: Attention, stats: A
     for heads, columns, width, count in panels(h.shape[1], stats.shape[2]):
         state, dropout = _of_panel(heads, attention, stats)
         given = _with_partial_sums(matrix, state, h[:, columns], None, dropout, width, count)
-        _compile_rows(width, count)(*given, grad[:, columns], dots[:, heads], gradient[:, heads])
+        _compile_rows(width, count)(len(matrix[4]) - 1, *given, grad[:, columns], dots[:, heads], gradient[:, heads])
     return dots, gradient
 
 
@@ -123,7 +120,7 @@ def column_gradient(
         sums = np.zeros((min(GROUPS, len(transposed[4]) - 1), *weights.shape), x.dtype)
         projection = np.ascontiguousarray(weight[columns].T)
         run = _compile_columns(width, count)
-        run(*given, x, projection, weights, grad_scores[:, heads], columns.start > 0, sums, grad_x)
+        run(len(sums), *given, x, projection, weights, grad_scores[:, heads], columns.start > 0, sums, grad_x)
         total = sums.sum(axis=0)
         grad_weight[columns] = total[:width]
         grad_score_weight[chosen] += total[width:]
@@ -147,7 +144,7 @@ def _with_partial_sums(
     partial = np.empty((2, pieces, width), state[0].dtype), np.empty((2, pieces, count), state[0].dtype)
     given = matrix, state, x, partial, dots, dropout
     if pieces:
-        _compile_pieces(width, count)(*given)
+        _compile_pieces(width, count)(pieces, *given)
     return given
 
 
@@ -168,12 +165,12 @@ _expand, _group_sum = _with_row(row_expand), _with_row(row_group_sum)
 # and `room` is a Row of zeros as wide as x, one of a zero a head, and memory for a batch.
 
 
-@inline
+@inline_always
 def _leaky(s: Any, slope: Any) -> Any:
     return row_where_positive(s, s, row_scale(s, slope))
 
 
-@inline
+@inline_always
 def _exponentials(own: Any, shift: Any, start: Any, stop: Any, given: Any, dots: Any, batch: Any) -> None:
     """Fill batch with exp(logit - shift) of entries, each with its own row's shift where there are `dots`."""
     indices, (_, scores, stats, slope) = given[0][1], given[1]
@@ -189,7 +186,7 @@ def _exponentials(own: Any, shift: Any, start: Any, stop: Any, given: Any, dots:
         row_store(flat, v, row_exp(row_load(flat, v, LANES)), False)
 
 
-@inline
+@inline_always
 def _attend(i: Any, start: Any, stop: Any, given: Any, dropout: Any, room: Any) -> Any:
     """Of some entries of a row, at least one: the greatest logit, and the sums of exp(logit - it) and of the rows of h
     times that and dropout."""
@@ -215,7 +212,7 @@ def _attend(i: Any, start: Any, stop: Any, given: Any, dropout: Any, room: Any) 
     return shift, total, y
 
 
-@inline
+@inline_always
 def _attend_all(i: Any, given: Any, dropout: Any, room: Any) -> Any:
     """The same of all entries of a row, from its pieces in their order where it is long."""
     (indptr, _, _, _, _, _, long, _), _, _, (rows, stats) = given
@@ -235,7 +232,7 @@ def _attend_all(i: Any, given: Any, dropout: Any, room: Any) -> Any:
     return shift, total, y
 
 
-@inline
+@inline_always
 def _sums(me: Any, start: Any, stop: Any, given: Any, dots: Any, dropout: Any, room: Any) -> Any:
     """Sums over entries of a row: of the rows of x times weight and dropout, and of the weights; of both over positive
     scores too. With `dots` it is a row of the transpose, and the weights are times the dots of their rows."""
@@ -268,7 +265,7 @@ def _sums(me: Any, start: Any, stop: Any, given: Any, dots: Any, dropout: Any, r
     return y, positive_y, total, positive_total
 
 
-@inline
+@inline_always
 def _sums_of_all(me: Any, given: Any, dots: Any, dropout: Any, room: Any) -> Any:
     """The same of all entries of a row, from its pieces in their order where it is long."""
     (indptr, _, _, _, _, _, long, _), _, _, (rows, totals) = given
@@ -284,7 +281,7 @@ def _sums_of_all(me: Any, given: Any, dots: Any, dropout: Any, room: Any) -> Any
     return y, positive_y, total, positive_total
 
 
-@inline
+@inline_always
 def _pieces_of(long: Any, i: Any) -> Any:
     """First and last piece of long row i."""
     low, high = 0, len(long) - 1
@@ -302,9 +299,9 @@ def _compile_projection() -> Any:
     version = VERSION
 
     @kernel
-    def run(x: Any, weight: Any, score_weight: Any, h: Any, scores: Any) -> None:
+    def run(team: Any, x: Any, weight: Any, score_weight: Any, h: Any, scores: Any) -> None:
         _ = version  # part of the cache key
-        for block in numba.prange((len(x) + BLOCK - 1) // BLOCK):
+        for block in consecutive(team):
             rows = slice(block * BLOCK, min(len(x), (block + 1) * BLOCK))
             block_matmul(x[rows], weight, h[rows], False)
             block_matmul(x[rows], score_weight, scores[rows], False)
@@ -317,18 +314,16 @@ def _compile_forward_pieces(width: int, count: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(matrix: Any, state: Any, h: Any, partial: Any, dropout: Any) -> None:
+    def run(team: Any, matrix: Any, state: Any, h: Any, partial: Any, dropout: Any) -> None:
         _ = version  # part of the cache key
         pieces, (rows, stats) = matrix[5], partial
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(pieces))):
-            for r in items(counter, len(pieces)):
-                room = row_zero(rows, width), row_zero(rows, count), np.empty((BATCH, count), rows.dtype)
-                given = matrix, state, h, partial
-                shift, total, y = _attend(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dropout, room)
-                row_store(stats[:, 0], r, shift, False)
-                row_store(stats[:, 1], r, total, False)
-                row_store(rows, r, y, False)
+        for r in items(team):
+            room = row_zero(rows, width), row_zero(rows, count), np.empty((BATCH, count), rows.dtype)
+            given = matrix, state, h, partial
+            shift, total, y = _attend(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dropout, room)
+            row_store(stats[:, 0], r, shift, False)
+            row_store(stats[:, 1], r, total, False)
+            row_store(rows, r, y, False)
 
     return run
 
@@ -338,20 +333,18 @@ def _compile_forward(width: int, count: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(matrix: Any, state: Any, h: Any, partial: Any, dropout: Any, out: Any) -> None:
+    def run(team: Any, matrix: Any, state: Any, h: Any, partial: Any, dropout: Any, out: Any) -> None:
         _ = version  # part of the cache key
         chunks, stats = matrix[4], state[2]
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                room = row_zero(stats[0], width), row_zero(stats[0], count), np.empty((BATCH, count), stats.dtype)
-                given = matrix, state, h, partial
-                for i in range(chunks[chunk], chunks[chunk + 1]):
-                    shift, total, y = _attend_all(i, given, dropout, room)
-                    norm = row_div(row_splat(stats.dtype.type(1), total), total)
-                    row_store(stats[:, 0], i, shift, False)
-                    row_store(stats[:, 1], i, norm, False)
-                    row_store(out, i, row_mul(_expand(norm, y), y), False)
+        for chunk in items(team):
+            room = row_zero(stats[0], width), row_zero(stats[0], count), np.empty((BATCH, count), stats.dtype)
+            given = matrix, state, h, partial
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                shift, total, y = _attend_all(i, given, dropout, room)
+                norm = row_div(row_splat(stats.dtype.type(1), total), total)
+                row_store(stats[:, 0], i, shift, False)
+                row_store(stats[:, 1], i, norm, False)
+                row_store(out, i, row_mul(_expand(norm, y), y), False)
 
     return run
 
@@ -361,19 +354,17 @@ def _compile_pieces(width: int, count: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(matrix: Any, state: Any, x: Any, partial: Any, dots: Any, dropout: Any) -> None:
+    def run(team: Any, matrix: Any, state: Any, x: Any, partial: Any, dots: Any, dropout: Any) -> None:
         _ = version  # part of the cache key
         pieces, (rows, totals) = matrix[5], partial
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(pieces))):
-            for r in items(counter, len(pieces)):
-                room = row_zero(rows[0], width), row_zero(rows[0], count), np.empty((BATCH, count), rows.dtype)
-                given = matrix, state, x, partial
-                sums = _sums(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dots, dropout, room)
-                row_store(rows[0], r, sums[0], False)
-                row_store(rows[1], r, sums[1], False)
-                row_store(totals[0], r, sums[2], False)
-                row_store(totals[1], r, sums[3], False)
+        for r in items(team):
+            room = row_zero(rows[0], width), row_zero(rows[0], count), np.empty((BATCH, count), rows.dtype)
+            given = matrix, state, x, partial
+            sums = _sums(pieces[r, 0], pieces[r, 1], pieces[r, 2], given, dots, dropout, room)
+            row_store(rows[0], r, sums[0], False)
+            row_store(rows[1], r, sums[1], False)
+            row_store(totals[0], r, sums[2], False)
+            row_store(totals[1], r, sums[3], False)
 
     return run
 
@@ -384,6 +375,7 @@ def _compile_rows(width: int, count: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         matrix: Any,
         state: Any,
         h: Any,
@@ -397,19 +389,17 @@ def _compile_rows(width: int, count: int) -> Any:
         """Add <g_i, y_i> and the gradient of the row's score, to both of which the parts of a head contribute."""
         _ = version  # part of the cache key
         chunks, slope = matrix[4], state[3]
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                room = row_zero(dot_sums, width), row_zero(dot_sums, count), np.empty((BATCH, count), dot_sums.dtype)
-                given = matrix, state, h, partial
-                for i in range(chunks[chunk], chunks[chunk + 1]):
-                    y, positive_y, total, positive = _sums_of_all(i, given, dots, dropout, room)
-                    upstream = row_load(grad, i, width)
-                    dot, positive_dot = row_mul(upstream, y), row_mul(upstream, positive_y)
-                    dot, positive_dot = _group_sum(dot, total), _group_sum(positive_dot, total)
-                    gradient = row_scale(row_sub(positive_dot, row_mul(dot, positive)), 1 - slope)
-                    row_store(dot_sums, i, row_add(row_load(dot_sums, i, count), dot), False)
-                    row_store(score_sums, i, row_add(row_load(score_sums, i, count), gradient), False)
+        for chunk in items(team):
+            room = row_zero(dot_sums, width), row_zero(dot_sums, count), np.empty((BATCH, count), dot_sums.dtype)
+            given = matrix, state, h, partial
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                y, positive_y, total, positive = _sums_of_all(i, given, dots, dropout, room)
+                upstream = row_load(grad, i, width)
+                dot, positive_dot = row_mul(upstream, y), row_mul(upstream, positive_y)
+                dot, positive_dot = _group_sum(dot, total), _group_sum(positive_dot, total)
+                gradient = row_scale(row_sub(positive_dot, row_mul(dot, positive)), 1 - slope)
+                row_store(dot_sums, i, row_add(row_load(dot_sums, i, count), dot), False)
+                row_store(score_sums, i, row_add(row_load(score_sums, i, count), gradient), False)
 
     return run
 
@@ -420,6 +410,7 @@ def _compile_columns(width: int, count: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         matrix: Any,
         state: Any,
         grad: Any,
@@ -438,29 +429,27 @@ def _compile_columns(width: int, count: int) -> Any:
         block of rows at a time; its products are the gradients of x and, added up over `sums`, of the weights."""
         _ = version  # part of the cache key
         chunks, slope = matrix[4], state[3]
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(sums))):
-            for group in items(counter, len(sums)):
-                room = row_zero(x, width), row_zero(x, count), np.empty((BATCH, count), x.dtype)
-                given = matrix, state, grad, partial
-                h, gradients = np.empty((BLOCK, width), x.dtype), np.empty((BLOCK, len(weights)), x.dtype)
-                begin = chunks[(len(chunks) - 1) * group // len(sums)]
-                end = chunks[(len(chunks) - 1) * (group + 1) // len(sums)]
-                for block in range(begin, end, BLOCK):
-                    rows = slice(block, min(block + BLOCK, end))
-                    size = rows.stop - block
-                    block_matmul(x[rows], projection, h[:size], False)
-                    for j in range(block, rows.stop):
-                        y, positive_y, total, positive = _sums_of_all(j, given, dots, dropout, room)
-                        own = row_load(h, j - block, width)
-                        gradient = row_sub(_group_sum(row_mul(own, y), total), total)
-                        positive = row_sub(_group_sum(row_mul(own, positive_y), total), positive)
-                        gradient = row_add(row_scale(gradient, slope), row_scale(positive, 1 - slope))
-                        row_store(gradients, j - block, y, False)
-                        row_store(gradients[:, width:], j - block, gradient, False)
-                        if len(weights) > width + count:
-                            row_store(gradients[:, width + count :], j - block, row_load(grad_scores, j, count), False)
-                    block_matmul(gradients[:size], weights, grad_x[rows], accumulate)
-                    block_matmul(gradients[:size].T, x[rows], sums[group], True)
+        for group in items(team):
+            room = row_zero(x, width), row_zero(x, count), np.empty((BATCH, count), x.dtype)
+            given = matrix, state, grad, partial
+            h, gradients = np.empty((BLOCK, width), x.dtype), np.empty((BLOCK, len(weights)), x.dtype)
+            begin = chunks[(len(chunks) - 1) * group // len(sums)]
+            end = chunks[(len(chunks) - 1) * (group + 1) // len(sums)]
+            for block in range(begin, end, BLOCK):
+                rows = slice(block, min(block + BLOCK, end))
+                size = rows.stop - block
+                block_matmul(x[rows], projection, h[:size], False)
+                for j in range(block, rows.stop):
+                    y, positive_y, total, positive = _sums_of_all(j, given, dots, dropout, room)
+                    own = row_load(h, j - block, width)
+                    gradient = row_sub(_group_sum(row_mul(own, y), total), total)
+                    positive = row_sub(_group_sum(row_mul(own, positive_y), total), positive)
+                    gradient = row_add(row_scale(gradient, slope), row_scale(positive, 1 - slope))
+                    row_store(gradients, j - block, y, False)
+                    row_store(gradients[:, width:], j - block, gradient, False)
+                    if len(weights) > width + count:
+                        row_store(gradients[:, width + count :], j - block, row_load(grad_scores, j, count), False)
+                block_matmul(gradients[:size], weights, grad_x[rows], accumulate)
+                block_matmul(gradients[:size].T, x[rows], sums[group], True)
 
     return run

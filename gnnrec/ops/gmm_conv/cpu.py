@@ -10,13 +10,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
-from gnnrec.ops._numba import VERSION, inline, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import row_add, row_dot, row_exp, row_fma, row_mul, row_mul_add, row_scale, row_splat, row_sub
 from gnnrec.ops._stacks import panels
 from gnnrec.ops._vector import at, row_load, row_prefetch, row_store, row_zero
@@ -98,8 +97,9 @@ def _run(
     dim, pieces = x.shape[1], matrix[5]
     partial = np.empty((len(pieces) * len(mu), dim), out.dtype)
     if len(pieces):
-        _compile_pieces(dim)(*matrix, x, pseudo, mu, inv_sigma, partial, *backward)
-    _compile(dim)(*matrix, x, pseudo, mu, inv_sigma, factor, accumulate, partial, out, *backward)
+        _compile_pieces(dim)(len(pieces), *matrix, x, pseudo, mu, inv_sigma, partial, *backward)
+    parts = len(backward[2]) or len(matrix[4]) - 1  # of products, where there are some
+    _compile(dim)(parts, *matrix, x, pseudo, mu, inv_sigma, factor, accumulate, partial, out, *backward)
 
 
 @inline
@@ -249,6 +249,7 @@ def _compile_pieces(dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -271,7 +272,7 @@ def _compile_pieces(dim: int) -> Any:
         """The aggregates of long rows' pieces."""
         _ = version  # part of the cache key
         kernels, parts = len(mu), len(products)
-        for r in numba.prange(len(pieces)):
+        for r in consecutive(team):
             i = pieces[r, 0]
             _walk(
                 pieces[r, 1:], row_scales[i : i + 1], indices, entries, col_scales, x, pseudo, mu, inv_sigma,
@@ -288,6 +289,7 @@ def _compile(dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -322,38 +324,35 @@ def _compile(dim: int) -> Any:
             grad_pseudo: [nnz * p], is added to.
         """
         _ = version
-        kernels, count, backward = len(mu), len(chunks) - 1, len(products) > 0
-        parts = len(products) if backward else count
-        counter = new_counter()
-        for _worker in numba.prange(workers(parts)):
-            for part in items(counter, parts):
-                zero = row_zero(partial, dim)
-                aggregates = np.empty((BLOCK * kernels, dim), mu.dtype)
-                first, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
-                number = 0
-                while number < len(long) and long[number, 0] < first:
+        kernels, count, backward, parts = len(mu), len(chunks) - 1, len(products) > 0, team.total
+        for part in items(team):
+            zero = row_zero(partial, dim)
+            aggregates = np.empty((BLOCK * kernels, dim), mu.dtype)
+            first, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
+            number = 0
+            while number < len(long) and long[number, 0] < first:
+                number += 1
+            while first < end:
+                stop = min(first + BLOCK, end)
+                if number < len(long):
+                    stop = min(stop, max(long[number, 0], first + 1))
+                if number < len(long) and long[number, 0] == first:
+                    for k in range(kernels):
+                        total = zero
+                        for r in range(long[number, 1], long[number, 2]):
+                            total = row_add(total, row_load(partial, r * kernels + k, zero))
+                        row_store(aggregates, k, total, False)
                     number += 1
-                while first < end:
-                    stop = min(first + BLOCK, end)
-                    if number < len(long):
-                        stop = min(stop, max(long[number, 0], first + 1))
-                    if number < len(long) and long[number, 0] == first:
-                        for k in range(kernels):
-                            total = zero
-                            for r in range(long[number, 1], long[number, 2]):
-                                total = row_add(total, row_load(partial, r * kernels + k, zero))
-                            row_store(aggregates, k, total, False)
-                        number += 1
-                    else:
-                        _walk(
-                            indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x,
-                            pseudo, mu, inv_sigma, aggregates, backward, other[first:stop], back,
-                            sums[part : part + 1], grad_pseudo, zero,
-                        )  # fmt: skip
-                    block = aggregates.reshape(BLOCK, -1)[: stop - first]
-                    block_matmul(block, weight, out[first:stop], accumulate)
-                    if backward:
-                        block_matmul(block.T, other[first:stop], products[part], True)
-                    first = stop
+                else:
+                    _walk(
+                        indptr[first : stop + 1], row_scales[first:stop], indices, entries, col_scales, x,
+                        pseudo, mu, inv_sigma, aggregates, backward, other[first:stop], back,
+                        sums[part : part + 1], grad_pseudo, zero,
+                    )  # fmt: skip
+                block = aggregates.reshape(BLOCK, -1)[: stop - first]
+                block_matmul(block, weight, out[first:stop], accumulate)
+                if backward:
+                    block_matmul(block.T, other[first:stop], products[part], True)
+                first = stop
 
     return run

@@ -98,7 +98,7 @@ class NGCFBlocks:
         out, norms = torch.empty(len(own), self.shape[0]), torch.empty(len(own))
         drop = self._dropout.seed, *self._dropout.of_messages(np.float32)
         inputs = numbers.numpy(), own.numpy(), sums.numpy(), self._columns, self._bias, self._slope, *drop
-        cpu.compile_dense(*self.shape[::-1])(*inputs, out.numpy(), norms.numpy())
+        cpu.compile_dense(*self.shape[::-1])(-(-len(out) // cpu.PIECE), *inputs, out.numpy(), norms.numpy())
         return out, norms
 
     def backward(
@@ -128,22 +128,28 @@ class NGCFBlocks:
         drop = self._dropout.seed, *self._dropout.of_messages(np.float32)
         run = cpu.compile_dense_backward(*self.shape[::-1])
         settings = self._weights, self._slope, *drop
-        run(numbers.numpy(), *arrays[:2], *settings, *arrays[2:], upstream, grad_own, grad_sums)
+        run(
+            -(-len(upstream) // cpu.PIECE),
+            numbers.numpy(),
+            *arrays[:2],
+            *settings,
+            *arrays[2:],
+            upstream,
+            grad_own,
+            grad_sums,
+        )
         places = np.searchsorted(numbers.numpy(), self._borders)
         chunks = np.flatnonzero(np.diff(places))
         parts = np.column_stack([chunks, places[chunks], places[chunks + 1]])
         run = cpu.compile_weight_gradients(*self.shape[::-1])
-        run(parts, *arrays[:2], upstream, self._partial, self._partial_bias)
+        run(len(parts) * cpu.slices_of(self.shape[0]), parts, *arrays[:2], upstream, self._partial, self._partial_bias)
         return torch.from_numpy(grad_own), torch.from_numpy(grad_sums)
 
     def gradients(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Those of w1, b1, w2 and b2, after the last rows."""
         assert self._partial is not None, "rows come first"
         assert self._partial_bias is not None
-        weights, bias = self._partial[0], self._partial_bias[0, 0]
-        for chunk in range(1, len(self._partial)):
-            weights += self._partial[chunk]
-            bias += self._partial_bias[chunk, 0]
+        weights, bias = passes.total(self._partial), passes.total(self._partial_bias)[0]
         w1, w2 = torch.from_numpy(weights).chunk(2, dim=1)
         both = torch.from_numpy(bias)
         return w1, both, w2, both.clone()

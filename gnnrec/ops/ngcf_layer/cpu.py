@@ -10,14 +10,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from gnnrec.graph.schedule import LONG
 from gnnrec.ops._dropout import kept_entries, row_dropout
 from gnnrec.ops._matmul import BLOCK, block_matmul
-from gnnrec.ops._numba import VERSION, inline, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import row_add, row_dot, row_fma, row_mul, row_mul_add, row_scale, row_where_positive
 from gnnrec.ops._vector import MAX_DIM, at, row_gather_sum, row_load, row_store, row_zero
 
@@ -143,13 +142,14 @@ def _store_input_gradients(
 
 
 @cache
-def compile_aggregate(dim: int) -> Any:
+def compile_aggregate(dim: int) -> tuple[Any, Any]:
     """The sum over kept entries for a width: a kernel that fills out [rows, dim], from x [cols, dim], and partial, the
-    sums of the pieces of long rows [pieces, dim]."""
+    sums of the pieces of long rows [pieces, dim]; and one that fills these rows from their pieces."""
     version = VERSION
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -169,34 +169,35 @@ def compile_aggregate(dim: int) -> Any:
     ) -> None:
         """As spmm's kernel, on the kept entries."""
         _ = version  # part of the cache key
-        count = len(pieces)
-        total = count + len(chunks) - 1
-        counter = new_counter()
-        for _worker in numba.prange(workers(total)):
-            for item in items(counter, total):
-                before = item * count // total
-                if (item + 1) * count // total > before:
-                    i, start, stop = pieces[before, 0], pieces[before, 1], pieces[before, 2]
-                    kept = np.empty(stop - start, np.int32)
-                    number = _number(numbers, i)
-                    end = kept_entries(indices, start, stop, number, transposed, seed, ENTRIES, threshold, kept, 0)
-                    row_store(partial, before, row_gather_sum(x, kept[:end], 0, end, col_scales, dim), False)
-                    continue
-                border = chunks[item - before + 1]
-                for first in range(chunks[item - before], border, BLOCK):
-                    stop = min(first + BLOCK, border)
-                    columns, starts = _kept_block(indptr, indices, first, stop, numbers, transposed, seed, threshold)
-                    for i in range(first, stop):
-                        if indptr[i + 1] - indptr[i] <= LONG:
-                            row = row_gather_sum(x, columns, starts[i - first], starts[i - first + 1], col_scales, dim)
-                            row_store(out, i, _finish(row, i, row_scales, scale, base), False)
-        for item in numba.prange(len(long)):
+        count, total = len(pieces), team.total
+        for item in items(team):
+            before = item * count // total
+            if (item + 1) * count // total > before:
+                i, start, stop = pieces[before, 0], pieces[before, 1], pieces[before, 2]
+                kept = np.empty(stop - start, np.int32)
+                number = _number(numbers, i)
+                end = kept_entries(indices, start, stop, number, transposed, seed, ENTRIES, threshold, kept, 0)
+                row_store(partial, before, row_gather_sum(x, kept[:end], 0, end, col_scales, dim), False)
+                continue
+            border = chunks[item - before + 1]
+            for first in range(chunks[item - before], border, BLOCK):
+                stop = min(first + BLOCK, border)
+                columns, starts = _kept_block(indptr, indices, first, stop, numbers, transposed, seed, threshold)
+                for i in range(first, stop):
+                    if indptr[i + 1] - indptr[i] <= LONG:
+                        row = row_gather_sum(x, columns, starts[i - first], starts[i - first + 1], col_scales, dim)
+                        row_store(out, i, _finish(row, i, row_scales, scale, base), False)
+
+    @kernel
+    def join(team: Any, row_scales: Any, long: Any, base: Any, scale: Any, partial: Any, out: Any) -> None:
+        _ = version
+        for item in consecutive(team):
             row = row_load(partial, long[item, 1], dim)
             for r in range(long[item, 1] + 1, long[item, 2]):
                 row = row_add(row, row_load(partial, r, dim))
             row_store(out, long[item, 0], _finish(row, long[item, 0], row_scales, scale, base), False)
 
-    return run
+    return run, join
 
 
 def _panel(dim: int) -> int:
@@ -212,6 +213,7 @@ def compile_forward(dim: int, out_dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -235,44 +237,42 @@ def compile_forward(dim: int, out_dim: int) -> Any:
         aggregates: Any,
     ) -> None:
         _ = version  # part of the cache key
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(borders) - 1)):
-            for chunk in items(counter, len(borders) - 1):
-                border = borders[chunk + 1]
-                scratch = np.empty((BLOCK, dim), weights.dtype)
-                operands = np.empty((BLOCK, 2 * dim), weights.dtype)
-                products = np.empty((BLOCK, out_dim), weights.dtype)
-                zero = row_zero(scratch, width)
-                for first in range(borders[chunk], border, BLOCK):
-                    stop = min(first + BLOCK, border)
-                    sums = aggregates[first:stop] if len(aggregates) else scratch
-                    _aggregate_block(
-                        zero,
-                        width,
-                        indptr,
-                        indices,
-                        row_scales,
-                        col_scales,
-                        long,
-                        long_sums,
-                        x,
-                        first,
-                        stop,
-                        seed,
-                        entry_threshold,
-                        entry_scale,
-                        sums,
-                    )
-                    for i in range(first, stop):
-                        _store_pair(operands, i - first, dim, row_load(x_rows, i, dim), row_load(sums, i - first, dim))
-                    block_matmul(operands[: stop - first], weights, products[: stop - first], False)
-                    for i in range(first, stop):
-                        row = row_load(products, i - first, out_dim)
-                        row = row_add(row, row_load(bias, 0, out_dim))
-                        if len(totals):
-                            row = row_fma(row_load(bias, 1, out_dim), at(totals, i), row)
-                        row = _finish_output(row, i, slope, seed, i, message_threshold, message_scale, norms)
-                        row_store(out, i, row, False)
+        for chunk in items(team):
+            border = borders[chunk + 1]
+            scratch = np.empty((BLOCK, dim), weights.dtype)
+            operands = np.empty((BLOCK, 2 * dim), weights.dtype)
+            products = np.empty((BLOCK, out_dim), weights.dtype)
+            zero = row_zero(scratch, width)
+            for first in range(borders[chunk], border, BLOCK):
+                stop = min(first + BLOCK, border)
+                sums = aggregates[first:stop] if len(aggregates) else scratch
+                _aggregate_block(
+                    zero,
+                    width,
+                    indptr,
+                    indices,
+                    row_scales,
+                    col_scales,
+                    long,
+                    long_sums,
+                    x,
+                    first,
+                    stop,
+                    seed,
+                    entry_threshold,
+                    entry_scale,
+                    sums,
+                )
+                for i in range(first, stop):
+                    _store_pair(operands, i - first, dim, row_load(x_rows, i, dim), row_load(sums, i - first, dim))
+                block_matmul(operands[: stop - first], weights, products[: stop - first], False)
+                for i in range(first, stop):
+                    row = row_load(products, i - first, out_dim)
+                    row = row_add(row, row_load(bias, 0, out_dim))
+                    if len(totals):
+                        row = row_fma(row_load(bias, 1, out_dim), at(totals, i), row)
+                    row = _finish_output(row, i, slope, seed, i, message_threshold, message_scale, norms)
+                    row_store(out, i, row, False)
 
     return run
 
@@ -280,11 +280,13 @@ def compile_forward(dim: int, out_dim: int) -> Any:
 @cache
 def compile_backward(dim: int, out_dim: int) -> Any:
     """Its gradients: a kernel that fills those of the rows' features and of the aggregates, both [rows, dim], and
-    leaves those of the weights [out_dim, 2 dim] and the bias [2, out_dim] in partial[0] and partial_bias[0]."""
+    adds each chunk's part of those of the weights to partial [chunks, out_dim, 2 dim] and of the bias to partial_bias
+    [chunks, 2, out_dim]."""
     version, width = VERSION, _panel(dim)
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -312,60 +314,57 @@ def compile_backward(dim: int, out_dim: int) -> Any:
         grad_aggregates: Any,
     ) -> None:
         _ = version  # part of the cache key
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(borders) - 1)):
-            for chunk in items(counter, len(borders) - 1):
-                border = borders[chunk + 1]
-                scratch = np.empty((BLOCK, dim), weights.dtype)
-                pairs = np.empty((BLOCK, 2 * dim), weights.dtype)  # what the weights meet, then its gradient
-                upstream = np.empty((BLOCK, out_dim), weights.dtype)
-                bias = partial_bias[chunk]
-                zero = row_zero(scratch, width)
-                for first in range(borders[chunk], border, BLOCK):
-                    stop = min(first + BLOCK, border)
-                    count = stop - first
-                    sums = aggregates[first:stop] if len(aggregates) else scratch
-                    if len(aggregates) == 0:
-                        _aggregate_block(
-                            zero,
-                            width,
-                            indptr,
-                            indices,
-                            row_scales,
-                            col_scales,
-                            long,
-                            long_sums,
-                            x,
-                            first,
-                            stop,
-                            seed,
-                            entry_threshold,
-                            entry_scale,
-                            sums,
-                        )
-                    for i in range(first, stop):
-                        _store_pair(pairs, i - first, dim, row_load(x_rows, i, dim), row_load(sums, i - first, dim))
-                        g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
-                        g = _upstream(g, y, i, slope, seed, i, message_threshold, message_scale, norms)
-                        row_store(upstream, i - first, g, False)
-                        row_store(bias, 0, row_add(row_load(bias, 0, out_dim), g), False)
-                        if len(totals):
-                            row_store(bias, 1, row_fma(g, at(totals, i), row_load(bias, 1, out_dim)), False)
-                    block_matmul(upstream[:count].T, pairs[:count], partial[chunk], True)
-                    if len(grad_rows) == 0:
-                        continue
-                    block_matmul(upstream[:count], weights, pairs[:count], False)
-                    for i in range(first, stop):
-                        own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
-                        _store_input_gradients(pairs, i - first, dim, own, row, grad_rows, grad_aggregates, i)
-        for j in numba.prange(partial.shape[1]):
-            for chunk in range(1, len(partial)):
-                for k in range(partial.shape[2]):
-                    partial[0, j, k] += partial[chunk, j, k]
-                for k in range(partial_bias.shape[1]):
-                    partial_bias[0, k, j] += partial_bias[chunk, k, j]
+        for chunk in items(team):
+            border = borders[chunk + 1]
+            scratch = np.empty((BLOCK, dim), weights.dtype)
+            pairs = np.empty((BLOCK, 2 * dim), weights.dtype)  # what the weights meet, then its gradient
+            upstream = np.empty((BLOCK, out_dim), weights.dtype)
+            bias = partial_bias[chunk]
+            zero = row_zero(scratch, width)
+            for first in range(borders[chunk], border, BLOCK):
+                stop = min(first + BLOCK, border)
+                count = stop - first
+                sums = aggregates[first:stop] if len(aggregates) else scratch
+                if len(aggregates) == 0:
+                    _aggregate_block(
+                        zero,
+                        width,
+                        indptr,
+                        indices,
+                        row_scales,
+                        col_scales,
+                        long,
+                        long_sums,
+                        x,
+                        first,
+                        stop,
+                        seed,
+                        entry_threshold,
+                        entry_scale,
+                        sums,
+                    )
+                for i in range(first, stop):
+                    _store_pair(pairs, i - first, dim, row_load(x_rows, i, dim), row_load(sums, i - first, dim))
+                    g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
+                    g = _upstream(g, y, i, slope, seed, i, message_threshold, message_scale, norms)
+                    row_store(upstream, i - first, g, False)
+                    row_store(bias, 0, row_add(row_load(bias, 0, out_dim), g), False)
+                    if len(totals):
+                        row_store(bias, 1, row_fma(g, at(totals, i), row_load(bias, 1, out_dim)), False)
+                block_matmul(upstream[:count].T, pairs[:count], partial[chunk], True)
+                if len(grad_rows) == 0:
+                    continue
+                block_matmul(upstream[:count], weights, pairs[:count], False)
+                for i in range(first, stop):
+                    own, row = row_load(x_rows, i, dim), row_load(sums, i - first, dim)
+                    _store_input_gradients(pairs, i - first, dim, own, row, grad_rows, grad_aggregates, i)
 
     return run
+
+
+def slices_of(out_dim: int) -> int:
+    """Items of `compile_weight_gradients` for a part of the rows."""
+    return -(-out_dim // SLICE)
 
 
 PIECE = 10 * BLOCK  # rows that a thread takes at once where the aggregates are given
@@ -379,6 +378,7 @@ def compile_dense(dim: int, out_dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         numbers: Any,
         x_rows: Any,
         aggregates: Any,
@@ -392,22 +392,19 @@ def compile_dense(dim: int, out_dim: int) -> Any:
         norms: Any,
     ) -> None:
         _ = version  # part of the cache key
-        total = (len(out) + PIECE - 1) // PIECE
-        counter = new_counter()
-        for _worker in numba.prange(workers(total)):
-            for item in items(counter, total):
-                border = min(len(out), (item + 1) * PIECE)
-                operands = np.empty((BLOCK, 2 * dim), weights.dtype)
-                products = np.empty((BLOCK, out_dim), weights.dtype)
-                for first in range(item * PIECE, border, BLOCK):
-                    stop = min(first + BLOCK, border)
-                    for i in range(first, stop):
-                        _store_pair(operands, i - first, dim, row_load(x_rows, i, dim), row_load(aggregates, i, dim))
-                    block_matmul(operands[: stop - first], weights, products[: stop - first], False)
-                    for i in range(first, stop):
-                        row = row_add(row_load(products, i - first, out_dim), row_load(bias, 0, out_dim))
-                        row = _finish_output(row, i, slope, seed, _number(numbers, i), threshold, scale, norms)
-                        row_store(out, i, row, False)
+        for item in items(team):
+            border = min(len(out), (item + 1) * PIECE)
+            operands = np.empty((BLOCK, 2 * dim), weights.dtype)
+            products = np.empty((BLOCK, out_dim), weights.dtype)
+            for first in range(item * PIECE, border, BLOCK):
+                stop = min(first + BLOCK, border)
+                for i in range(first, stop):
+                    _store_pair(operands, i - first, dim, row_load(x_rows, i, dim), row_load(aggregates, i, dim))
+                block_matmul(operands[: stop - first], weights, products[: stop - first], False)
+                for i in range(first, stop):
+                    row = row_add(row_load(products, i - first, out_dim), row_load(bias, 0, out_dim))
+                    row = _finish_output(row, i, slope, seed, _number(numbers, i), threshold, scale, norms)
+                    row_store(out, i, row, False)
 
     return run
 
@@ -420,6 +417,7 @@ def compile_dense_backward(dim: int, out_dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         numbers: Any,
         x_rows: Any,
         aggregates: Any,
@@ -436,22 +434,19 @@ def compile_dense_backward(dim: int, out_dim: int) -> Any:
         grad_aggregates: Any,
     ) -> None:
         _ = version  # part of the cache key
-        total = (len(out) + PIECE - 1) // PIECE
-        counter = new_counter()
-        for _worker in numba.prange(workers(total)):
-            for item in items(counter, total):
-                border = min(len(out), (item + 1) * PIECE)
-                pairs = np.empty((BLOCK, 2 * dim), weights.dtype)
-                for first in range(item * PIECE, border, BLOCK):
-                    stop = min(first + BLOCK, border)
-                    for i in range(first, stop):
-                        g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
-                        g = _upstream(g, y, i, slope, seed, _number(numbers, i), threshold, scale, norms)
-                        row_store(upstream, i, g, False)
-                    block_matmul(upstream[first:stop], weights, pairs[: stop - first], False)
-                    for i in range(first, stop):
-                        own, row = row_load(x_rows, i, dim), row_load(aggregates, i, dim)
-                        _store_input_gradients(pairs, i - first, dim, own, row, grad_rows, grad_aggregates, i)
+        for item in items(team):
+            border = min(len(out), (item + 1) * PIECE)
+            pairs = np.empty((BLOCK, 2 * dim), weights.dtype)
+            for first in range(item * PIECE, border, BLOCK):
+                stop = min(first + BLOCK, border)
+                for i in range(first, stop):
+                    g, y = row_load(grad, i, out_dim), row_load(out, i, out_dim)
+                    g = _upstream(g, y, i, slope, seed, _number(numbers, i), threshold, scale, norms)
+                    row_store(upstream, i, g, False)
+                block_matmul(upstream[first:stop], weights, pairs[: stop - first], False)
+                for i in range(first, stop):
+                    own, row = row_load(x_rows, i, dim), row_load(aggregates, i, dim)
+                    _store_input_gradients(pairs, i - first, dim, own, row, grad_rows, grad_aggregates, i)
 
     return run
 
@@ -464,29 +459,28 @@ def compile_weight_gradients(dim: int, out_dim: int) -> Any:
     Every sum goes on over the rows from first to last, as in `compile_backward`: threads share out columns instead.
     """
     version = VERSION
-    slices = -(-out_dim // SLICE)
+    slices = slices_of(out_dim)
 
     @kernel
-    def run(parts: Any, x_rows: Any, aggregates: Any, upstream: Any, partial: Any, partial_bias: Any) -> None:
+    def run(
+        team: Any, parts: Any, x_rows: Any, aggregates: Any, upstream: Any, partial: Any, partial_bias: Any
+    ) -> None:
         """parts: int64 [parts, 3] of chunk, first row, end."""
         _ = version  # part of the cache key
-        total = len(parts) * slices
-        counter = new_counter()
-        for _worker in numba.prange(workers(total)):
-            for item in items(counter, total):
-                part = item // slices
-                chunk, start, end = parts[part, 0], parts[part, 1], parts[part, 2]
-                left = item % slices * SLICE
-                right = min(left + SLICE, out_dim)
-                pairs = np.empty((BLOCK, 2 * dim), partial.dtype)
-                for first in range(start, end, BLOCK):
-                    stop = min(first + BLOCK, end)
-                    for i in range(first, stop):
-                        _store_pair(pairs, i - first, dim, row_load(x_rows, i, dim), row_load(aggregates, i, dim))
-                        if left == 0:
-                            bias = row_load(partial_bias[chunk], 0, out_dim)
-                            row_store(partial_bias[chunk], 0, row_add(bias, row_load(upstream, i, out_dim)), False)
-                    columns = upstream[first:stop, left:right]
-                    block_matmul(columns.T, pairs[: stop - first], partial[chunk, left:right], True)
+        for item in items(team):
+            part = item // slices
+            chunk, start, end = parts[part, 0], parts[part, 1], parts[part, 2]
+            left = item % slices * SLICE
+            right = min(left + SLICE, out_dim)
+            pairs = np.empty((BLOCK, 2 * dim), partial.dtype)
+            for first in range(start, end, BLOCK):
+                stop = min(first + BLOCK, end)
+                for i in range(first, stop):
+                    _store_pair(pairs, i - first, dim, row_load(x_rows, i, dim), row_load(aggregates, i, dim))
+                    if left == 0:
+                        bias = row_load(partial_bias[chunk], 0, out_dim)
+                        row_store(partial_bias[chunk], 0, row_add(bias, row_load(upstream, i, out_dim)), False)
+                columns = upstream[first:stop, left:right]
+                block_matmul(columns.T, pairs[: stop - first], partial[chunk, left:right], True)
 
     return run

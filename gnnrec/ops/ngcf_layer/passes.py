@@ -102,9 +102,11 @@ def aggregate(
         panel = slice(start, start + MAX_DIM)
         target, added = out[:, panel], None if base is None else base[:, panel]
         partial = np.empty((len(matrix[5]), target.shape[1]), dtype)
-        run = cpu.compile_aggregate(target.shape[1])
+        run, join = cpu.compile_aggregate(target.shape[1])
         drop = dropout.seed, *dropout.of_entries(dtype)
-        run(*arrays, x[:, panel], added, numbers, *drop, transposed, partial, target)
+        items = len(arrays[5]) + len(arrays[4]) - 1
+        run(items, *arrays, x[:, panel], added, numbers, *drop, transposed, partial, target)
+        join(len(arrays[6]), arrays[2], arrays[6], added, drop[-1], partial, target)
 
 
 def forward(
@@ -131,7 +133,20 @@ def forward(
     dtype = weights.dtype
     drop = dropout.seed, *dropout.of_messages(dtype), *dropout.of_entries(dtype)
     run = cpu.compile_forward(x.shape[1], out.shape[1])
-    run(*matrix[:4], *rows, x, x_rows, weights, bias, dtype.type(slope), *drop, out, norms, aggregates)
+    run(
+        len(rows.borders) - 1,
+        *matrix[:4],
+        *rows,
+        x,
+        x_rows,
+        weights,
+        bias,
+        dtype.type(slope),
+        *drop,
+        out,
+        norms,
+        aggregates,
+    )
 
 
 def backward(
@@ -166,5 +181,12 @@ def backward(
     drop = dropout.seed, *dropout.of_messages(dtype), *dropout.of_entries(dtype)
     inputs = *matrix[:4], *rows, x, x_rows, weights, dtype.type(slope), *drop, out, norms, aggregates, grad
     run = cpu.compile_backward(x.shape[1], out.shape[1])
-    run(*inputs, partial, partial_bias, grad_rows, grad_aggregates)
-    grad_weights[:], grad_bias[:] = partial[0], partial_bias[0]
+    run(chunks, *inputs, partial, partial_bias, grad_rows, grad_aggregates)
+    grad_weights[:], grad_bias[:] = total(partial), total(partial_bias)
+
+
+def total(partial: Any) -> Any:
+    """The sum of the chunks' parts, in order; in the first one's place."""
+    for part in partial[1:]:
+        partial[0] += part
+    return partial[0]

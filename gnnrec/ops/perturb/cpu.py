@@ -8,11 +8,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
-from gnnrec.ops._numba import VERSION, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import row_dot, row_fma, row_random, row_signed
 from gnnrec.ops._vector import MAX_DIM, row_load, row_store, row_zero
 
@@ -28,11 +27,24 @@ def perturb(x: Any, eps: float, seed: int, out: Any, dtype: Any) -> None:
     if len(panels) > 1:
         squares = np.zeros(len(x), dtype)
         for panel in panels:
-            _compile_squares(x[:, panel].shape[1])(x[:, panel], np.int64(seed), np.int64(panel.start), squares)
+            _compile_squares(x[:, panel].shape[1])(len(x), x[:, panel], np.int64(seed), np.int64(panel.start), squares)
     for panel in panels:
         part = x[:, panel]
         run = _compile(part.shape[1])
-        run(part, dtype(eps), np.int64(seed), np.int64(panel.start), squares, out[:, panel])
+        run(
+            -(-len(x) // _block(part.shape[1])),
+            part,
+            dtype(eps),
+            np.int64(seed),
+            np.int64(panel.start),
+            squares,
+            out[:, panel],
+        )
+
+
+def _block(dim: int) -> int:
+    """Rows that a thread takes at a time."""
+    return max(1, BLOCK // dim)
 
 
 @cache
@@ -40,9 +52,9 @@ def _compile_squares(dim: int) -> Any:
     version = VERSION
 
     @kernel
-    def run(x: Any, seed: Any, first: Any, squares: Any) -> None:
+    def run(team: Any, x: Any, seed: Any, first: Any, squares: Any) -> None:
         _ = version  # part of the cache key
-        for i in numba.prange(len(x)):
+        for i in consecutive(team):
             noise = row_random(row_zero(x, dim), seed, i, 0, NOISE, first)
             squares[i] += row_dot(noise, noise)
 
@@ -51,20 +63,17 @@ def _compile_squares(dim: int) -> Any:
 
 @cache
 def _compile(dim: int) -> Any:
-    version, block = VERSION, max(1, BLOCK // dim)
+    version, block = VERSION, _block(dim)
 
     @kernel
-    def run(x: Any, eps: Any, seed: Any, first: Any, squares: Any, out: Any) -> None:
+    def run(team: Any, x: Any, eps: Any, seed: Any, first: Any, squares: Any, out: Any) -> None:
         _ = version
-        blocks = (len(x) + block - 1) // block
-        counter = new_counter()
-        for _worker in numba.prange(workers(blocks)):
-            for taken in items(counter, blocks):
-                for i in range(taken * block, min((taken + 1) * block, len(x))):
-                    row = row_load(x, i, dim)
-                    noise = row_random(row, seed, i, 0, NOISE, first)
-                    norm = np.sqrt(row_dot(noise, noise) if squares is None else squares[i])
-                    size = eps / norm if norm > 0 else norm
-                    row_store(out, i, row_fma(row_signed(noise, row), size, row), False)
+        for taken in items(team):
+            for i in range(taken * block, min((taken + 1) * block, len(x))):
+                row = row_load(x, i, dim)
+                noise = row_random(row, seed, i, 0, NOISE, first)
+                norm = np.sqrt(row_dot(noise, noise) if squares is None else squares[i])
+                size = eps / norm if norm > 0 else norm
+                row_store(out, i, row_fma(row_signed(noise, row), size, row), False)
 
     return run

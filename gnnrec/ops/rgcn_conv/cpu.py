@@ -8,12 +8,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from gnnrec.ops._matmul import BLOCK, CHUNKS, block_matmul
-from gnnrec.ops._numba import VERSION, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import row_add, row_scale
 from gnnrec.ops._stacks import panels
 from gnnrec.ops._vector import at, row_gather_sum, row_load, row_store, row_zero
@@ -52,11 +51,11 @@ def aggregate_matmul_backward(
 
 def _run(matrix: tuple[Any, ...], x: Any, weight: Any, out: Any, accumulate: bool, other: Any, products: Any) -> None:
     """Call the kernels for some columns of x."""
-    dim, pieces = x.shape[1], matrix[5]
+    dim, chunks, pieces = x.shape[1], len(matrix[4]) - 1, matrix[5]
     partial = np.empty((len(pieces), dim), weight.dtype)
     if len(pieces):
-        _compile_pieces(dim)(*matrix, x, partial)
-    _compile(dim)(*matrix, x, weight, partial, out, accumulate, other, products)
+        _compile_pieces(dim)(len(pieces), *matrix, x, partial)
+    _compile(dim)(len(products) or chunks, *matrix, x, weight, partial, out, accumulate, other, products)
 
 
 @cache
@@ -65,6 +64,7 @@ def _compile_pieces(dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -78,7 +78,7 @@ def _compile_pieces(dim: int) -> Any:
     ) -> None:
         """The aggregates of long rows' pieces, without the rows' scales."""
         _ = version  # part of the cache key
-        for r in numba.prange(len(pieces)):
+        for r in consecutive(team):
             row_store(partial, r, row_gather_sum(x, indices, pieces[r, 1], pieces[r, 2], col_scales, dim), False)
 
     return run
@@ -90,6 +90,7 @@ def _compile(dim: int) -> Any:
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -109,31 +110,28 @@ def _compile(dim: int) -> Any:
         """out = (out +) aggregates @ weight, and products[part] += aggregates.T @ other over a part of the rows each,
         where products [parts, dim, n] are not empty."""
         _ = version
-        count = len(chunks) - 1
-        parts = len(products) or count
-        counter = new_counter()
-        for _worker in numba.prange(workers(parts)):
-            for part in items(counter, parts):
-                zero = row_zero(partial, dim)
-                aggregates = np.empty((BLOCK, dim), partial.dtype)
-                begin, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
-                number = 0
-                while number < len(long) and long[number, 0] < begin:
-                    number += 1
-                for first in range(begin, end, BLOCK):
-                    stop = min(first + BLOCK, end)
-                    for i in range(first, stop):
-                        if number < len(long) and long[number, 0] == i:
-                            total = zero
-                            for r in range(long[number, 1], long[number, 2]):
-                                total = row_add(total, row_load(partial, r, zero))
-                            number += 1
-                        else:
-                            total = row_gather_sum(x, indices, indptr[i], indptr[i + 1], col_scales, zero)
-                        row_store(aggregates, i - first, row_scale(total, at(row_scales, i)), False)
-                    block = aggregates[: stop - first]
-                    block_matmul(block, weight, out[first:stop], accumulate)
-                    if len(products) > 0:
-                        block_matmul(block.T, other[first:stop], products[part], True)
+        count, parts = len(chunks) - 1, team.total
+        for part in items(team):
+            zero = row_zero(partial, dim)
+            aggregates = np.empty((BLOCK, dim), partial.dtype)
+            begin, end = chunks[part * count // parts], chunks[(part + 1) * count // parts]
+            number = 0
+            while number < len(long) and long[number, 0] < begin:
+                number += 1
+            for first in range(begin, end, BLOCK):
+                stop = min(first + BLOCK, end)
+                for i in range(first, stop):
+                    if number < len(long) and long[number, 0] == i:
+                        total = zero
+                        for r in range(long[number, 1], long[number, 2]):
+                            total = row_add(total, row_load(partial, r, zero))
+                        number += 1
+                    else:
+                        total = row_gather_sum(x, indices, indptr[i], indptr[i + 1], col_scales, zero)
+                    row_store(aggregates, i - first, row_scale(total, at(row_scales, i)), False)
+                block = aggregates[: stop - first]
+                block_matmul(block, weight, out[first:stop], accumulate)
+                if len(products) > 0:
+                    block_matmul(block.T, other[first:stop], products[part], True)
 
     return run

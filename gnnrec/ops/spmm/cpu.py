@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 
 from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
-from gnnrec.ops._numba import VERSION, inline, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import (
     row_add,
     row_div,
@@ -69,9 +68,9 @@ def spmm(
         source, edge_values, added = _panel(x, panel), _panel(values, panel), _panel(base, panel)
         # An extreme's terms have all their factors before they are compared, a sum takes the row's at the end.
         epilogue = (None if extreme else matrix[2], number(scale), added, number(base_scale))
-        compiled(*matrix, prefetch, source, edge_values, *epilogue, partial, target)
+        compiled(len(pieces) + len(matrix[4]) - 1, *matrix, prefetch, source, edge_values, *epilogue, partial, target)
         if len(pieces):
-            _compile_join(target.shape[1], reduce)(matrix[6], *epilogue, partial, target)
+            _compile_join(target.shape[1], reduce)(len(matrix[6]), matrix[6], *epilogue, partial, target)
 
 
 def extreme_backward(
@@ -99,10 +98,11 @@ def extreme_backward(
         best = np.empty((len(matrix[0]) - 1, source.shape[1]), dtype)
         share = np.empty_like(best)
         find, collect, to_values = _compile_extreme_backward(source.shape[1], reduce == "max")
-        find(*matrix, source, edge_values, upstream, np.dtype(dtype).type(scale), best, share)
-        collect(*transposed, source, edge_values, best, share, grad_x[:, panel])
+        chunks = len(matrix[4]) - 1
+        find(chunks, *matrix, source, edge_values, upstream, np.dtype(dtype).type(scale), best, share)
+        collect(len(transposed[4]) - 1, *transposed, source, edge_values, best, share, grad_x[:, panel])
         if grad_values is not None:
-            to_values(*matrix, source, edge_values, best, share, _panel(grad_values, panel))
+            to_values(chunks, *matrix, source, edge_values, best, share, _panel(grad_values, panel))
 
 
 def _panel(x: Any, columns: slice) -> Any:
@@ -212,6 +212,7 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
 
     @kernel
     def run(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -231,33 +232,28 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
         out: Any,
     ) -> None:
         _ = version  # part of the cache key
-        count = len(pieces)
-        total = count + len(chunks) - 1
+        count, total = len(pieces), team.total
         one = partial.dtype.type(1)
-        counter = new_counter()
-        for _worker in numba.prange(workers(total)):
-            for item in items(counter, total):  # pieces are spread evenly between chunks
-                zero = row_zero(partial, dim)
-                before = item * count // total
-                piece = (item + 1) * count // total > before
-                first, last = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
-                for r in range(first, last):
-                    i, start, stop = (
-                        (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
+        for item in items(team):  # pieces are spread evenly between chunks
+            zero = row_zero(partial, dim)
+            before = item * count // total
+            piece = (item + 1) * count // total > before
+            first, last = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
+            for r in range(first, last):
+                i, start, stop = (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
+                if not piece and stop - start > LONG:
+                    continue
+                if extreme:
+                    row = _extreme(
+                        zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
                     )
-                    if not piece and stop - start > LONG:
-                        continue
-                    if extreme:
-                        row = _extreme(
-                            zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
-                        )
-                    else:
-                        row = _gather(zero, x, indices, start, stop, col_scales, values, entries, prefetch)
-                    if piece:
-                        row_store(partial, r, row, False)
-                    else:
-                        row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
-                fence()
+                else:
+                    row = _gather(zero, x, indices, start, stop, col_scales, values, entries, prefetch)
+                if piece:
+                    row_store(partial, r, row, False)
+                else:
+                    row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
+            fence()
 
     return run
 
@@ -268,9 +264,11 @@ def _compile_join(dim: int, reduce: str) -> Any:
     version, extreme, largest = VERSION, reduce != "sum", reduce == "max"
 
     @kernel
-    def run(long: Any, finish_scales: Any, scale: Any, base: Any, base_scale: Any, partial: Any, out: Any) -> None:
+    def run(
+        team: Any, long: Any, finish_scales: Any, scale: Any, base: Any, base_scale: Any, partial: Any, out: Any
+    ) -> None:
         _ = version
-        for item in numba.prange(len(long)):
+        for item in consecutive(team):
             i = long[item, 0]
             row = row_load(partial, long[item, 1], dim)
             for r in range(long[item, 1] + 1, long[item, 2]):
@@ -290,6 +288,7 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
 
     @kernel
     def find(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -308,26 +307,23 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
         """Each row's extreme again, and its gradient divided by how many terms attain it."""
         _ = version
         one = best.dtype.type(1)
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                zero = row_zero(best, dim)
-                ones = row_splat(one, zero)
-                for i in range(chunks[chunk], chunks[chunk + 1]):
-                    start, stop = indptr[i], indptr[i + 1]
-                    row = _extreme(
-                        zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
-                    )
-                    equal = zero
-                    for k in range(start, stop):
-                        e = _entry(entries, k)
-                        term = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, k), e)[0]
-                        equal = row_add(equal, row_where_equal(term, row, ones))
-                    row_store(best, i, row, False)
-                    row_store(share, i, row_div(row_scale(row_load(grad, i, dim), scale), row_max(equal, ones)), False)
+        for chunk in items(team):
+            zero = row_zero(best, dim)
+            ones = row_splat(one, zero)
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                start, stop = indptr[i], indptr[i + 1]
+                row = _extreme(zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest)
+                equal = zero
+                for k in range(start, stop):
+                    e = _entry(entries, k)
+                    term = _term(zero, one, x, values, row_scales, i, col_scales, at(indices, k), e)[0]
+                    equal = row_add(equal, row_where_equal(term, row, ones))
+                row_store(best, i, row, False)
+                row_store(share, i, row_div(row_scale(row_load(grad, i, dim), scale), row_max(equal, ones)), False)
 
     @kernel
     def collect(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -345,21 +341,20 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
         """Over the transpose: a row of x receives the shares of the rows whose extreme it attains."""
         _ = version
         one = best.dtype.type(1)
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                zero = row_zero(best, dim)
-                for j in range(chunks[chunk], chunks[chunk + 1]):
-                    total = zero
-                    for k in range(indptr[j], indptr[j + 1]):
-                        i, e = at(indices, k), _entry(entries, k)
-                        term, factor = _term(zero, one, x, values, col_scales, i, row_scales, j, e)
-                        chosen = row_where_equal(term, row_load(best, i, dim), row_load(share, i, dim))
-                        total = row_mul_add(chosen, factor, total)
-                    row_store(out, j, total, False)
+        for chunk in items(team):
+            zero = row_zero(best, dim)
+            for j in range(chunks[chunk], chunks[chunk + 1]):
+                total = zero
+                for k in range(indptr[j], indptr[j + 1]):
+                    i, e = at(indices, k), _entry(entries, k)
+                    term, factor = _term(zero, one, x, values, col_scales, i, row_scales, j, e)
+                    chosen = row_where_equal(term, row_load(best, i, dim), row_load(share, i, dim))
+                    total = row_mul_add(chosen, factor, total)
+                row_store(out, j, total, False)
 
     @kernel
     def to_values(
+        team: Any,
         indptr: Any,
         indices: Any,
         row_scales: Any,
@@ -376,20 +371,18 @@ def _compile_extreme_backward(dim: int, largest: bool) -> tuple[Any, Any, Any]:
     ) -> None:
         _ = version
         one = best.dtype.type(1)
-        counter = new_counter()
-        for _worker in numba.prange(workers(len(chunks) - 1)):
-            for chunk in items(counter, len(chunks) - 1):
-                zero = row_zero(best, dim)
-                for i in range(chunks[chunk], chunks[chunk + 1]):
-                    row, upstream = row_load(best, i, dim), row_load(share, i, dim)
-                    for k in range(indptr[i], indptr[i + 1]):
-                        j, e = at(indices, k), _entry(entries, k)
-                        term = _term(zero, one, x, values, row_scales, i, col_scales, j, e)[0]
-                        factor = _term(zero, one, x, None, row_scales, i, col_scales, j, e)[0]
-                        chosen = row_where_equal(term, row, upstream)
-                        if values.ndim == 1:
-                            out[e] += row_dot(chosen, factor)
-                        else:
-                            row_store(out, e, row_mul(chosen, factor), False)
+        for chunk in items(team):
+            zero = row_zero(best, dim)
+            for i in range(chunks[chunk], chunks[chunk + 1]):
+                row, upstream = row_load(best, i, dim), row_load(share, i, dim)
+                for k in range(indptr[i], indptr[i + 1]):
+                    j, e = at(indices, k), _entry(entries, k)
+                    term = _term(zero, one, x, values, row_scales, i, col_scales, j, e)[0]
+                    factor = _term(zero, one, x, None, row_scales, i, col_scales, j, e)[0]
+                    chosen = row_where_equal(term, row, upstream)
+                    if values.ndim == 1:
+                        out[e] += row_dot(chosen, factor)
+                    else:
+                        row_store(out, e, row_mul(chosen, factor), False)
 
     return find, collect, to_values

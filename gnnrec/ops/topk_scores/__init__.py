@@ -72,7 +72,8 @@ def topk_dense(scores: torch.Tensor, *, k: int, seen: SparseMatrix | None = None
 
         cuda.topk_dense(scores, k, None if seen is None else (seen.indptr, seen.indices), *results)
         return results
-    cpu.topk_dense(_arguments.array(scores), k, *_rows(seen, len(scores)), out_items.numpy(), out_scores.numpy())
+    arrays = _arguments.array(scores), k, *_rows(seen, len(scores)), out_items.numpy(), out_scores.numpy()
+    cpu.topk_dense(len(scores), *arrays)
     return results
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 
-from gnnrec.ops._numba import VERSION, inline, kernel
-from gnnrec.ops._parallel import items, new_counter, workers
+from gnnrec.ops._numba import VERSION, inline
+from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._vector import intrinsic
 
 PANEL = 16  # columns of a partial sum
@@ -30,11 +29,14 @@ PACKED_BYTES = 16 << 20  # of items that are packed at a time
 
 def topk_scores(users: Any, items: Any, k: int, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
     """Fill out_items int32 and out_scores float32 [users, k]; seen[indptr[u]:indptr[u + 1]] is left out, sorted."""
-    run, most = _compile_scores(), packed_items(items.shape[1])
+    run, most, padded = _compile_scores(), packed_items(items.shape[1]), -(-items.shape[1] // PANEL) * PANEL
     sizes, cursors = np.zeros((2, len(users)), np.int64)  # of every user's list, and among what the user has seen
     for first in range(0, len(items), most):
-        tiles = _pack_items(items[first : first + most])
-        run(users, tiles, first, len(items), k, indptr, seen, sizes, cursors, out_items, out_scores)
+        some = items[first : first + most]
+        tiles = np.empty((-(-len(some) // TILE), padded, TILE), np.float32)
+        _pack_items(len(tiles), some, tiles)
+        blocks = -(-len(users) // BLOCK)
+        run(blocks, users, tiles, first, len(items), k, indptr, seen, sizes, cursors, out_items, out_scores)
 
 
 def packed_items(dim: int) -> int:
@@ -96,18 +98,14 @@ def _finish(scores: Any, items: Any, size: Any) -> None:
 
 
 @kernel
-def _pack_items(items: Any) -> Any:
-    """Tiles [tiles, dim padded to panels, TILE]: a column of a tile is contiguous."""
+def _pack_items(team: Any, items: Any, packed: Any) -> None:
+    """Fill tiles [tiles, dim padded to panels, TILE]: a column of a tile is contiguous."""
     count, dim = items.shape
-    padded = (dim + PANEL - 1) // PANEL * PANEL
-    tiles = (count + TILE - 1) // TILE
-    packed = np.empty((tiles, padded, TILE), np.float32)
-    for tile in numba.prange(tiles):
-        for column in range(padded):
+    for tile in consecutive(team):
+        for column in range(packed.shape[1]):
             for lane in range(TILE):
                 item = tile * TILE + lane
                 packed[tile, column, lane] = items[item, column] if item < count and column < dim else 0.0
-    return packed
 
 
 @cache
@@ -116,6 +114,7 @@ def _compile_scores() -> Any:
 
     @kernel
     def run(
+        team: Any,
         users: Any,
         tiles: Any,
         first_item: Any,
@@ -132,57 +131,55 @@ def _compile_scores() -> Any:
         last = first_item + len(tiles) * TILE >= num_items
         num_users, dim = users.shape
         padded = tiles.shape[1]
-        counter = new_counter()
-        for _worker in numba.prange(workers((num_users + BLOCK - 1) // BLOCK)):
-            for block in items(counter, (num_users + BLOCK - 1) // BLOCK):
-                first = block * BLOCK
-                count = min(BLOCK, num_users - first)
-                groups = (count + GROUP - 1) // GROUP
-                packed = np.zeros((groups, padded, GROUP), np.float32)
-                for u in range(count):
-                    for column in range(dim):
-                        packed[u // GROUP, column, u % GROUP] = users[first + u, column]
-                thresholds = np.full(BLOCK, np.inf, np.float32)
-                for u in range(count):
-                    thresholds[u] = out_scores[first + u, 0] if sizes[first + u] == k else -np.inf
-                scores = np.empty((GROUP, TILE), np.float32)
-                masks = np.empty(GROUP, np.int32)
-                for tile in range(len(tiles)):
-                    for group in range(groups):
-                        if _score_tile(packed, group, tiles, tile, thresholds, scores, masks) == 0:
+        for block in items(team):
+            first = block * BLOCK
+            count = min(BLOCK, num_users - first)
+            groups = (count + GROUP - 1) // GROUP
+            packed = np.zeros((groups, padded, GROUP), np.float32)
+            for u in range(count):
+                for column in range(dim):
+                    packed[u // GROUP, column, u % GROUP] = users[first + u, column]
+            thresholds = np.full(BLOCK, np.inf, np.float32)
+            for u in range(count):
+                thresholds[u] = out_scores[first + u, 0] if sizes[first + u] == k else -np.inf
+            scores = np.empty((GROUP, TILE), np.float32)
+            masks = np.empty(GROUP, np.int32)
+            for tile in range(len(tiles)):
+                for group in range(groups):
+                    if _score_tile(packed, group, tiles, tile, thresholds, scores, masks) == 0:
+                        continue
+                    for lane_user in range(GROUP):
+                        mask = masks[lane_user]
+                        if mask == 0:
                             continue
-                        for lane_user in range(GROUP):
-                            mask = masks[lane_user]
-                            if mask == 0:
+                        u = group * GROUP + lane_user
+                        user = first + u
+                        for lane in range(TILE):
+                            item = first_item + tile * TILE + lane
+                            if (mask >> lane) & 1 == 0 or item >= num_items:
                                 continue
-                            u = group * GROUP + lane_user
-                            user = first + u
-                            for lane in range(TILE):
-                                item = first_item + tile * TILE + lane
-                                if (mask >> lane) & 1 == 0 or item >= num_items:
-                                    continue
-                                at = indptr[user] + cursors[user]
-                                while at < indptr[user + 1] and seen[at] < item:
-                                    at += 1
-                                cursors[user] = at - indptr[user]
-                                if at < indptr[user + 1] and seen[at] == item:
-                                    continue
-                                sizes[user] = _offer(
-                                    out_scores[user], out_items[user], sizes[user], scores[lane_user, lane], item
-                                )
-                            if sizes[user] == k:
-                                thresholds[u] = out_scores[user, 0]
-                for u in range(count if last else 0):
-                    _finish(out_scores[first + u], out_items[first + u], sizes[first + u])
+                            at = indptr[user] + cursors[user]
+                            while at < indptr[user + 1] and seen[at] < item:
+                                at += 1
+                            cursors[user] = at - indptr[user]
+                            if at < indptr[user + 1] and seen[at] == item:
+                                continue
+                            sizes[user] = _offer(
+                                out_scores[user], out_items[user], sizes[user], scores[lane_user, lane], item
+                            )
+                        if sizes[user] == k:
+                            thresholds[u] = out_scores[user, 0]
+            for u in range(count if last else 0):
+                _finish(out_scores[first + u], out_items[first + u], sizes[first + u])
 
     return run
 
 
 @kernel
-def topk_dense(scores: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
+def topk_dense(team: Any, scores: Any, k: Any, indptr: Any, seen: Any, out_items: Any, out_scores: Any) -> None:
     """The same from scores [users, items] that are there already."""
-    num_users, num_items = scores.shape
-    for user in numba.prange(num_users):
+    num_items = scores.shape[1]
+    for user in consecutive(team):
         size, at, last = 0, indptr[user], indptr[user + 1]
         threshold = np.float32(-np.inf)
         for start in range(0, num_items, STRIP):

@@ -1,0 +1,108 @@
+"""What a study leaves: its tables as Markdown and CSV, its plots, and under which conditions they came about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from gnnrec.recommend import write_table
+from gnnrec.report.cells import Cell, Table, filled
+from gnnrec.report.render import as_csv, as_markdown
+from gnnrec.report.svg import Figure
+from gnnrec.storage import atomic_write, storage_errors
+from gnnrec.training import runlog
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHORT = "**The short form: whether it works, not what it finds.**"
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def table(
+    name: str, title: str, rows: Iterable[Mapping[str, Any]], units: Mapping[str, str] = NONE, note: str = ""
+) -> Table:
+    """Of rows by column; units by column, as `Cell` has them. Columns in which nothing stands are left out."""
+    rows = list(rows)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    header = tuple(Cell(column, units.get(column, "")) for column in columns)
+    cells = tuple(tuple(_cell(row.get(column), units.get(column, "")) for column in columns) for row in rows)
+    return filled(Table(name, title, header, cells, note))
+
+
+def _cell(value: Any, unit: str) -> Cell:
+    if isinstance(value, Cell):
+        return value
+    plain = value.item() if isinstance(value, np.generic) else value
+    return Cell(plain, "" if isinstance(plain, str) else unit)
+
+
+def conditions(folders: Sequence[Path]) -> Table:
+    """Day, machine and versions of these runs."""
+    events = [event for folder in folders for event in runlog.read_events(folder / "events.jsonl")]
+    starts = [event for event in events if event["event"] == "start"]
+    return condition_table({"date": day(start["time"])} | start["machine"] | start["versions"] for start in starts)
+
+
+def conditions_here() -> dict[str, Any]:
+    """Those of this process, now."""
+    return {"date": day(time.time()), "machine": runlog.machine(), "versions": runlog.versions()}
+
+
+def condition_table(found: Iterable[Mapping[str, Any]]) -> Table:
+    """Of facts, or groups of them: all values of each, where they differ."""
+    values: dict[str, dict[str, None]] = {}
+    for facts in found:
+        for name, value in facts.items():
+            for fact, word in value.items() if isinstance(value, dict) else [(name, value)]:
+                values.setdefault(fact, {})[str(word)] = None
+    return table(
+        "conditions", "Conditions", [{"condition": fact, "value": ", ".join(of)} for fact, of in values.items()]
+    )
+
+
+def day(time: float) -> str:
+    """Of seconds since 1970."""
+    return datetime.fromtimestamp(time, UTC).date().isoformat()
+
+
+def logarithmic(axes: Axes, *names: str) -> None:
+    """Make these axes of a plot, x or y, logarithmic with plain numbers: the report's style sets no formulas."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
+def write(
+    out: Path,
+    name: str,
+    tables: Sequence[Table],
+    figures: Sequence[Figure] = (),
+    jobs: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """NAME.md with all tables, NAME-TABLE.csv, NAME-FIGURE.svg and, of jobs, NAME-jobs.csv; shows the tables."""
+    about = yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text())["about"].strip()
+    lines = [f"# {name}", "", *(line for words in (about, *notes) for line in (words, ""))]
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for each in tables:
+        atomic_write(out / f"{name}-{each.name}.csv", as_csv(each).encode())
+        lines += as_markdown(each)
+    for each in figures:
+        atomic_write(out / f"{name}-{each.name}.svg", each.drawn.encode())
+        lines += [f"### {each.title}", "", f"![{each.title}]({name}-{each.name}.svg)", ""]
+    atomic_write(out / f"{name}.md", "\n".join(lines).encode())
+    if jobs is not None:
+        write_table(jobs, out / f"{name}-jobs.csv")
+    print("\n".join(lines), f"written to {out}", sep="\n")
