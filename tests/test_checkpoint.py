@@ -133,6 +133,21 @@ def test_keep(tmp_path: Path, keep: int) -> None:
     assert names(tmp_path) == [f"step-{step:08d}" for step in range(4 - keep, 5)]
 
 
+def test_there_are_never_more_than_room_was_found_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after saves that were killed before they removed the oldest."""
+    counts = []
+
+    def count_them(*_: object, **__: object) -> None:
+        counts.append(checkpoint.count(tmp_path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_verify", count_them)
+    for step in range(6):
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, step, {}, {})
+    assert counts == [1, 2, 3, 3, 3, 3]
+
+
 def test_saving_a_step_again_never_overwrites(tmp_path: Path) -> None:
     save(tmp_path, 5, example(5), {"step": 5})
     first = save(tmp_path, 6, {}, {})

@@ -107,6 +107,9 @@ def test_rows_of_two_patterns_against_scipy(given_edges, data):
     assert found.has_sorted_rows
     both = dense(first, torch.float64) + dense(second, torch.float64)
     np.testing.assert_array_equal(dense(found, torch.float64), both[chosen])
+    for outside in (-1, shape[0]):
+        with pytest.raises(IndexError, match=f"of a matrix of {shape[0]}"):
+            Union(first, second).select_rows(torch.tensor([outside]))
 
 
 def test_graph_by_hand():

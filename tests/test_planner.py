@@ -558,6 +558,17 @@ def test_the_graph_is_read_from_a_file_once_nothing_else_fits():
     assert plan(factors, [DRAM, DISK], MemoryConfig("stream", pin={"graph": "/disk"})).place("graph").moved == 0
 
 
+def test_rates_are_asked_for_where_tensors_may_lie_alone():
+    """Another folder's are not missed; what can never fit is said before anything is to be calibrated."""
+    of, unknown = workload(200_000, 16_000_000), replace(DISK, name="/other", rates=())
+    pins = {name: DISK.name for name in ("embedding", "exp_avg", "exp_avg_sq")}
+    assert plan(of, [DRAM, DISK, unknown], MemoryConfig("stream", pin=pins)).mode == "stream"
+    with pytest.raises(PlanError, match="too little"):
+        plan(of, [DRAM, unknown], MemoryConfig("stream", limit="1MiB"))
+    with pytest.raises(UnknownRateError, match=r"gnnrec calibrate"):
+        plan(of, [DRAM, unknown], MemoryConfig("stream"))
+
+
 def test_ngcf_reads_its_graph_from_a_file_in_every_pass_that_gathers():
     of = workload(200_000, 8_000_000, model=NGCFConfig(dim=64, layers=3), flops=1e11)
     for panel in (16, 64):
@@ -680,7 +691,7 @@ def test_pins():
             "memory.pin.exp_avg: is 'node2', which is no tier that can be used here. Did you mean node1",
         ),
         ({"exp_avg": "pmem0"}, "which is no tier that can be used here (not mounted with dax)"),
-        ({"work": "node1"}, "memory.pin.work: is 'node1', but operators make this tensor anew in every step, in dram"),
+        ({"work": "node1"}, "memory.pin.work: is 'node1', but this tensor is always in dram"),
     ],
 )
 def test_pins_that_cannot_be(pin, message):

@@ -179,8 +179,9 @@ def composed(*overrides: str) -> Any:
 @pytest.mark.parametrize(
     ("options", "bytes_of_tensors"),
     [
-        ((*SMALL, "model.dim=64"), 20 * 180 * 64 + 12 * 900),
-        (("data=gowalla", "model.dim=64"), 20 * (29858 + 40981) * 64 + 12 * (810128 + 217242)),
+        ((*SMALL, "model.dim=64"), 20 * 180 * 64 + 20 * 900),
+        (("data=gowalla", "model.dim=64"), 20 * (29858 + 40981) * 64 + 20 * (810128 + 217242)),
+        ((*SMALL, "model=ngcf", "model.layers=2"), 20 * 180 * 64 * 3 + 20 * 900),
         (("data=files", "data.log=log.csv"), 0),  # nobody knows before it is read
         ((*SMALL, "seed=-1"), 0),  # the job says that it cannot be
     ],
@@ -193,6 +194,8 @@ def test_limits_are_summed_against_the_memory_that_is_free():
     streamed = {"name": "stream", "limit": "2GiB"}
     assert workers.needed({"memory": streamed, "device": "cpu"}) == 2 * GiB + workers.INTERPRETER_BYTES
     assert workers.needed({"memory": {"name": "auto"}, "device": "cpu"}) is None
+    # Of a config that only the job can resolve.
+    assert workers.needed({"memory": {"name": "dram"}, "device": "cpu"}) == workers.INTERPRETER_BYTES
     assert workers.needed({"memory": streamed, "device": "cuda"}) == workers.INTERPRETER_BYTES  # the limit is the GPU's
     assert workers.at_a_time(-1, [GiB] * 9, cores=4, free=100 * GiB) == 4
     assert workers.at_a_time(-1, [GiB] * 3, cores=4, free=100 * GiB) == 3

@@ -19,6 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from gnnrec.cli import workers
 from gnnrec.cli.jobs import Task
@@ -141,8 +142,10 @@ class Sweep(Sweeper):
         load, needs = self.hydra_context.config_loader.load_sweep_config, []
         for overrides in jobs.values():
             config = load(self.config, list(overrides))
-            ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            values: Any = OmegaConf.to_container(ours, resolve=True)
+            try:
+                values = _resolved(config, [str(key) for key in config if key != "hydra"])
+            except OmegaConfBaseException:  # what a job alone knows, such as its number
+                values = _resolved(config, ["memory", "device"])
             needs.append(workers.needed(values))
         frees = [tier.free for tier in nodes.tiers(Path("/")) if tier.kind == "dram"]
         free = None if None in frees else sum(filter(None, frees))
@@ -155,6 +158,11 @@ class Sweep(Sweeper):
         with read_write(config), open_dict(config):
             config.hydra.launcher.n_jobs = count
         return config
+
+
+def _resolved(config: DictConfig, keys: list[str]) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
+    return values  # type: ignore[no-any-return]
 
 
 def failures(states: Mapping[int, str]) -> str:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gnnrec.config import MemoryConfig, TrainConfig, fill
+from gnnrec.config import MemoryConfig, NGCFConfig, TrainConfig, fill
 from gnnrec.errors import ConfigError, GnnrecError, StorageError
 from gnnrec.storage import locked
 from gnnrec.units import in_bytes
@@ -18,7 +18,7 @@ from gnnrec.units import in_bytes
 # What a process holds beside its tensors: small trainings peak at 0.6 GiB in all.
 INTERPRETER_BYTES = 512 << 20
 TRAINED = 5 * 4  # bytes a number of the embeddings: itself, its gradient, two moments, what is propagated
-GRAPH = 12  # bytes an interaction: columns both ways, items by user
+GRAPH = 20  # bytes an interaction: its log, columns both ways, items by user
 PATIENCE = 60.0  # seconds until a place must be free whose process has ended
 _held = ExitStack()  # the lock of this process's place, as long as it lives
 
@@ -43,6 +43,8 @@ def _tensors(values: dict[str, Any]) -> int:
     cannot be trained, which the job says."""
     from gnnrec.data import dataset
 
+    if "data" not in values:  # not known before the job begins
+        return 0
     try:
         config = TrainConfig.from_dict(values)
         sizes = dataset.sizes(config.data)
@@ -51,7 +53,8 @@ def _tensors(values: dict[str, Any]) -> int:
     if sizes is None:
         return 0
     users, items, interactions = sizes
-    return TRAINED * (users + items) * getattr(config.model, "dim", 0) + GRAPH * interactions
+    width = getattr(config.model, "dim", 0) * (1 + config.model.layers if isinstance(config.model, NGCFConfig) else 1)
+    return TRAINED * (users + items) * width + GRAPH * interactions
 
 
 def at_a_time(asked: int, needs: Sequence[int | None], cores: int, free: int | None) -> int:

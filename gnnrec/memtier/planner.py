@@ -15,7 +15,16 @@ from gnnrec.config.checks import did_you_mean
 from gnnrec.config.memory import MemoryConfig
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.memtier import forms
-from gnnrec.memtier.costs import Access, Bandwidth, Transfers, bandwidth, calibrate, seconds, transfers
+from gnnrec.memtier.costs import (
+    Access,
+    Bandwidth,
+    Transfers,
+    UnknownRateError,
+    bandwidth,
+    calibrate,
+    seconds,
+    transfers,
+)
 from gnnrec.memtier.demands import RANKING, STATE, Demand, Pass, Streamed
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
@@ -226,8 +235,14 @@ class _Problem:
 
     def _with_graph(self, every: Sequence[Streamed], tier: Tier) -> list[Streamed]:
         """The forms with the graph in files of a tier too."""
-        how = tier.granularity, self._transfers(tier).readers if every else 0
-        return [forms.with_graph_in_file(self.workload, form, *how) for form in every]
+        found = [forms.with_graph_in_file(self.workload, form, tier.granularity) for form in every]
+        if not any(self._agrees(form, tier) for form in found):
+            return []
+        try:
+            readers = self._transfers(tier).readers
+        except UnknownRateError:  # is raised again by what fits
+            return found
+        return [forms.with_graph_in_file(self.workload, form, tier.granularity, readers) for form in every]
 
     def _agrees(self, form: Streamed, tier: Tier) -> bool:
         """Whether the pins have in files what the form has there, and all else where the computation is."""
@@ -460,7 +475,7 @@ class _Problem:
             raise ConfigError(f"is {name!r}, which is no tier that can be used here{why}", where=where, remedy=remedy)
         if not movable[tensor] and name != self.home.name:
             able = ", ".join(other for other in movable if movable[other])
-            found = f"is {name!r}, but operators make this tensor anew in every step, in {self.home.name}"
+            found = f"is {name!r}, but this tensor is always in {self.home.name}"
             raise ConfigError(found, where=where, remedy=f"What can be pinned elsewhere: {able}")
 
 

@@ -278,8 +278,10 @@ class Workload:
         ranked += min(packed_items(width), self.items.nodes) * width * FLOAT
         # The test part by user, and the validation part, which its rankings leave out; each is grouped by item first.
         grouped = 4 * max(held_out.valid, held_out.test) + 8 * (self.items.nodes + 2)
-        parts = 4 * (held_out.valid + held_out.test) + 16 * (self.users.nodes + 1)
-        return parts + max(grouped, ranked) + copied * self.items.nodes * width * FLOAT
+        # Pointers of both parts, and which users the test part has, found by way of two arrays more.
+        users = 8 * (self.users.nodes + 1)
+        parts = 4 * (held_out.valid + held_out.test) + 3 * users
+        return parts + max(grouped, 2 * users, ranked) + copied * self.items.nodes * width * FLOAT
 
     def propagate(
         self, moved: Moved, source: str, target: str, dim: int, size: int, times: int = 1, layers: int | None = None

@@ -63,7 +63,7 @@ class FactorScorer:
         item_bias: torch.Tensor | None = None,
     ) -> None:
         self.fold_in, self.cosine, self.biased = fold_in, cosine, item_bias is not None
-        items, self._users = items.float(), users  # whatever the storage of training
+        items, self._users = items.detach().float(), users.detach()  # whatever the storage of training
         self.item_factors, width = items, items.shape[1]
         if cosine or item_bias is not None:  # one copy of them for both
             self.item_factors = items.new_empty(len(items), width + self.biased)

@@ -151,6 +151,9 @@ def save(
     earlier = _checkpoints(folder)
     attempts = [attempt for number, attempt, _ in earlier if number == step]
     path = folder / (f"step-{step:08d}" + (f"-{max(attempts) + 1}" if attempts else ""))
+    kept = [path for number, _, path in earlier if number <= step]
+    for old in kept[: max(len(kept) - keep - 1, 0)]:  # of a save that was killed before it removed them
+        remove_folder(old)
 
     with atomic_folder(path) as temporary:
         files = _write_groups(temporary, groups, columns)
@@ -166,7 +169,7 @@ def save(
         remedy = "Look into the system's log (dmesg), and write to another disk"
         raise StorageError(f"not what was written: {error.found}", where=error.where, remedy=remedy) from error
 
-    before = [path for number, _, path in earlier if number <= step]
+    before = kept[-keep - 1 :]
     after = [path for number, _, path in earlier if number > step]
     for old in before[: max(len(before) - keep, 0)] + after:
         remove_folder(old)

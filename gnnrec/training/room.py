@@ -8,7 +8,7 @@ from pathlib import Path
 from gnnrec.errors import StorageError
 from gnnrec.memtier.demands import STATE
 from gnnrec.memtier.plans import Plan
-from gnnrec.storage import storage_errors
+from gnnrec.storage import remove_leftovers, storage_errors
 from gnnrec.training import checkpoint
 from gnnrec.training.placing import in_dram
 from gnnrec.units import in_bytes
@@ -21,14 +21,16 @@ def check(plan: Plan, checkpoints: Path, folder: Path, saves: int) -> None:
         plan: of the run, whose files are not made yet.
         checkpoints: the folder that holds them; those that lie there are counted.
         folder: of streamed tensors.
-        saves: how often a checkpoint will be written in all.
+        saves: how often a checkpoint will be written at the most.
 
     Raises:
         StorageError: too little room.
     """
     sizes = {placement.name: placement.bytes for placement in plan.placements}
     one = sum(sizes.get(name, 0) for name in ("embedding", *STATE, "best"))
-    count = max(min(checkpoint.MOST, saves) - checkpoint.count(checkpoints), 0)
+    if checkpoints.exists():
+        remove_leftovers(checkpoints)  # of a save that was killed, which the next one would remove
+    count = max(min(checkpoint.MOST - checkpoint.count(checkpoints), saves), 0)
     streamed = [placement for placement in plan.placements if placement.mode == "stream"]
     files = sum(placement.bytes for placement in streamed if not in_dram(placement.tier))
     written = [
