@@ -1,7 +1,7 @@
 """Whole graph with large batches, or sampled parts of it: what an epoch computes and takes, by depth and workers.
 
-    python experiments/sampling.py               # Gowalla, a quarter of an hour; results/sampling.json, .md and .svg
-    python experiments/sampling.py --short       # ml-100k, two depths, a minute
+    python experiments/reproduce.py sampling               # Gowalla, a quarter of an hour
+    python experiments/reproduce.py sampling short=true    # ml-100k, one depth
 
 LightGCN of width 64 with BPR. Whole graph: ours, one process or several that share the columns. Sampled: DGL's own way
 (`sampled_dgl.py`), whose batch, loaders and optimiser are first tuned at three layers, with 10 neighbours drawn in
@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 import output
 import study  # noqa: F401 - prepares the process
 
-from gnnrec.report.svg import figure, legend, line
-from gnnrec.storage import atomic_write
+from gnnrec.report.cells import MODELLED, Cell, Table
+from gnnrec.report.svg import Figure, figure, legend, line
+from gnnrec.storage import atomic_write, storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 HERE = Path(__file__).parent
-WHOLE, MODELLED = "whole graph", "MODELLED"
+WHOLE = "whole graph"
 SAMPLED = {"10 neighbours": 10, "all neighbours": -1}  # of every node, in every layer
 TUNED_AT = 3  # layers
 NUMBER = 4  # bytes
@@ -57,9 +58,10 @@ class Plan:
     workers: tuple[int, ...] = (1, 2)
     modelled: tuple[int, ...] = (4, 8, 16)
     seconds: float = 6.0  # of a measurement's steps
+    ways: tuple[str, ...] = tuple(SAMPLED)
 
 
-SHORT = Plan("ml-100k", 16, (1, 3), (4096,), (0,), (1, 2), (4,), 0.5)
+SHORT = Plan("ml-100k", 16, (1,), (4096,), (0,), (1, 2), (4,), 0.5, ("10 neighbours",))
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     plan, network = SHORT if options.short else Plan(), Network(options.gbit, 1e-6 * options.latency_us)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with storage_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "sampling.json"
     known = json.loads(file.read_bytes()) if file.exists() else {"cases": []}
     measure = Measured(known, file)
     rows = list(results(plan, network, measure))
-    atomic_write(options.out / "sampling.md", ("\n".join(shown(plan, network, rows)) + "\n").encode())
-    atomic_write(options.out / "sampling.svg", drawn(rows).encode())
-    print(*shown(plan, network, rows), sep="\n")
+    notes = [
+        f"LightGCN on {plan.data}, width {plan.dim}, BPR. {MODELLED}: {network.gbit:g} Gbit/s, "
+        f"{1e6 * network.latency:g} us a message.",
+        *said(plan, rows),
+    ]
+    tables = [shown(rows), output.condition_table([known["conditions"]])]
+    output.write(options.out, "sampling", tables, [drawn(rows)], notes=[*notes, *[output.SHORT] * options.short])
     return 0
 
 
@@ -161,8 +168,8 @@ def results(plan: Plan, network: Network, measure: Measured) -> Iterator[Row]:
         case = shared | {"layers": TUNED_AT, "batch": largest, "ranks": 1, "threads": 1, "dim": plan.dim // workers}
         sent = 2 * (workers - 1) / workers * NUMBER * largest
         yield modelled(row(WHOLE, case, measure(**case)), workers, network.seconds(sent, 2 * (workers - 1)), sent)
-    for way, fanout in SAMPLED.items():
-        shared |= {"fanout": fanout, "seconds": plan.seconds}
+    for way in plan.ways:
+        shared |= {"fanout": SAMPLED[way], "seconds": plan.seconds}
         best = tuned(plan, shared, measure)
         for layers, workers in itertools.product(plan.layers, plan.workers):
             case = best | {"layers": layers, "ranks": workers, "threads": max(plan.workers) // workers}
@@ -196,41 +203,22 @@ def row(way: str, case: Row, found: Row) -> Row:
 
 def modelled(row: Row, workers: int, seconds: float, sent: float) -> Row:
     """The row of so many workers, each of which computes as long as measured and waits for the network."""
-    return row | {
-        "workers": workers,
-        "epoch_seconds": row["epoch_seconds"] + row["steps"] * seconds,
-        "sent": sent,
-        "stamp": MODELLED,
-    }
+    return row | {"workers": workers, "epoch_seconds": row["epoch_seconds"] + row["steps"] * seconds, "sent": sent}
 
 
-def shown(plan: Plan, network: Network, rows: Sequence[Row]) -> list[str]:
-    """The tables, in Markdown, and what they say."""
-    lines = [
-        f"LightGCN, {plan.data}, width {plan.dim}, BPR; seconds of an epoch and edges computed per edge of the graph",
-        "",
-    ]
-    lines += ["| | layers | workers | batch | steps | epoch, s | redundancy | sent a step |", "|---|" + "---:|" * 7]
+def shown(rows: Sequence[Row]) -> Table:
+    """All rows; what is modelled says so."""
+    found = []
     for one in rows:
-        seconds, sent = f"{one['epoch_seconds']:.2f}", ""
-        if one["sent"] is not None:
-            seconds, sent = f"{MODELLED} {seconds}", f"{MODELLED} {one['sent'] / 1e6:.2f} MB"
-        cells = [
-            one["way"],
-            str(one["layers"]),
-            str(one["workers"]),
-            f"{one['batch']:,}",
-            f"{one['steps']:.1f}",
-            seconds,
-        ]
-        cells += [f"{one['redundancy']:.2f}", sent]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        *said(plan, rows),
-        f"{MODELLED}: {network.gbit:g} Gbit/s, {1e6 * network.latency:g} us a message.",
-    ]
+        modelled = one["sent"] is not None
+        names = {"training": one["way"], "layers": one["layers"], "workers": one["workers"], "batch": one["batch"]}
+        seconds, sent = Cell(one["epoch_seconds"], "seconds", modelled=modelled), None
+        if modelled:
+            sent = Cell(one["sent"], "bytes", modelled=True)
+        times = {"steps": one["steps"], "epoch": seconds, "redundancy": one["redundancy"], "sent a step": sent}
+        found.append(names | times)
+    title = "Seconds of an epoch, edges computed per edge of the graph"
+    return output.table("epochs", title, found, {"epoch": "seconds", "sent a step": "bytes"})
 
 
 def said(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
@@ -239,7 +227,7 @@ def said(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     for one in rows:
         if one["workers"] == workers and one["way"] == WHOLE:
             whole[one["layers"]] = one
-    for way in SAMPLED:
+    for way in plan.ways:
         mine = {one["layers"]: one for one in rows if one["workers"] == workers and one["way"] == way}
         ratios = [f"{mine[n]['epoch_seconds'] / whole[n]['epoch_seconds']:.1f}" for n in plan.layers]
         edges = [f"{mine[n]['redundancy'] / whole[n]['redundancy']:.2f}" for n in plan.layers]
@@ -250,7 +238,7 @@ def said(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def drawn(rows: Sequence[Row]) -> str:
+def drawn(rows: Sequence[Row]) -> Figure:
     """Seconds of an epoch by depth, a line a way and number of workers that were processes."""
 
     def draw(axes: Axes) -> None:
@@ -261,11 +249,12 @@ def drawn(rows: Sequence[Row]) -> str:
             mine = [one for one in measured if (one["way"], one["workers"]) == (way, workers)]
             label = f" {way}, {workers} worker{'s' * (workers > 1)}"
             axes.plot([one["layers"] for one in mine], [one["epoch_seconds"] for one in mine], **line(number, label))
-        axes.set(xlabel="layers", ylabel="seconds an epoch", yscale="log")
+        axes.set(xlabel="layers", ylabel="seconds an epoch")
+        output.logarithmic(axes, "y")
         axes.xaxis.get_major_locator().set_params(integer=True)
         legend(axes, 1)
 
-    return figure("sampling", "Seconds of an epoch by depth", draw, 4.0, transparent=False).drawn
+    return figure("depth", "Seconds of an epoch by depth", draw, 4.0, transparent=False)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,20 @@ def test_dgl_trains_on_sampled_parts(settings: dict[str, Any]) -> None:
     assert (found["step_remote_inputs"] > 0) == ("parts" in settings)
 
 
+@pytest.mark.skipif("GNNREC_DATA" not in os.environ, reason="GNNREC_DATA names no folder with ml-100k")
+def test_the_short_form(tmp_path: Path) -> None:
+    pytest.importorskip("dgl")
+    command = [sys.executable, EXPERIMENTS / "reproduce.py", "sampling", "short=true"]
+    said = [subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300) for _ in range(2)]
+    assert [done.returncode for done in said] == [0, 0], said[0].stderr
+    assert ["measuring" in done.stderr for done in said] == [True, False]
+    folder = tmp_path / "outputs" / "studies" / "sampling-short"
+    table = (folder / "sampling.md").read_text()
+    assert "an epoch takes" in table
+    assert table.count("| MODELLED ") == 2 * 2
+    assert (folder / "sampling-depth.svg").exists()
+
+
 def test_rows_follow_from_what_was_counted(study: Any) -> None:
     plan = study.Plan("made-up", 16, (1, 3), (100, 400), (0,), (1, 2), (4,), 1.0)
 
@@ -76,7 +90,8 @@ def test_rows_follow_from_what_was_counted(study: Any) -> None:
     assert mine[2]["redundancy"] == pytest.approx(150 * 2.5 / 2000 / 3)
     assert mine[-1]["redundancy"] == pytest.approx(4 * 150 * 2.5 / 2000 / 3)  # what all four compute
     assert mine[-1]["epoch_seconds"] == pytest.approx(2.5 * (0.2 + 2 * 20 * 16 * 4 / 1e6 + 2 * 0.5))
-    text = "\n".join(study.shown(plan, network, rows))
-    assert text.count(f"{study.MODELLED} ") == 2 * 3
-    assert "an epoch takes 4.0, 1.3 times" in text
-    assert "</svg>" in study.drawn(rows)
+    table = study.shown(rows)
+    assert [cells[5].modelled for cells in table.rows].count(True) == 3
+    assert all(cells[5].modelled == (cells[2].value > 2) for cells in table.rows)
+    assert "an epoch takes 4.0, 1.3 times" in next(study.said(plan, rows))
+    assert "</svg>" in study.drawn(rows).drawn
