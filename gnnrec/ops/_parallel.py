@@ -16,6 +16,7 @@ compile. What an item computes must not depend on who takes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numba
@@ -23,8 +24,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.np.ufunc import parallel
 
-from gnnrec.ops._numba import inline, njit
+from gnnrec.ops._numba import VERSION, inline, inline_always, njit
 from gnnrec.ops._vector import intrinsic
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -49,24 +51,47 @@ class Team(NamedTuple):
 _TEAM = types.NamedUniTuple(types.int64, len(Team._fields), Team)
 
 
+class _Cache(FunctionCache):
+    """By the function's file, name and closure, and by the version of what all kernels call."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return *super()._index_key(sig, codegen), VERSION  # type: ignore[no-untyped-call]
+
+
 def kernel(function: Any) -> Callable[..., None]:
     """Compile function(team, *arguments), which returns nothing, for every thread to call; what comes out takes the
     number of items in the team's place. It runs without the interpreter's lock, never divides by zero in a way that
-    Python's check would catch, and takes no more threads than there are items."""
-    body = inline(function)
+    Python's check would catch, and takes no more threads than there are items.
+
+    A forked process cannot use GNU's OpenMP with several threads, and numba's own pool (workqueue) serves one Python
+    thread at a time: numba ends the process that tries.
+    """
+    # Always inlined: by itself the body would be a symbol whose name does not tell closures apart, and of those that
+    # come out of the cache the first one loaded would run for all.
+    body = inline_always(function)
+    failed = f"{function.__qualname__}: no memory for what a kernel needs, or it failed"
 
     @njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)
     def launch(threads: Any, total: Any, *arguments: Any) -> None:
         if _fork(body, threads, total, arguments):
-            raise MemoryError
+            raise MemoryError(failed)
 
-    launch._cache = FunctionCache(function)  # by the function's file, name and closure, not by those of `launch`
+    launch._cache = _Cache(function)  # type: ignore[no-untyped-call]
 
+    @wraps(function)
     def run(total: int, *arguments: Any) -> None:
-        if total:
-            launch(min(numba.get_num_threads(), total), total, *arguments)
+        if total > 0:
+            launch(min(_num_threads(), total), total, *arguments)
 
     return run
+
+
+def _num_threads() -> int:
+    """numba's number of threads, which are running then. Its own function takes a lock every time that processes share
+    after a fork: one that is killed in it leaves the others waiting."""
+    layer: Any = parallel
+    threads: int = (layer._get_num_threads if layer._is_initialized else numba.get_num_threads)()
+    return threads
 
 
 @inline
