@@ -30,7 +30,8 @@ def findings(content: Json) -> list[Finding]:
         by_placement = {row["placement"]: row for row in around(rows, content["centre"], "placement")}
         if (row := by_placement.get("dram")) is not None:
             found += [*_kernels(row, content["operators"]), _footprint(row)]
-        found += [*_here(model, by_placement, content), *_persistent(model, by_placement)]
+        found += [*_here(model, by_placement, content), *_simulated(model, by_placement, content)]
+        found += _persistent(model, by_placement)
         found += _tensors(model, content["tensors"], by_placement.get("app_direct_in_place"))
         in_dram = [row for row in rows if row["placement"] == "dram"]
         found += _batch(model, around(in_dram, content["centre"], "batch"))
@@ -121,20 +122,40 @@ def _bearable(row: Json, option: str) -> str:
     return f"Where a step must not take that long, buy {in_bytes(row['all_dram_bytes'])} of DRAM; else take {option}."
 
 
+def _simulated(model: str, rows: Mapping[str, Json], content: Json) -> Iterator[Finding]:
+    """A stream that was run here: on other threads and other DRAM than the declared machine's, so ranked with none."""
+    row, threads = rows.get("app_direct"), content["simulated_threads_count"]
+    if row is None or not row["slowdown_ratio"]:
+        return
+    share = f", what {threads} threads get of them" if threads else ""
+    yield Finding(f"{stamp(row)}{model} streamed here at {simulated(content)}{share}: {_times(row)}.")
+
+
+def simulated(content: Json) -> str:
+    """The rates of the simulated device, beside the most that the declared DIMMs give to any number of threads."""
+    declared, words = [row for row in content["rates"] if row["hardware"] != "here"], []
+    for way, pattern in (("read", "read"), ("written", "write")):
+        rate = content["simulated_gb_per_s"][way]
+        most = max((row["gb_per_s"] for row in declared if row["pattern"] == pattern), default=None)
+        words.append(f"{rate:.2f} GB/s {way}" + (f" ({rate / most:.0%} of the DIMMs')" if most else ""))
+    return " and ".join(words)
+
+
 def _persistent(model: str, rows: Mapping[str, Json]) -> Iterator[Finding]:
-    """Which of the ways to use persistent memory costs least."""
-    ways = {"app_direct": "streamed", "app_direct_in_place": "as it lies", "memory_mode": "Memory mode"}
+    """Which of the ways to use persistent memory costs least, all of them on the declared machine."""
+    ways = {"app_direct_streamed": "streamed", "app_direct_in_place": "as it lies", "memory_mode": "Memory mode"}
     found = {name: rows[name] for name in ways if name in rows and rows[name]["slowdown_ratio"]}
     if not found:
         return
     best, *others = sorted(found, key=lambda name: found[name]["slowdown_ratio"])
-    words = ", ".join(f"{ways[name]} {stamp(found[name])}{_times(found[name])}" for name in (best, *others))
+    words = ", ".join(f"{ways[name]} {_times(found[name])}" for name in (best, *others))
     how = {
-        "app_direct": "Take App Direct and memory=stream: everything is read and written once a step, in order.",
+        "app_direct_streamed": "Take App Direct and memory=stream: all is read and written once a step, in order.",
         "app_direct_in_place": "Take App Direct and memory=direct: kernels work on what lies there, nothing is copied.",
         "memory_mode": "Take Memory mode: the DRAM before the slow memory holds what is gathered again and again.",
     }
-    yield Finding(f"{model} on persistent memory: {words}.", how[best])
+    words = f"{stamp(found[best])}{model} on a socket with persistent memory: {words}."
+    yield Finding(words, how[best] if others else "")
 
 
 def _times(row: Json) -> str:

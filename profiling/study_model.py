@@ -65,15 +65,18 @@ def modelled(here: Workload, words: Json) -> Json:
     found: Json = {"provenance": MODELLED, "threads_count": workload.threads}
     baseline = planner.plan(workload, tiers, MemoryConfig(name="dram"))
     found |= {"dram_seconds_per_step": baseline.step_seconds}
-    if words["placement"] == "app_direct_in_place":
+    needed = needed_bytes(workload)
+    given = int(words["dram_share"] * needed)
+    if words["placement"] == "memory_mode":
+        cached = declared(_cached(preset(words["hardware"]["memory_mode"]), given))
+        plan = planner.plan(workload, cached, MemoryConfig(name="dram"))
+        found |= {"mode": "cache", "dram_bytes": given, "slow_bytes": needed}
+    elif words["placement"] == "app_direct_streamed":
+        plan = planner.plan(workload, tiers, MemoryConfig(name="stream", limit=str(given)))
+        found |= of_plan(plan, plan.place("batch").tier)
+    else:
         plan = planner.plan(workload, tiers, MemoryConfig(name="direct"))
         found |= of_plan(plan, plan.place("batch").tier) | {"tensors": _one_by_one(workload, tiers)}
-    else:
-        needed = needed_bytes(workload)
-        cache = int(words["dram_share"] * needed)
-        cached = declared(_cached(preset(words["hardware"]["memory_mode"]), cache))
-        plan = planner.plan(workload, cached, MemoryConfig(name="dram"))
-        found |= {"mode": "cache", "dram_bytes": cache, "slow_bytes": needed}
     return found | {"seconds_per_step": plan.step_seconds}
 
 

@@ -20,7 +20,7 @@ from gnnrec.report.cells import MODELLED, STAMP
 from gnnrec.report.fields import elided
 from gnnrec.report.profiles import read_profile
 
-FORMAT, VERSION = "gnnrec-study", 1
+FORMAT, VERSION = "gnnrec-study", 2
 Json = dict[str, Any]
 
 _TEXT, _COUNT, _BYTES, _RATIO, _S, _GB = "text", "1", "bytes", "ratio", "s", "GB/s (10^9 bytes/s)"
@@ -83,11 +83,17 @@ RATES = {
 FIELDS = {**OPERATORS, **TENSORS, **RATES, **CELLS} | {
     "dram_share_ratio": (_RATIO, "of the DRAM that a training needs: what it may take where it is given less"),
     "simulated_gb_per_s": (_GB, "of app_direct, or those of this machine's device where it is slower"),
+    "simulated_threads_count": (_COUNT, "that the hardware's figures give these to; null where they were set"),
 }
 
 
 def gather(
-    settings: Settings, tiers: Sequence[Tier], hardware: Sequence[Tier], slower: SimulateConfig, machine: Json
+    settings: Settings,
+    tiers: Sequence[Tier],
+    hardware: Sequence[Tier],
+    slower: SimulateConfig,
+    threads: int,
+    machine: Json,
 ) -> Json:
     """What lies in the cells' folders, as the content of the JSON file.
 
@@ -96,6 +102,7 @@ def gather(
         tiers: this machine's, the slow ones of which have their rates told.
         hardware: the declared ones of App Direct.
         slower: speeds of the simulated device.
+        threads: of the steps that are run.
         machine: facts.
 
     Raises:
@@ -122,6 +129,7 @@ def gather(
     content["fields"] = {name: {"unit": unit, "meaning": meaning} for name, (unit, meaning) in FIELDS.items()}
     content |= {"preset": settings.preset, "centre": asdict(settings.centre), "dram_share_ratio": settings.dram_share}
     content["simulated_gb_per_s"] = {"read": slower.read_gb_per_s, "written": slower.write_gb_per_s}
+    content["simulated_threads_count"] = threads if settings.simulate.read_gb_per_s is None else None
     content |= {"machine": machine, "cells": rows, "operators": operators, "tensors": tensors}
     return content | {"rates": [row for place in slow for row in _rates(*place)]}
 

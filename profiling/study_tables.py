@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from study_findings import around, epoch_seconds
+from study_findings import around, epoch_seconds, simulated
 from study_records import CELLS, Json, of_cell
 
 from gnnrec.report.cells import MODELLED, STAMP, Cell, Table, filled
@@ -42,8 +42,7 @@ def placements(content: Json) -> Table:
         "to be missed by the cache. Files that are mapped (direct) pass through the page cache."
     )
     if any(row["placement"] == "app_direct" for row in content["cells"]):
-        ways = ", ".join(f"{way} at {rate:.2f} GB/s" for way, rate in content["simulated_gb_per_s"].items())
-        note += f" app_direct: {ways}, or as fast as this machine's device is where that is slower."
+        note += f" app_direct: {simulated(content)}, or as fast as this machine's device is where that is slower."
     return filled(Table("placements", "Models by placements", tuple(header), tuple(rows), note))
 
 

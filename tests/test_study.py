@@ -119,7 +119,10 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ]
     calibrate.keep(tiers, folder / "cache" / "gnnrec" / "calibration.json")
     given = "simulate.read_gb_per_s=0.5", "simulate.write_gb_per_s=0.25"
-    printed = [run(folder, "placements=[app_direct,app_direct_in_place,memory_mode]", *given) for _ in range(2)]
+    printed = [
+        run(folder, "placements=[app_direct,app_direct_streamed,app_direct_in_place,memory_mode]", *given)
+        for _ in range(2)
+    ]
     content = json.loads((folder / "out" / "study.json").read_text())
     return SimpleNamespace(folder=folder, out=folder / "out", content=content, printed=printed)
 
@@ -139,22 +142,25 @@ def of(content: Any, placement: str) -> Any:
 
 
 def test_a_second_call_measures_nothing_again(studied):
-    first, second = ([line for line in text.splitlines() if " of 4: " in line] for text in studied.printed)
-    assert (len(first), len(second)) == (4, 0)
+    first, second = ([line for line in text.splitlines() if " of 5: " in line] for text in studied.printed)
+    assert (len(first), len(second)) == (5, 0)
 
 
 def test_cells_have_figures_with_their_provenance(studied):
     content = studied.content
-    assert [row["status"] for row in content["cells"]] == ["done"] * 4
+    assert [row["status"] for row in content["cells"]] == ["done"] * 5
     found = {row["placement"]: row["provenance"] for row in content["cells"]}
-    modelled = dict.fromkeys(("app_direct_in_place", "memory_mode"), "MODELLED")
+    modelled = dict.fromkeys(("app_direct_streamed", "app_direct_in_place", "memory_mode"), "MODELLED")
     assert found == {"dram": "measured", "app_direct": "SIMULATED"} | modelled
     for row in content["cells"]:
         assert row["slowdown_ratio"] == pytest.approx(row["seconds_per_step"] / row["dram_seconds_per_step"])
         assert row["edge_wise_dram_bytes"] > row["all_dram_bytes"] > 0
-    streamed = of(content, "app_direct")
-    assert (streamed["mode"], streamed["panel_columns"]) == ("stream", 16)
-    assert streamed["slow_bytes"] > 0
+    for placement in ("app_direct", "app_direct_streamed"):
+        streamed = of(content, placement)
+        assert (streamed["mode"], streamed["panel_columns"]) == ("stream", 16)
+        assert streamed["slow_bytes"] > 0
+    declared = {row["dram_seconds_per_step"] for row in content["cells"] if row["provenance"] == "MODELLED"}
+    assert len(declared) == 1, "what is ranked is compared with the DRAM of one machine"
     assert of(content, "app_direct_in_place")["slowdown_ratio"] > 1
     assert {one["tensor"] for one in content["tensors"]} == {"graph", "embedding", "exp_avg", "exp_avg_sq"}
 
@@ -220,7 +226,9 @@ SIZES = {"users_count": 1000, "items_count": 1000, "interactions_count": 10**6}
 
 def cell(study: Any, seconds: float = 0.1, placement: str = "dram", **changes: Any) -> dict[str, Any]:
     """A row of a made-up study."""
-    provenance = {"app_direct": "SIMULATED"} | dict.fromkeys(("app_direct_in_place", "memory_mode"), "MODELLED")
+    provenance = {"app_direct": "SIMULATED"} | dict.fromkeys(
+        ("app_direct_streamed", "app_direct_in_place", "memory_mode"), "MODELLED"
+    )
     row = dict.fromkeys(study.records.CELLS) | CENTRE | SIZES | {"model": "lightgcn", "placement": placement}
     row |= {"status": "done", "provenance": provenance.get(placement, "measured"), "seconds_per_step": seconds}
     row |= {"dram_seconds_per_step": 0.1, "slowdown_ratio": seconds / 0.1, "spread_ratio": 0.01, "steps_count": 5}
@@ -231,7 +239,7 @@ def cell(study: Any, seconds: float = 0.1, placement: str = "dram", **changes: A
 def content(study: Any, cells: list[Any], **changes: Any) -> dict[str, Any]:
     """What a study with these cells leaves."""
     made = {"cells": cells, "operators": [], "tensors": [], "rates": [], "centre": CENTRE, "machine": {}}
-    return made | {"simulated_gb_per_s": {"read": 1.0, "written": 1.0}} | changes
+    return made | {"simulated_gb_per_s": {"read": 1.0, "written": 1.0}, "simulated_threads_count": 2} | changes
 
 
 def said(study: Any, cells: list[Any], **changes: Any) -> str:
@@ -294,17 +302,36 @@ def test_what_goes_to_the_slow_tier_first_costs_least_there(study, costs, words)
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        ({"app_direct": 0.12, "app_direct_in_place": 0.3, "memory_mode": 0.2}, "Take App Direct and memory=stream"),
-        ({"app_direct": 0.32, "app_direct_in_place": 0.11, "memory_mode": 0.2}, "Take App Direct and memory=direct"),
-        ({"app_direct": 0.32, "app_direct_in_place": 0.3, "memory_mode": 0.15}, "Take Memory mode"),
+        (
+            {"app_direct_streamed": 0.12, "app_direct_in_place": 0.3, "memory_mode": 0.2},
+            "Take App Direct and memory=stream",
+        ),
+        (
+            {"app_direct_streamed": 0.32, "app_direct_in_place": 0.11, "memory_mode": 0.2},
+            "Take App Direct and memory=direct",
+        ),
+        ({"app_direct_streamed": 0.32, "app_direct_in_place": 0.3, "memory_mode": 0.15}, "Take Memory mode"),
     ],
 )
 def test_persistent_memory_is_used_in_the_way_that_costs_least(study, seconds, words):
     rows = [cell(study), *(cell(study, time, placement) for placement, time in seconds.items())]
-    found = said(study, rows)
+    (found,) = (line for line in said(study, rows).splitlines() if "on a socket with persistent memory" in line)
     assert words in found
-    assert f"streamed SIMULATED {seconds['app_direct'] / 0.1:.2f} times" in found
-    assert f"Memory mode MODELLED {seconds['memory_mode'] / 0.1:.2f} times" in found
+    assert found.startswith("MODELLED lightgcn")
+    assert f"streamed {seconds['app_direct_streamed'] / 0.1:.2f} times" in found
+    assert f"Memory mode {seconds['memory_mode'] / 0.1:.2f} times" in found
+
+
+def test_what_is_simulated_here_is_ranked_with_no_other_machine(study):
+    rows = [cell(study), cell(study, 0.2, "app_direct_in_place"), cell(study, 0.3, "memory_mode")]
+    place = {"tier": "pmem0", "hardware": "a_socket", "provenance": "declared", "threads_count": 16}
+    rates = [place | {"pattern": way, "gb_per_s": speed} for way, speed in (("read", 8.0), ("write", 2.0))]
+    alone, found = said(study, rows, rates=rates), said(study, [*rows, cell(study, 0.11, "app_direct")], rates=rates)
+    added = set(found.splitlines()) - set(alone.splitlines())
+    share = "1.00 GB/s read (12% of the DIMMs') and 1.00 GB/s written (50% of the DIMMs'), what 2 threads get of them"
+    assert [line for line in added if "cells: " not in line] == [
+        f"SIMULATED lightgcn streamed here at {share}: 1.10 times the step in DRAM. -> "
+    ]
 
 
 def test_dram_is_bought_where_the_planner_cannot_do_without(study):
