@@ -97,8 +97,13 @@ def _footprint(row: Json) -> Finding:
     numbers = (row["users_count"] + row["items_count"]) * row["dim"] * 4
     words = f"{row['model']}: its tensors take {in_bytes(needed)} of DRAM, with edge-wise kernels at least"
     words += f" {in_bytes(edge_wise)}, {edge_wise / needed:.1f} times."
-    helps = f"Buy {needed / numbers:.1f} times (users + items) x dim x 4 bytes of memory, all tiers together."
-    return Finding(words, helps)
+    words += f" The process held {in_bytes(row['peak_rss_bytes'])} at its peak, rankings not among it."
+    grows = row["node_dram_bytes"] + row["edge_dram_bytes"]
+    # Rankings and batch are in `needed`, Python, libraries, the log and what a graph is made of in the peak.
+    beside = needed - grows + max(row["peak_rss_bytes"] - grows, 0)
+    helps = f"Buy, all tiers together, {row['node_dram_bytes'] / numbers:.1f} x (users + items) x dim x 4 bytes"
+    helps += f" + {row['edge_dram_bytes'] / row['interactions_count']:.1f} bytes x interactions"
+    return Finding(words, f"{helps}, and {in_bytes(beside)} for the batch, rankings, the log and Python.")
 
 
 def _here(model: str, rows: Mapping[str, Json], content: Json) -> Iterator[Finding]:
@@ -152,7 +157,7 @@ def _persistent(model: str, rows: Mapping[str, Json]) -> Iterator[Finding]:
     how = {
         "app_direct_streamed": "Take App Direct and memory=stream: all is read and written once a step, in order.",
         "app_direct_in_place": "Take App Direct and memory=direct: kernels work on what lies there, nothing is copied.",
-        "memory_mode": "Take Memory mode: the DRAM before the slow memory holds what is gathered again and again.",
+        "memory_mode": "Take Memory mode: the DRAM before the slow memory holds enough of what a step moves.",
     }
     words = f"{stamp(found[best])}{model} on a socket with persistent memory: {words}."
     yield Finding(words, how[best] if others else "")

@@ -56,6 +56,8 @@ CELLS = _FACTORS | {
     "dram_bytes": (_BYTES, "of tensors and buffers in DRAM"),
     "slow_bytes": (_BYTES, "of tensors on the slow tier"),
     "all_dram_bytes": (_BYTES, "of tensors and buffers with all in DRAM"),
+    "node_dram_bytes": (_BYTES, "of these, what grows with (users + items) x dim"),
+    "edge_dram_bytes": (_BYTES, "of these, what grows with the interactions"),
     "edge_wise_dram_bytes": (_BYTES, "the same, at the least, with kernels that make messages edge by edge"),
     "peak_rss_bytes": (_BYTES, "of the process, Python, libraries and data included"),
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from study_findings import around, epoch_seconds, simulated
 from study_records import CELLS, Json, of_cell
 
+from gnnrec.memtier.costs import FAR
 from gnnrec.report.cells import MODELLED, STAMP, Cell, Table, filled
 
 _UNITS = {"bytes": "bytes", "s": "seconds"}  # of a field: of a cell
@@ -38,8 +39,9 @@ def placements(content: Json) -> Table:
     note = (
         f"{STAMP}: a device was slowed down to another's speed. {MODELLED}: no step was run; a plan says it for "
         "declared hardware, whose processors are taken to make dense products as fast as those here, and is compared "
-        "with the plan for that hardware's DRAM. Memory mode is an upper bound: what is passed over in order is taken "
-        "to be missed by the cache. Files that are mapped (direct) pass through the page cache."
+        "with the plan for that hardware's DRAM. Memory mode: what a step moves is taken to be found in DRAM where "
+        f"this holds all tensors, missed where they are {FAR} times as large, and to lie between by the logarithm "
+        "of their size does. Files that are mapped (direct) pass through the page cache."
     )
     if any(row["placement"] == "app_direct" for row in content["cells"]):
         note += f" app_direct: {simulated(content)}, or as fast as this machine's device is where that is slower."

@@ -17,10 +17,15 @@ import pandas as pd
 import pytest
 from made_up_tiers import dram
 
+from gnnrec.config.recipes import composed
+from gnnrec.data import dataset
 from gnnrec.errors import ConfigError
 from gnnrec.memtier import calibrate
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.tiers import Rate
+from gnnrec.training import placing
+from gnnrec.training.run import graph_of
+from gnnrec.units import in_bytes
 
 PROFILING = Path(__file__).parent.parent / "profiling"
 SYNTHETIC = "num_users=300", "num_items=200", "num_interactions=3000", "communities=4"
@@ -37,6 +42,7 @@ def study() -> Any:
     sys.path.insert(0, str(PROFILING))
     try:
         import study_findings
+        import study_model
         import study_records
         import study_report
         import study_settings
@@ -45,6 +51,7 @@ def study() -> Any:
     return SimpleNamespace(
         settings=study_settings.settings,
         findings=study_findings.findings,
+        model=study_model,
         records=study_records,
         report=study_report,
     )
@@ -165,6 +172,27 @@ def test_cells_have_figures_with_their_provenance(studied):
     assert {one["tensor"] for one in content["tensors"]} == {"graph", "embedding", "exp_avg", "exp_avg_sq"}
 
 
+@pytest.mark.parametrize("model", ["lightgcn", "ngcf"])
+def test_memory_mode_costs_what_its_cache_does_not_hold(study, model):
+    given = [f"data.synthetic.{one}" for one in ("num_users=30000", "num_items=40000", "num_interactions=300000")]
+    config = composed(["data=synthetic", *given, "data.valid_ratio=0", f"model={model}", "device=cpu", "loss.reg=1e-4"])
+    data = dataset.load(config.data)
+    workload = placing.workload(config, graph_of(data.train), [], held_out=placing.held_out(config, data))
+    hardware = {"app_direct": "optane_app_direct", "memory_mode": "optane_memory_mode"}
+
+    def slowdown(share: float) -> float:
+        found = study.model.modelled(
+            replace(workload, flops=1e11), {"placement": "memory_mode", "dram_share": share, "hardware": hardware}
+        )
+        return found["seconds_per_step"] / found["dram_seconds_per_step"]
+
+    small, middle, most, twice = map(slowdown, (0.1, 0.5, 1.0, 2.0))
+    assert most == pytest.approx(1.0, abs=1e-3)
+    assert twice == pytest.approx(1.0, abs=1e-3)
+    assert small > 1.3
+    assert most + 0.05 < middle < small - 0.05
+
+
 def test_a_step_is_broken_down_into_operators(studied):
     content = studied.content
     own = [row for row in content["operators"] if row["placement"] == "dram"]
@@ -233,6 +261,7 @@ def cell(study: Any, seconds: float = 0.1, placement: str = "dram", **changes: A
     row |= {"status": "done", "provenance": provenance.get(placement, "measured"), "seconds_per_step": seconds}
     row |= {"dram_seconds_per_step": 0.1, "slowdown_ratio": seconds / 0.1, "spread_ratio": 0.01, "steps_count": 5}
     row |= {"mode": "stream", "dram_bytes": 2**28, "slow_bytes": 2**29, "all_dram_bytes": 2**30}
+    row |= {"node_dram_bytes": 2**28, "edge_dram_bytes": 2**28, "peak_rss_bytes": 2**31}
     return row | {"edge_wise_dram_bytes": 2**33} | changes
 
 
@@ -350,6 +379,18 @@ def test_a_mapped_file_saves_no_dram_and_persistent_memory_does(study):
 def test_memory_to_buy_follows_from_the_footprint(study):
     assert "8.0 times" in said(study, [cell(study)])
     assert "2.0 times" in said(study, [cell(study, edge_wise_dram_bytes=2**31)])
+    tensors = {"node_dram_bytes": 6 * 2000 * 64 * 4, "edge_dram_bytes": 20 * 10**6, "all_dram_bytes": 2**25}
+    grows = tensors["node_dram_bytes"] + tensors["edge_dram_bytes"]
+    found = said(study, [cell(study, **tensors, peak_rss_bytes=2**29)])
+    assert "The process held 512.00 MiB at its peak" in found
+    assert "Buy, all tiers together, 6.0 x (users + items) x dim x 4 bytes + 20.0 bytes x interactions" in found
+    assert f"and {in_bytes(2**25 + 2**29 - 2 * grows)} for the batch, rankings, the log and Python" in found
+
+
+def test_memory_to_buy_is_as_much_as_the_process_held(studied):
+    row = of(studied.content, "dram")
+    assert 0 < row["node_dram_bytes"] + row["edge_dram_bytes"] < row["all_dram_bytes"] < row["peak_rss_bytes"]
+    assert row["node_dram_bytes"] % (4 * (row["users_count"] + row["items_count"]) * row["dim"]) == 0
 
 
 def test_what_takes_a_step_decides_whether_memory_or_cores_count(study):
