@@ -71,7 +71,8 @@ def run(wanted: Settings) -> None:
     """Measure what was not measured; write table and report, after Ctrl-C of what there is.
 
     Raises:
-        GnnrecError: no such hardware, an option that cannot be used, a file that cannot be written, a damaged record.
+        GnnrecError: no such hardware, an option that cannot be used, a file that cannot be written, a damaged record;
+            in the end, for a cell that failed, or none that has figures.
     """
     cells = wanted.cells()
     # A cell of every data: options and sources that cannot be used are said before there are processes.
@@ -94,7 +95,13 @@ def run(wanted: Settings) -> None:
                 print(f"{number} of {len(cells)}: {cell.name}", flush=True)
                 _in_process(place, words, wanted.timeout)
     finally:
-        _report(wanted, out, records.gather(wanted, tiers, hardware, slower, threads, machine))
+        content = records.gather(wanted, tiers, hardware, slower, threads, machine)
+        _report(wanted, out, content)
+    states = [row["status"] for row in content["cells"]]
+    if "failed" in states or "done" not in states:
+        found = f"{states.count('failed')} of {len(states)} cells failed, {states.count('done')} have figures"
+        remedy = "The report tells why, output.txt in a cell's folder more; the same command tries these again"
+        raise GnnrecError(found, where=str(out / "runs"), remedy=remedy)
 
 
 def _report(wanted: Settings, out: Path, content: Json) -> None:

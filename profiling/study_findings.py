@@ -224,7 +224,8 @@ def _batch(model: str, rows: Sequence[Json]) -> Iterator[Finding]:
         return
     cost = best["seconds_per_step"] / smallest["seconds_per_step"]
     helps = f"Batch at least {best['batch']:,}: there a step costs {cost:.2f} times that of {smallest['batch']:,}"
-    yield Finding(words, f"{helps}, an epoch {epoch_seconds(best) / epoch_seconds(smallest):.2f} times.")
+    helps += f", an epoch {epoch_seconds(best) / epoch_seconds(smallest):.2f} times; with trainer.lr_scaling, since an"
+    yield Finding(words, f"{helps} epoch has fewer steps, and look at the accuracy: these are seconds alone.")
 
 
 def _sizes(model: str, rows: Sequence[Json], centre: Mapping[str, Any]) -> Iterator[Finding]:

@@ -134,13 +134,13 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return SimpleNamespace(folder=folder, out=folder / "out", content=content, printed=printed)
 
 
-def run(folder: Path, *overrides: str) -> str:
-    """What the study of these settings prints."""
+def run(folder: Path, *overrides: str, code: int = 0) -> str:
+    """What the study of these settings prints, its error last."""
     command = [sys.executable, str(PROFILING / "study.py"), *TINY, "out=out", f"folder={folder / 'disk'}", *overrides]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 def of(content: Any, placement: str) -> Any:
@@ -234,7 +234,25 @@ def test_what_cannot_be_done_is_recorded_and_the_others_go_on(studied):
     assert [row["status"] for row in found["cells"]] == ["done", "infeasible"]
     assert "no placement fits" in of(found, "auto")["reason"]
     assert "no placement fits" in (studied.out / "short.md").read_text()
-    assert "failed: it took more than 0.1 s" in run(studied.folder, "timeout=0.1", "placements=[direct]", "title=short")
+
+
+def test_a_cell_that_failed_is_the_exit_codes_matter(studied):
+    words = run(studied.folder, "timeout=0.1", "placements=[direct]", "title=failed", code=2)
+    assert "failed: it took more than 0.1 s" in words
+    assert "error: out/runs: 1 of 2 cells failed, 1 have figures" in words
+    assert "it took more than 0.1 s" in (studied.out / "failed.md").read_text()
+    words = run(studied.folder, "sources.tiny=[data=files,data.log=gone.csv]", "out=none", "placements=[dram]", code=2)
+    assert "error: none/runs: 0 of 1 cells failed, 0 have figures" in words
+
+
+@pytest.mark.parametrize(
+    "wrong", ["options=[trainer.bach_size=1]", "options=[threads=none]", "sources.tiny=[data=synthetik]"]
+)
+def test_an_option_that_cannot_be_used_is_said_before_a_process_is_started(studied, wrong):
+    words = run(studied.folder, wrong, "out=wrong", code=2)
+    assert words.startswith("error: ")
+    assert len(words.splitlines()) == 1
+    assert not (studied.folder / "wrong").exists()
 
 
 def test_a_report_is_made_again_from_its_file_alone(study, studied, tmp_path):
@@ -288,7 +306,9 @@ def said(study: Any, cells: list[Any], **changes: Any) -> str:
 )
 def test_the_batch_is_as_large_as_is_nearly_free(study, seconds, words):
     rows = [cell(study, time, batch=batch) for batch, time in zip((2048, 8192, 32768, 131072), seconds, strict=True)]
-    assert words in said(study, rows)
+    found = said(study, rows)
+    assert words in found
+    assert ("with trainer.lr_scaling" in found) == ("Batch at least" in found)
 
 
 @pytest.mark.parametrize(
