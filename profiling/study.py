@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,16 @@ def run(wanted: Settings) -> None:
         print(f"warning: load {load:.2f} a core: figures of a busy machine are too high", file=sys.stderr, flush=True)
     hardware, tiers = declared(preset(wanted.hardware.app_direct)), _measured(folder)
     slower = _slower(wanted, hardware, threads)
-    machine = conditions.machine() | {"load_per_core": load, **runlog.versions(gpu=False)}
+    machine = {"date": datetime.now(UTC).date().isoformat()} | conditions.machine()
+    machine |= {"load_per_core": round(load, 2), **runlog.versions(gpu=False)}
     try:
         for number, cell in enumerate(cells, 1):
             words, place = _words(cell, wanted, folder, slower), out / "runs" / cell.name
             if not _ended(place, words):
                 print(f"{number} of {len(cells)}: {cell.name}", flush=True)
-                _in_process(place, words, wanted.timeout)
+                _in_process(place, words | {"conditions": machine}, wanted.timeout)
     finally:
-        content = records.gather(wanted, tiers, hardware, slower, threads, machine)
+        content = records.gather(wanted, tiers, hardware, slower, threads)
         _report(wanted, out, content)
     states = [row["status"] for row in content["cells"]]
     if "failed" in states or "done" not in states:

@@ -24,7 +24,7 @@ FORMAT, VERSION = "gnnrec-study", 2
 Json = dict[str, Any]
 
 _TEXT, _COUNT, _BYTES, _RATIO, _S, _GB = "text", "1", "bytes", "ratio", "s", "GB/s (10^9 bytes/s)"
-_FACTORS = {  # field: (unit, meaning)
+GIVEN = {  # field: (unit, meaning)
     "model": (_TEXT, "lightgcn or ngcf, with BPR and Adam"),
     "layers": (_COUNT, "of the model"),
     "dim": (_COUNT, "numbers of an embedding"),
@@ -32,7 +32,7 @@ _FACTORS = {  # field: (unit, meaning)
     "data": (_TEXT, "of the sources in study.yaml"),
     "placement": (_TEXT, "where tensors lie, see study.yaml"),
 }
-CELLS = _FACTORS | {
+CELLS = GIVEN | {
     "status": (_TEXT, "done, infeasible, failed, or waiting"),
     "reason": (_TEXT, "why there are no figures"),
     "provenance": (
@@ -61,7 +61,7 @@ CELLS = _FACTORS | {
     "edge_wise_dram_bytes": (_BYTES, "the same, at the least, with kernels that make messages edge by edge"),
     "peak_rss_bytes": (_BYTES, "of the process, Python, libraries and data included"),
 }
-OPERATORS = _FACTORS | {
+OPERATORS = GIVEN | {
     "class": (_TEXT, "of the operator"),
     "operator": (_TEXT, "as profile.json has it"),
     "direction": (_TEXT, "forward, backward, or empty"),
@@ -69,7 +69,7 @@ OPERATORS = _FACTORS | {
     "bytes": (_BYTES, "that it moves in a step by its byte model; of a tensor: its size"),
     "flop": (_COUNT, "floating-point operations in a step"),
 }
-TENSORS = _FACTORS | {
+TENSORS = GIVEN | {
     "tensor": (_TEXT, "that may lie on another tier"),
     "moved_bytes_per_step": (_BYTES, "of it"),
     "gathered_ratio": (_RATIO, "of these, what is gathered row by row; the rest is passed over in order"),
@@ -95,7 +95,6 @@ def gather(
     hardware: Sequence[Tier],
     slower: SimulateConfig,
     threads: int,
-    machine: Json,
 ) -> Json:
     """What lies in the cells' folders, as the content of the JSON file.
 
@@ -105,17 +104,17 @@ def gather(
         hardware: the declared ones of App Direct.
         slower: speeds of the simulated device.
         threads: of the steps that are run.
-        machine: facts.
 
     Raises:
         CheckpointError: the profile of a cell is damaged.
     """
-    rows, operators, tensors = [], [], []
+    rows, conditions, operators, tensors = [], [], [], []
     for cell in settings.cells():
         folder, factors = Path(settings.out, "runs", cell.name), asdict(cell)
         record = read(folder) or {"status": "waiting", "reason": "it was not begun"}
         rows.append(dict.fromkeys(CELLS) | {name: record[name] for name in CELLS if name in record} | factors)
         rows[-1]["reason"] = elided(rows[-1]["reason"])
+        conditions += [factors | record["conditions"]] if "conditions" in record else []
         tensors += [factors | row for row in record.get("tensors", ())]
         if record["status"] == "done" and (profile := read_profile(folder)) is not None:
             operators += [
@@ -132,7 +131,7 @@ def gather(
     content |= {"preset": settings.preset, "centre": asdict(settings.centre), "dram_share_ratio": settings.dram_share}
     content["simulated_gb_per_s"] = {"read": slower.read_gb_per_s, "written": slower.write_gb_per_s}
     content["simulated_threads_count"] = threads if settings.simulate.read_gb_per_s is None else None
-    content |= {"machine": machine, "cells": rows, "operators": operators, "tensors": tensors}
+    content |= {"conditions": conditions, "cells": rows, "operators": operators, "tensors": tensors}
     return content | {"rates": [row for place in slow for row in _rates(*place)]}
 
 
@@ -155,12 +154,12 @@ def read(folder: Path) -> Json | None:
 
 def training(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What is trained, wherever tensors lie."""
-    return tuple(row[name] for name in _FACTORS if name != "placement")
+    return tuple(row[name] for name in GIVEN if name != "placement")
 
 
 def of_cell(rows: Sequence[Json], cell: Mapping[str, Any]) -> list[Json]:
     """Those of operators or tensors that belong to this one."""
-    return [row for row in rows if all(row[name] == cell[name] for name in _FACTORS)]
+    return [row for row in rows if all(row[name] == cell[name] for name in GIVEN)]
 
 
 def _compare(rows: Sequence[Json]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from study_findings import around, epoch_seconds, simulated
-from study_records import CELLS, Json, of_cell
+from study_records import CELLS, GIVEN, Json, of_cell
 
 from gnnrec.memtier.costs import FAR
 from gnnrec.report.cells import MODELLED, STAMP, Cell, Table, filled
@@ -158,13 +160,22 @@ def cells(content: Json) -> Table:
 
 
 def machine(content: Json) -> Table:
-    """The machine and what is installed."""
-    facts = {name: value for name, value in content["machine"].items() if not name.endswith("_version")}
+    """Days, machine and what is installed: every value that a cell was run with, and how many were."""
+    found: Counter[tuple[str, Any]] = Counter()
+    for one in content["conditions"]:
+        found.update(
+            (name, value) for name, value in one.items() if name not in GIVEN and not name.endswith("_version")
+        )
     rows = tuple(
-        (Cell(name.removesuffix("_bytes").replace("_", " ")), Cell(value, "bytes" if name.endswith("_bytes") else ""))
-        for name, value in facts.items()
+        (
+            Cell(name.removesuffix("_bytes").replace("_", " ")),
+            Cell(value, "bytes" * name.endswith("_bytes")),
+            Cell(count),
+        )
+        for (name, value), count in found.items()
     )
-    return Table("machine", "Machine and versions", (Cell(""), Cell("value")), rows)
+    note = "Where a fact has several values, cells were run by several calls."
+    return Table("machine", "Conditions of the cells", (Cell(""), Cell("value"), Cell("cells")), rows, note)
 
 
 def timed(row: Json, name: str, unit: str = "") -> Cell:

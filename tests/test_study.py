@@ -227,6 +227,17 @@ def test_the_report_stamps_what_was_not_measured_and_names_no_folder(studied):
     assert not re.search(r'(src|href)="(?!#)', page)
 
 
+def test_each_cell_keeps_the_conditions_that_it_was_run_under(studied, study):
+    content = studied.content
+    assert [one["placement"] for one in content["conditions"]] == [row["placement"] for row in content["cells"]]
+    one = content["conditions"][0]
+    assert {"date", "cpu_model", "cores", "load_per_core", "torch"} <= one.keys()
+    later = content | {"conditions": [*content["conditions"][1:], one | {"date": "2001-02-03"}]}
+    (table,) = (table for table in study.report.sections(later)[-1].tables if table.name == "machine")
+    dates = {row[1].value: row[2].value for row in table.rows if row[0].value == "date"}
+    assert dates == {one["date"]: 4, "2001-02-03": 1}
+
+
 def test_what_cannot_be_done_is_recorded_and_the_others_go_on(studied):
     words = run(studied.folder, "dram_share=0.01", "placements=[auto]", "title=short")
     assert "infeasible: memory=auto: no placement fits" in words
@@ -285,7 +296,7 @@ def cell(study: Any, seconds: float = 0.1, placement: str = "dram", **changes: A
 
 def content(study: Any, cells: list[Any], **changes: Any) -> dict[str, Any]:
     """What a study with these cells leaves."""
-    made = {"cells": cells, "operators": [], "tensors": [], "rates": [], "centre": CENTRE, "machine": {}}
+    made = {"cells": cells, "operators": [], "tensors": [], "rates": [], "conditions": [], "centre": CENTRE}
     return made | {"simulated_gb_per_s": {"read": 1.0, "written": 1.0}, "simulated_threads_count": 2} | changes
 
 
