@@ -52,7 +52,7 @@ Json = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code is 2 for what the user can mend, 130 after Ctrl-C."""
+    """The command line; the exit code is 2 for what the user can mend, failed cells among it, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(__doc__, FILE.read_text(), sep="\n")

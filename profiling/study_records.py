@@ -17,7 +17,7 @@ from gnnrec.errors import ConfigError
 from gnnrec.memtier.calibrate import rates_of
 from gnnrec.memtier.tiers import Tier
 from gnnrec.report.cells import MODELLED, STAMP
-from gnnrec.report.fields import elided
+from gnnrec.report.fields import elided, get, optional
 from gnnrec.report.profiles import read_profile
 
 FORMAT, VERSION = "gnnrec-study", 2
@@ -82,6 +82,7 @@ RATES = {
     "pattern": (_TEXT, "read, write or mixed (half each way), in order"),
     "gb_per_s": (_GB, "of payload"),
 }
+ROWS = {"cells": CELLS, "operators": OPERATORS, "tensors": TENSORS, "rates": RATES, "conditions": GIVEN}
 FIELDS = {**OPERATORS, **TENSORS, **RATES, **CELLS} | {
     "dram_share_ratio": (_RATIO, "of the DRAM that a training needs: what it may take where it is given less"),
     "simulated_gb_per_s": (_GB, "of app_direct, or those of this machine's device where it is slower"),
@@ -150,6 +151,20 @@ def read(folder: Path) -> Json | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"cannot be read: {error!r}", where=str(file), remedy="Remove it") from error
     return dict(record)
+
+
+def check(content: Json, where: str) -> None:
+    """Raise a CheckpointError where a part is missing that `gather` gives, or a value is of another kind."""
+    for name, fields in ROWS.items():
+        for row in get(content, name, list, where):
+            for field, (unit, _) in fields.items():
+                if not (isinstance(row, dict) and row.get(field, 0) is None):
+                    get(row, field, str if unit == _TEXT else float, f"{where}, {name}")
+    for name in GIVEN.keys() - {"model", "placement"}:
+        get(get(content, "centre", dict, where), name, str if name == "data" else int, f"{where}, centre")
+    for way in ("read", "written"):
+        get(get(content, "simulated_gb_per_s", dict, where), way, float, f"{where}, simulated_gb_per_s")
+    optional(content, "simulated_threads_count", int, where)
 
 
 def training(row: Mapping[str, Any]) -> tuple[Any, ...]:

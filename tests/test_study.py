@@ -274,6 +274,26 @@ def test_a_report_is_made_again_from_its_file_alone(study, studied, tmp_path):
     assert study.report.main([str(tmp_path / "other.json")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content.pop("cells"), "has no 'cells'"),
+        (lambda content: content.pop("conditions"), "has no 'conditions'"),
+        (lambda content: content["centre"].pop("dim"), "centre: has no 'dim'"),
+        (lambda content: content["cells"][0].pop("dim"), "cells: has no 'dim'"),
+        (lambda content: content["cells"].append("ngcf"), "cells: has 'ngcf' where a section should be"),
+        (lambda content: content["rates"][0].update(gb_per_s="fast"), "rates: 'gb_per_s' is 'fast', not a number"),
+    ],
+)
+def test_what_is_missing_from_a_damaged_file_is_named(study, studied, tmp_path, capsys, damage, words):
+    content = json.loads((studied.out / "study.json").read_text())
+    damage(content)
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    assert study.report.main([str(tmp_path / "study.json")]) == 2
+    assert words in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["study.json"]
+
+
 # Guidance follows from the figures
 
 
