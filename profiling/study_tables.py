@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from study_findings import around, epoch_seconds, simulated
+from study_findings import around, epoch_seconds
+from study_places import simulated
 from study_records import CELLS, GIVEN, Json, of_cell
 
 from gnnrec.memtier.costs import FAR

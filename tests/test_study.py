@@ -408,7 +408,9 @@ def test_what_is_simulated_here_is_ranked_with_no_other_machine(study):
     rates = [place | {"pattern": way, "gb_per_s": speed} for way, speed in (("read", 8.0), ("write", 2.0))]
     alone, found = said(study, rows, rates=rates), said(study, [*rows, cell(study, 0.11, "app_direct")], rates=rates)
     added = set(found.splitlines()) - set(alone.splitlines())
-    share = "1.00 GB/s read (12% of the DIMMs') and 1.00 GB/s written (50% of the DIMMs'), what 2 threads get of them"
+    share = (
+        "1.00 GB/s read (12% of the DIMMs') and 1.00 GB/s written (50% of the DIMMs'), what they give with threads=2"
+    )
     assert [line for line in added if "cells: " not in line] == [
         f"SIMULATED lightgcn streamed here at {share}: 1.10 times the step in DRAM. -> "
     ]
