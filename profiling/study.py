@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from study_model import preset
 from study_settings import FILE, PLANNED, Cell, Settings, settings
 
 from gnnrec.config import SimulateConfig
+from gnnrec.config.recipes import composed
 from gnnrec.errors import GnnrecError
 from gnnrec.memtier import calibrate, conditions
 from gnnrec.memtier.costs import Access, bandwidth
@@ -50,7 +52,7 @@ Json = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code is 2 for what the user can mend, 130 after Ctrl-C."""
+    """The command line; the exit code is 2 for what the user can mend, failed cells among it, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(__doc__, FILE.read_text(), sep="\n")
@@ -70,8 +72,13 @@ def run(wanted: Settings) -> None:
     """Measure what was not measured; write table and report, after Ctrl-C of what there is.
 
     Raises:
-        GnnrecError: no such hardware, a file that cannot be written, a damaged record.
+        GnnrecError: no such hardware, an option that cannot be used, a file that cannot be written, a damaged record;
+            in the end, for a cell that failed, or none that has figures.
     """
+    cells = wanted.cells()
+    # A cell of every data: options and sources that cannot be used are said before there are processes.
+    configs = [composed(_training(cell, wanted)) for cell in {cell.data: cell for cell in cells}.values()]
+    threads = configs[0].threads or most_threads()
     out = Path(wanted.out)
     folder = Path(os.path.abspath(wanted.folder or out / "tier"))
     for path in (out, folder):
@@ -80,16 +87,23 @@ def run(wanted: Settings) -> None:
     if (load := conditions.load_per_core()) > conditions.BUSY:
         print(f"warning: load {load:.2f} a core: figures of a busy machine are too high", file=sys.stderr, flush=True)
     hardware, tiers = declared(preset(wanted.hardware.app_direct)), _measured(folder)
-    cells, slower = wanted.cells(), _slower(wanted, hardware)
-    machine = conditions.machine() | {"load_per_core": load, **runlog.versions(gpu=False)}
+    slower = _slower(wanted, hardware, threads)
+    machine = {"date": datetime.now(UTC).date().isoformat()} | conditions.machine()
+    machine |= {"load_per_core": round(load, 2), **runlog.versions(gpu=False)}
     try:
         for number, cell in enumerate(cells, 1):
             words, place = _words(cell, wanted, folder, slower), out / "runs" / cell.name
             if not _ended(place, words):
                 print(f"{number} of {len(cells)}: {cell.name}", flush=True)
-                _in_process(place, words, wanted.timeout)
+                _in_process(place, words | {"conditions": machine}, wanted.timeout)
     finally:
-        _report(wanted, out, records.gather(wanted, tiers, hardware, slower, machine))
+        content = records.gather(wanted, tiers, hardware, slower, threads)
+        _report(wanted, out, content)
+    states = [row["status"] for row in content["cells"]]
+    if "failed" in states or "done" not in states:
+        found = f"{states.count('failed')} of {len(states)} cells failed, {states.count('done')} have figures"
+        remedy = "The report tells why, output.txt in a cell's folder more; the same command tries these again"
+        raise GnnrecError(found, where=str(out / "runs"), remedy=remedy)
 
 
 def _report(wanted: Settings, out: Path, content: Json) -> None:
@@ -116,20 +130,25 @@ def _measured(folder: Path) -> list[Tier]:
     return tiers
 
 
-def _slower(wanted: Settings, hardware: Sequence[Tier]) -> SimulateConfig:
-    """The speeds of a simulated device: as given, or those of the declared one for this machine's threads."""
+def _slower(wanted: Settings, hardware: Sequence[Tier], threads: int) -> SimulateConfig:
+    """The speeds of a simulated device: as given, or what so many threads get of the declared one."""
     if wanted.simulate.read_gb_per_s is not None:
         return wanted.simulate
     slow = next(tier for tier in hardware if tier.kind != "dram")
-    read, write = (bandwidth(slow, Access(way, 1), most_threads()).gb_per_s for way in ("read", "write"))
+    read, write = (bandwidth(slow, Access(way, 1), threads).gb_per_s for way in ("read", "write"))
     return replace(wanted.simulate, read_gb_per_s=read, write_gb_per_s=write)
+
+
+def _training(cell: Cell, wanted: Settings) -> list[str]:
+    """The options of a cell's training, wherever tensors lie."""
+    overrides = [*wanted.sources[cell.data], "data.valid_ratio=0", "device=cpu", "loss.reg=1e-4"]
+    overrides += [f"model={cell.model}", f"model.layers={cell.layers}", f"model.dim={cell.dim}"]
+    return [*overrides, f"trainer.batch_size={cell.batch}", *wanted.options]
 
 
 def _words(cell: Cell, wanted: Settings, folder: Path, slower: SimulateConfig) -> Json:
     """What study_cell.py is told."""
-    overrides = [*wanted.sources[cell.data], "data.valid_ratio=0", "device=cpu", "loss.reg=1e-4"]
-    overrides += [f"model={cell.model}", f"model.layers={cell.layers}", f"model.dim={cell.dim}"]
-    overrides += [f"trainer.batch_size={cell.batch}", *wanted.options]
+    overrides = _training(cell, wanted)
     memory = {"direct": "direct", "auto": "auto", "app_direct": "stream"}.get(cell.placement)
     if memory is not None:
         overrides += [f"memory={memory}", f"memory.folder={folder}"]
@@ -140,7 +159,7 @@ def _words(cell: Cell, wanted: Settings, folder: Path, slower: SimulateConfig) -
         overrides.append(f"memory.simulate.latency_us={slower.latency_us}")
     words: Json = {"overrides": overrides, "placement": cell.placement, "hardware": vars(wanted.hardware)}
     limited = memory in ("auto", "stream") or cell.placement in PLANNED
-    words |= {"dram_share": wanted.dram_share if limited else None}
+    words |= {"dram_share": wanted.dram_share if limited else None, "version": records.VERSION}
     return words | {"steps": wanted.steps, "step_budget": wanted.step_budget}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from study_findings import around, epoch_seconds, stamp
+from study_findings import around, epoch_seconds
+from study_places import stamp
 from study_records import Json
 from study_tables import by_class
 

@@ -7,6 +7,7 @@ from math import ceil, log2
 from statistics import median
 from typing import Any
 
+from study_places import here, persistent, streamed_here, tensors_away
 from study_records import Json, of_cell
 
 from gnnrec.memtier.costs import ENOUGH, UnknownRateError, transfers
@@ -15,9 +16,7 @@ from gnnrec.report.profile_findings import Finding
 from gnnrec.report.profiles import GATHERING
 from gnnrec.units import in_bytes, in_seconds
 
-CHEAP = 2.0  # times what the cheapest tensor costs a byte on the slow tier: what costs no more goes there first
 FREE = 1.5  # times the step of the smallest batch: a larger one that costs no more is as good as free
-BEARABLE = 1.25  # times the step with all in DRAM
 UNSTEADY = 0.3  # of a step: what the steps of half of all cells may differ by
 NAMED = 3  # classes, the longest
 
@@ -30,8 +29,9 @@ def findings(content: Json) -> list[Finding]:
         by_placement = {row["placement"]: row for row in around(rows, content["centre"], "placement")}
         if (row := by_placement.get("dram")) is not None:
             found += [*_kernels(row, content["operators"]), _footprint(row)]
-        found += [*_here(model, by_placement, content), *_persistent(model, by_placement)]
-        found += _tensors(model, content["tensors"], by_placement.get("app_direct_in_place"))
+        found += [*here(model, by_placement, content), *streamed_here(model, by_placement, content)]
+        found += persistent(model, by_placement)
+        found += tensors_away(model, content["tensors"], by_placement.get("app_direct_in_place"))
         in_dram = [row for row in rows if row["placement"] == "dram"]
         found += _batch(model, around(in_dram, content["centre"], "batch"))
         found += _sizes(model, in_dram, content["centre"])
@@ -45,20 +45,10 @@ def around(rows: Sequence[Json], centre: Mapping[str, Any], factor: str) -> list
     return sorted(found, key=lambda row: row[factor]) if factor in ("layers", "dim", "batch") else found
 
 
-def stamp(row: Mapping[str, Any]) -> str:
-    """Before figures that no step on this machine has shown."""
-    return "" if row["provenance"] == "measured" else f"{row['provenance']} "
-
-
 def epoch_seconds(row: Json) -> float:
     """Of all steps that make an epoch."""
     seconds: float = row["seconds_per_step"] * ceil(row["interactions_count"] / row["batch"])
     return seconds
-
-
-def slow_tier(rates: Sequence[Json]) -> str:
-    """The kind of this machine's, "" where its rates are not known."""
-    return next((str(row["tier"]) for row in rates if row["hardware"] == "here"), "")
 
 
 def _counts(rows: Sequence[Json]) -> Finding:
@@ -96,87 +86,13 @@ def _footprint(row: Json) -> Finding:
     numbers = (row["users_count"] + row["items_count"]) * row["dim"] * 4
     words = f"{row['model']}: its tensors take {in_bytes(needed)} of DRAM, with edge-wise kernels at least"
     words += f" {in_bytes(edge_wise)}, {edge_wise / needed:.1f} times."
-    helps = f"Buy {needed / numbers:.1f} times (users + items) x dim x 4 bytes of memory, all tiers together."
-    return Finding(words, helps)
-
-
-def _here(model: str, rows: Mapping[str, Json], content: Json) -> Iterator[Finding]:
-    """What this machine's slow tier is good for."""
-    planned, kind = rows.get("auto"), slow_tier(content["rates"])
-    if (direct := rows.get("direct")) is not None and direct["slowdown_ratio"]:
-        words = f"{stamp(direct)}{model} on {kind or 'the slow tier'} as it lies: {_times(direct)}."
-        cached = "Files are mapped through the page cache, which is DRAM: this saves none." if kind == "file" else ""
-        yield Finding(words, cached or _bearable(direct, "memory=direct"))
-    if planned is not None and planned["slowdown_ratio"] and planned["dram_bytes"] is not None:
-        words = f"{stamp(planned)}{model} with {in_bytes(planned['dram_bytes'])} of DRAM instead of"
-        words += f" {in_bytes(planned['all_dram_bytes'])}, as the planner chooses ({planned['mode']})"
-        words += f": {_times(planned)}."
-        yield Finding(words, _bearable(planned, "memory=auto"))
-
-
-def _bearable(row: Json, option: str) -> str:
-    if row["slowdown_ratio"] <= BEARABLE:
-        longer = max(row["slowdown_ratio"] - 1, 0.0)
-        return f"Take {option} and buy less DRAM: a step takes {longer:.0%} longer."
-    return f"Where a step must not take that long, buy {in_bytes(row['all_dram_bytes'])} of DRAM; else take {option}."
-
-
-def _persistent(model: str, rows: Mapping[str, Json]) -> Iterator[Finding]:
-    """Which of the ways to use persistent memory costs least."""
-    ways = {"app_direct": "streamed", "app_direct_in_place": "as it lies", "memory_mode": "Memory mode"}
-    found = {name: rows[name] for name in ways if name in rows and rows[name]["slowdown_ratio"]}
-    if not found:
-        return
-    best, *others = sorted(found, key=lambda name: found[name]["slowdown_ratio"])
-    words = ", ".join(f"{ways[name]} {stamp(found[name])}{_times(found[name])}" for name in (best, *others))
-    how = {
-        "app_direct": "Take App Direct and memory=stream: everything is read and written once a step, in order.",
-        "app_direct_in_place": "Take App Direct and memory=direct: kernels work on what lies there, nothing is copied.",
-        "memory_mode": "Take Memory mode: the DRAM before the slow memory holds what is gathered again and again.",
-    }
-    yield Finding(f"{model} on persistent memory: {words}.", how[best])
-
-
-def _times(row: Json) -> str:
-    return f"{row['slowdown_ratio']:.2f} times the step in DRAM"
-
-
-def _tensors(model: str, tensors: Sequence[Json], row: Json | None) -> Iterator[Finding]:
-    """What goes to the slow tier first, by the seconds that it costs a byte there."""
-    mine = [] if row is None else [one for one in of_cell(tensors, row) if one["bytes"]]
-    if not mine:
-        return
-    assert row is not None
-    cost = {one["tensor"]: max(one["extra_seconds_per_step"], 0.0) / one["bytes"] for one in mine}
-    by_cost = sorted(mine, key=lambda one: cost[one["tensor"]])
-    words = f"{stamp(row)}{model}: alone on the slow tier {', '.join(map(_cost, by_cost))}."
-    first = [one for one in by_cost if cost[one["tensor"]] <= CHEAP * cost[by_cost[0]["tensor"]]]
-    last = [one for one in by_cost if one not in first]
-    if not last:
-        yield Finding(words, "All cost about the same a byte: put the largest there first.")
-        return
-    freed = in_bytes(sum(one["bytes"] for one in first))
-    helps = f"Put {_named(first)} there first, which frees {freed} of DRAM, because {_because(first)};"
-    kept = " and ".join(f"{one['tensor']}, because {_because([one])}" for one in reversed(last))
-    yield Finding(words, f"{helps} keep in DRAM {kept}.")
-
-
-def _cost(one: Json) -> str:
-    return f"{one['tensor']} costs {in_seconds(max(one['extra_seconds_per_step'], 0.0))} a step"
-
-
-def _named(tensors: Sequence[Json]) -> str:
-    names = [one["tensor"] for one in tensors]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _because(tensors: Sequence[Json]) -> str:
-    moved = sum(one["moved_bytes_per_step"] for one in tensors)
-    gathered = sum(one["gathered_ratio"] * one["moved_bytes_per_step"] for one in tensors)
-    often = moved / sum(one["bytes"] for one in tensors)
-    if moved and gathered > 0.25 * moved:
-        return f"a step moves {often:.0f} times their bytes, {gathered / moved:.0%} of it gathered row by row"
-    return f"a step passes over their bytes {often:.0f} times, in order"
+    words += f" The process held {in_bytes(row['peak_rss_bytes'])} at its peak, rankings not among it."
+    grows = row["node_dram_bytes"] + row["edge_dram_bytes"]
+    # Rankings and batch are in `needed`, Python, libraries, the log and what a graph is made of in the peak.
+    beside = needed - grows + max(row["peak_rss_bytes"] - grows, 0)
+    helps = f"Buy, all tiers together, {row['node_dram_bytes'] / numbers:.1f} x (users + items) x dim x 4 bytes"
+    helps += f" + {row['edge_dram_bytes'] / row['interactions_count']:.1f} bytes x interactions"
+    return Finding(words, f"{helps}, and {in_bytes(beside)} for the batch, rankings, the log and Python.")
 
 
 def _batch(model: str, rows: Sequence[Json]) -> Iterator[Finding]:
@@ -198,7 +114,8 @@ def _batch(model: str, rows: Sequence[Json]) -> Iterator[Finding]:
         return
     cost = best["seconds_per_step"] / smallest["seconds_per_step"]
     helps = f"Batch at least {best['batch']:,}: there a step costs {cost:.2f} times that of {smallest['batch']:,}"
-    yield Finding(words, f"{helps}, an epoch {epoch_seconds(best) / epoch_seconds(smallest):.2f} times.")
+    helps += f", an epoch {epoch_seconds(best) / epoch_seconds(smallest):.2f} times; with trainer.lr_scaling, since an"
+    yield Finding(words, f"{helps} epoch has fewer steps, and look at the accuracy: these are seconds alone.")
 
 
 def _sizes(model: str, rows: Sequence[Json], centre: Mapping[str, Any]) -> Iterator[Finding]:

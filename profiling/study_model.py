@@ -10,7 +10,9 @@ from typing import Any
 from gnnrec.config import HardwareConfig, MemoryConfig, fill, from_yaml
 from gnnrec.config.recipes import CONF
 from gnnrec.memtier import planner
+from gnnrec.memtier.costs import Access
 from gnnrec.memtier.declared import declared
+from gnnrec.memtier.demands import Demand
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import Workload
@@ -24,6 +26,8 @@ Json = dict[str, Any]
 # the rows at both ends and their product. Public codes hold more: PyTorch Geometric's LGConv 2.4, DGL's NGCF 5 a layer.
 _EDGE_WISE = {"lightgcn": (2, False), "ngcf": (3, True)}
 
+_BY_EDGE = ("graph", "interactions", "order")  # tensors that are as long as the interactions
+
 
 def preset(name: str) -> HardwareConfig:
     """A file of conf/hardware."""
@@ -36,10 +40,12 @@ def needed_bytes(workload: Workload) -> int:
 
 
 def footprint(workload: Workload) -> Json:
-    """All in DRAM: with these kernels, and at least so much with edge-wise ones."""
+    """All in DRAM: with these kernels, and what of it grows with what; at least so much with edge-wise ones."""
     needed, (tensors, kept) = needed_bytes(workload), _EDGE_WISE[workload.model.name]
     more = tensors * (workload.layers if kept else 1) * workload.entries * workload.dim * 4
-    return {"all_dram_bytes": needed, "edge_wise_dram_bytes": needed + more}
+    by_edge = sum(demand.bytes for demand in workload.resident() if demand.name in _BY_EDGE)
+    found = {"all_dram_bytes": needed, "node_dram_bytes": sum(workload.sizes().values()), "edge_dram_bytes": by_edge}
+    return found | {"edge_wise_dram_bytes": needed + more}
 
 
 def of_plan(plan: Plan | None, home: str) -> Json:
@@ -65,15 +71,18 @@ def modelled(here: Workload, words: Json) -> Json:
     found: Json = {"provenance": MODELLED, "threads_count": workload.threads}
     baseline = planner.plan(workload, tiers, MemoryConfig(name="dram"))
     found |= {"dram_seconds_per_step": baseline.step_seconds}
-    if words["placement"] == "app_direct_in_place":
+    needed = needed_bytes(workload)
+    given = int(words["dram_share"] * needed)
+    if words["placement"] == "memory_mode":
+        cached = declared(_cached(preset(words["hardware"]["memory_mode"]), given))
+        plan = planner.plan(_Together(**vars(workload)), cached, MemoryConfig(name="dram"))
+        found |= {"mode": "cache", "dram_bytes": given, "slow_bytes": needed}
+    elif words["placement"] == "app_direct_streamed":
+        plan = planner.plan(workload, tiers, MemoryConfig(name="stream", limit=str(given)))
+        found |= of_plan(plan, plan.place("batch").tier)
+    else:
         plan = planner.plan(workload, tiers, MemoryConfig(name="direct"))
         found |= of_plan(plan, plan.place("batch").tier) | {"tensors": _one_by_one(workload, tiers)}
-    else:
-        needed = needed_bytes(workload)
-        cache = int(words["dram_share"] * needed)
-        cached = declared(_cached(preset(words["hardware"]["memory_mode"]), cache))
-        plan = planner.plan(workload, cached, MemoryConfig(name="dram"))
-        found |= {"mode": "cache", "dram_bytes": cache, "slow_bytes": needed}
     return found | {"seconds_per_step": plan.step_seconds}
 
 
@@ -85,8 +94,21 @@ def _on(hardware: HardwareConfig, here: Workload) -> Workload:
     return replace(here, threads=threads, cache_bytes=cache, flops=flops)
 
 
+class _Together(Workload):
+    """Seen by a cache that is memory: what the processors' caches do not hold is spread over all bytes."""
+
+    def resident(self) -> list[Demand]:
+        demands = super().resident()
+        every = sum(demand.bytes for demand in demands)
+
+        def seen(access: Access) -> Access:
+            return access if 0 < access.working_set <= self.cache_bytes else replace(access, working_set=every)
+
+        return [replace(demand, accesses=tuple(map(seen, demand.accesses))) for demand in demands]
+
+
 def _cached(hardware: HardwareConfig, cache: int) -> HardwareConfig:
-    """Memory Mode with so much DRAM as the cache: what is spread over more is missed in it."""
+    """Memory Mode with so much DRAM as the cache: what is spread over no more is found in it."""
 
     def tier(one: Any) -> Any:
         return replace(one, rates=[replace(rate, working_set=rate.working_set and str(cache)) for rate in one.rates])

@@ -17,14 +17,14 @@ from gnnrec.errors import ConfigError
 from gnnrec.memtier.calibrate import rates_of
 from gnnrec.memtier.tiers import Tier
 from gnnrec.report.cells import MODELLED, STAMP
-from gnnrec.report.fields import elided
+from gnnrec.report.fields import elided, get, optional
 from gnnrec.report.profiles import read_profile
 
-FORMAT, VERSION = "gnnrec-study", 1
+FORMAT, VERSION = "gnnrec-study", 2
 Json = dict[str, Any]
 
 _TEXT, _COUNT, _BYTES, _RATIO, _S, _GB = "text", "1", "bytes", "ratio", "s", "GB/s (10^9 bytes/s)"
-_FACTORS = {  # field: (unit, meaning)
+GIVEN = {  # field: (unit, meaning)
     "model": (_TEXT, "lightgcn or ngcf, with BPR and Adam"),
     "layers": (_COUNT, "of the model"),
     "dim": (_COUNT, "numbers of an embedding"),
@@ -32,7 +32,7 @@ _FACTORS = {  # field: (unit, meaning)
     "data": (_TEXT, "of the sources in study.yaml"),
     "placement": (_TEXT, "where tensors lie, see study.yaml"),
 }
-CELLS = _FACTORS | {
+CELLS = GIVEN | {
     "status": (_TEXT, "done, infeasible, failed, or waiting"),
     "reason": (_TEXT, "why there are no figures"),
     "provenance": (
@@ -56,10 +56,12 @@ CELLS = _FACTORS | {
     "dram_bytes": (_BYTES, "of tensors and buffers in DRAM"),
     "slow_bytes": (_BYTES, "of tensors on the slow tier"),
     "all_dram_bytes": (_BYTES, "of tensors and buffers with all in DRAM"),
+    "node_dram_bytes": (_BYTES, "of these, what grows with (users + items) x dim"),
+    "edge_dram_bytes": (_BYTES, "of these, what grows with the interactions"),
     "edge_wise_dram_bytes": (_BYTES, "the same, at the least, with kernels that make messages edge by edge"),
     "peak_rss_bytes": (_BYTES, "of the process, Python, libraries and data included"),
 }
-OPERATORS = _FACTORS | {
+OPERATORS = GIVEN | {
     "class": (_TEXT, "of the operator"),
     "operator": (_TEXT, "as profile.json has it"),
     "direction": (_TEXT, "forward, backward, or empty"),
@@ -67,7 +69,7 @@ OPERATORS = _FACTORS | {
     "bytes": (_BYTES, "that it moves in a step by its byte model; of a tensor: its size"),
     "flop": (_COUNT, "floating-point operations in a step"),
 }
-TENSORS = _FACTORS | {
+TENSORS = GIVEN | {
     "tensor": (_TEXT, "that may lie on another tier"),
     "moved_bytes_per_step": (_BYTES, "of it"),
     "gathered_ratio": (_RATIO, "of these, what is gathered row by row; the rest is passed over in order"),
@@ -80,14 +82,20 @@ RATES = {
     "pattern": (_TEXT, "read, write or mixed (half each way), in order"),
     "gb_per_s": (_GB, "of payload"),
 }
+ROWS = {"cells": CELLS, "operators": OPERATORS, "tensors": TENSORS, "rates": RATES, "conditions": GIVEN}
 FIELDS = {**OPERATORS, **TENSORS, **RATES, **CELLS} | {
     "dram_share_ratio": (_RATIO, "of the DRAM that a training needs: what it may take where it is given less"),
     "simulated_gb_per_s": (_GB, "of app_direct, or those of this machine's device where it is slower"),
+    "simulated_threads_count": (_COUNT, "that the hardware's figures give these to; null where they were set"),
 }
 
 
 def gather(
-    settings: Settings, tiers: Sequence[Tier], hardware: Sequence[Tier], slower: SimulateConfig, machine: Json
+    settings: Settings,
+    tiers: Sequence[Tier],
+    hardware: Sequence[Tier],
+    slower: SimulateConfig,
+    threads: int,
 ) -> Json:
     """What lies in the cells' folders, as the content of the JSON file.
 
@@ -96,17 +104,18 @@ def gather(
         tiers: this machine's, the slow ones of which have their rates told.
         hardware: the declared ones of App Direct.
         slower: speeds of the simulated device.
-        machine: facts.
+        threads: of the steps that are run.
 
     Raises:
         CheckpointError: the profile of a cell is damaged.
     """
-    rows, operators, tensors = [], [], []
+    rows, conditions, operators, tensors = [], [], [], []
     for cell in settings.cells():
         folder, factors = Path(settings.out, "runs", cell.name), asdict(cell)
         record = read(folder) or {"status": "waiting", "reason": "it was not begun"}
         rows.append(dict.fromkeys(CELLS) | {name: record[name] for name in CELLS if name in record} | factors)
         rows[-1]["reason"] = elided(rows[-1]["reason"])
+        conditions += [factors | record["conditions"]] if "conditions" in record else []
         tensors += [factors | row for row in record.get("tensors", ())]
         if record["status"] == "done" and (profile := read_profile(folder)) is not None:
             operators += [
@@ -122,7 +131,8 @@ def gather(
     content["fields"] = {name: {"unit": unit, "meaning": meaning} for name, (unit, meaning) in FIELDS.items()}
     content |= {"preset": settings.preset, "centre": asdict(settings.centre), "dram_share_ratio": settings.dram_share}
     content["simulated_gb_per_s"] = {"read": slower.read_gb_per_s, "written": slower.write_gb_per_s}
-    content |= {"machine": machine, "cells": rows, "operators": operators, "tensors": tensors}
+    content["simulated_threads_count"] = threads if settings.simulate.read_gb_per_s is None else None
+    content |= {"conditions": conditions, "cells": rows, "operators": operators, "tensors": tensors}
     return content | {"rates": [row for place in slow for row in _rates(*place)]}
 
 
@@ -143,14 +153,28 @@ def read(folder: Path) -> Json | None:
     return dict(record)
 
 
+def check(content: Json, where: str) -> None:
+    """Raise a CheckpointError where a part is missing that `gather` gives, or a value is of another kind."""
+    for name, fields in ROWS.items():
+        for row in get(content, name, list, where):
+            for field, (unit, _) in fields.items():
+                if not (isinstance(row, dict) and row.get(field, 0) is None):
+                    get(row, field, str if unit == _TEXT else float, f"{where}, {name}")
+    for name in GIVEN.keys() - {"model", "placement"}:
+        get(get(content, "centre", dict, where), name, str if name == "data" else int, f"{where}, centre")
+    for way in ("read", "written"):
+        get(get(content, "simulated_gb_per_s", dict, where), way, float, f"{where}, simulated_gb_per_s")
+    optional(content, "simulated_threads_count", int, where)
+
+
 def training(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What is trained, wherever tensors lie."""
-    return tuple(row[name] for name in _FACTORS if name != "placement")
+    return tuple(row[name] for name in GIVEN if name != "placement")
 
 
 def of_cell(rows: Sequence[Json], cell: Mapping[str, Any]) -> list[Json]:
     """Those of operators or tensors that belong to this one."""
-    return [row for row in rows if all(row[name] == cell[name] for name in _FACTORS)]
+    return [row for row in rows if all(row[name] == cell[name] for name in GIVEN)]
 
 
 def _compare(rows: Sequence[Json]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import study_figures as figures
 import study_tables as tables
 from study_findings import findings
-from study_records import FORMAT, VERSION, Json
+from study_records import FORMAT, VERSION, Json, check
 
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.report import render
@@ -45,12 +45,13 @@ def load(file: Path) -> Json:
     """The content of a file.
 
     Raises:
-        GnnrecError: it cannot be read, or is none of ours.
+        GnnrecError: it cannot be read, is none of ours, or damaged.
     """
     content = json_object(file) or {}
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         remedy = f"Give a file that study.py wrote ({FORMAT}, version {VERSION})"
         raise ConfigError("is of another kind, or missing", where=str(file), remedy=remedy)
+    check(content, str(file))
     return content
 
 

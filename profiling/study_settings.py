@@ -17,7 +17,7 @@ from gnnrec.config.recipes import CONF
 FILE = Path(__file__).with_name("study.yaml")
 MODELS = ("lightgcn", "ngcf")
 RUN = ("dram", "direct", "auto", "app_direct")  # placements in which steps are run
-PLANNED = ("app_direct_in_place", "memory_mode")  # of which a plan tells
+PLANNED = ("app_direct_streamed", "app_direct_in_place", "memory_mode")  # of which a plan tells
 
 
 @dataclass(frozen=True)

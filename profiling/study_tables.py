@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from study_findings import around, epoch_seconds
-from study_records import CELLS, Json, of_cell
+from study_places import simulated
+from study_records import CELLS, GIVEN, Json, of_cell
 
+from gnnrec.memtier.costs import FAR
 from gnnrec.report.cells import MODELLED, STAMP, Cell, Table, filled
 
 _UNITS = {"bytes": "bytes", "s": "seconds"}  # of a field: of a cell
@@ -38,12 +42,12 @@ def placements(content: Json) -> Table:
     note = (
         f"{STAMP}: a device was slowed down to another's speed. {MODELLED}: no step was run; a plan says it for "
         "declared hardware, whose processors are taken to make dense products as fast as those here, and is compared "
-        "with the plan for that hardware's DRAM. Memory mode is an upper bound: what is passed over in order is taken "
-        "to be missed by the cache. Files that are mapped (direct) pass through the page cache."
+        "with the plan for that hardware's DRAM. Memory mode: what a step moves is taken to be found in DRAM where "
+        f"this holds all tensors, missed where they are {FAR} times as large, and to lie between by the logarithm "
+        "of their size does. Files that are mapped (direct) pass through the page cache."
     )
     if any(row["placement"] == "app_direct" for row in content["cells"]):
-        ways = ", ".join(f"{way} at {rate:.2f} GB/s" for way, rate in content["simulated_gb_per_s"].items())
-        note += f" app_direct: {ways}, or as fast as this machine's device is where that is slower."
+        note += f" app_direct: {simulated(content)}, or as fast as this machine's device is where that is slower."
     return filled(Table("placements", "Models by placements", tuple(header), tuple(rows), note))
 
 
@@ -157,13 +161,22 @@ def cells(content: Json) -> Table:
 
 
 def machine(content: Json) -> Table:
-    """The machine and what is installed."""
-    facts = {name: value for name, value in content["machine"].items() if not name.endswith("_version")}
+    """Days, machine and what is installed: every value that a cell was run with, and how many were."""
+    found: Counter[tuple[str, Any]] = Counter()
+    for one in content["conditions"]:
+        found.update(
+            (name, value) for name, value in one.items() if name not in GIVEN and not name.endswith("_version")
+        )
     rows = tuple(
-        (Cell(name.removesuffix("_bytes").replace("_", " ")), Cell(value, "bytes" if name.endswith("_bytes") else ""))
-        for name, value in facts.items()
+        (
+            Cell(name.removesuffix("_bytes").replace("_", " ")),
+            Cell(value, "bytes" * name.endswith("_bytes")),
+            Cell(count),
+        )
+        for (name, value), count in found.items()
     )
-    return Table("machine", "Machine and versions", (Cell(""), Cell("value")), rows)
+    note = "Where a fact has several values, cells were run by several calls."
+    return Table("machine", "Conditions of the cells", (Cell(""), Cell("value"), Cell("cells")), rows, note)
 
 
 def timed(row: Json, name: str, unit: str = "") -> Cell:

@@ -517,6 +517,7 @@ def test_what_cannot_be_written_is_said(folder, tmp_path):
         ("root: /srv/me/data\nfolder: /mnt/nvme", "root: …/data\nfolder: …/nvme"),
         ("busy: /mnt/a b (stream)", "busy: …/a b (stream)"),
         ("'/tmp/x/tier' has 2 GB/s, 1/3 of /tmp", "'…/tier' has 2 GB/s, 1/3 of …/tmp"),
+        ("in path=file:///srv/me/conf, file:/srv/a", "in path=file://…/conf, file:…/a"),
         ("outputs/run/tier ./a/b ~/c https://a.org/b/c a / b", "outputs/run/tier ./a/b ~/c https://a.org/b/c a / b"),
     ],
 )

@@ -17,10 +17,15 @@ import pandas as pd
 import pytest
 from made_up_tiers import dram
 
+from gnnrec.config.recipes import composed
+from gnnrec.data import dataset
 from gnnrec.errors import ConfigError
 from gnnrec.memtier import calibrate
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.tiers import Rate
+from gnnrec.training import placing
+from gnnrec.training.run import graph_of
+from gnnrec.units import in_bytes
 
 PROFILING = Path(__file__).parent.parent / "profiling"
 SYNTHETIC = "num_users=300", "num_items=200", "num_interactions=3000", "communities=4"
@@ -37,6 +42,7 @@ def study() -> Any:
     sys.path.insert(0, str(PROFILING))
     try:
         import study_findings
+        import study_model
         import study_records
         import study_report
         import study_settings
@@ -45,6 +51,7 @@ def study() -> Any:
     return SimpleNamespace(
         settings=study_settings.settings,
         findings=study_findings.findings,
+        model=study_model,
         records=study_records,
         report=study_report,
     )
@@ -119,18 +126,21 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ]
     calibrate.keep(tiers, folder / "cache" / "gnnrec" / "calibration.json")
     given = "simulate.read_gb_per_s=0.5", "simulate.write_gb_per_s=0.25"
-    printed = [run(folder, "placements=[app_direct,app_direct_in_place,memory_mode]", *given) for _ in range(2)]
+    printed = [
+        run(folder, "placements=[app_direct,app_direct_streamed,app_direct_in_place,memory_mode]", *given)
+        for _ in range(2)
+    ]
     content = json.loads((folder / "out" / "study.json").read_text())
     return SimpleNamespace(folder=folder, out=folder / "out", content=content, printed=printed)
 
 
-def run(folder: Path, *overrides: str) -> str:
-    """What the study of these settings prints."""
+def run(folder: Path, *overrides: str, code: int = 0) -> str:
+    """What the study of these settings prints, its error last."""
     command = [sys.executable, str(PROFILING / "study.py"), *TINY, "out=out", f"folder={folder / 'disk'}", *overrides]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 def of(content: Any, placement: str) -> Any:
@@ -139,24 +149,48 @@ def of(content: Any, placement: str) -> Any:
 
 
 def test_a_second_call_measures_nothing_again(studied):
-    first, second = ([line for line in text.splitlines() if " of 4: " in line] for text in studied.printed)
-    assert (len(first), len(second)) == (4, 0)
+    first, second = ([line for line in text.splitlines() if " of 5: " in line] for text in studied.printed)
+    assert (len(first), len(second)) == (5, 0)
 
 
 def test_cells_have_figures_with_their_provenance(studied):
     content = studied.content
-    assert [row["status"] for row in content["cells"]] == ["done"] * 4
+    assert [row["status"] for row in content["cells"]] == ["done"] * 5
     found = {row["placement"]: row["provenance"] for row in content["cells"]}
-    modelled = dict.fromkeys(("app_direct_in_place", "memory_mode"), "MODELLED")
+    modelled = dict.fromkeys(("app_direct_streamed", "app_direct_in_place", "memory_mode"), "MODELLED")
     assert found == {"dram": "measured", "app_direct": "SIMULATED"} | modelled
     for row in content["cells"]:
         assert row["slowdown_ratio"] == pytest.approx(row["seconds_per_step"] / row["dram_seconds_per_step"])
         assert row["edge_wise_dram_bytes"] > row["all_dram_bytes"] > 0
-    streamed = of(content, "app_direct")
-    assert (streamed["mode"], streamed["panel_columns"]) == ("stream", 16)
-    assert streamed["slow_bytes"] > 0
+    for placement in ("app_direct", "app_direct_streamed"):
+        streamed = of(content, placement)
+        assert (streamed["mode"], streamed["panel_columns"]) == ("stream", 16)
+        assert streamed["slow_bytes"] > 0
+    declared = {row["dram_seconds_per_step"] for row in content["cells"] if row["provenance"] == "MODELLED"}
+    assert len(declared) == 1, "what is ranked is compared with the DRAM of one machine"
     assert of(content, "app_direct_in_place")["slowdown_ratio"] > 1
     assert {one["tensor"] for one in content["tensors"]} == {"graph", "embedding", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("model", ["lightgcn", "ngcf"])
+def test_memory_mode_costs_what_its_cache_does_not_hold(study, model):
+    given = [f"data.synthetic.{one}" for one in ("num_users=30000", "num_items=40000", "num_interactions=300000")]
+    config = composed(["data=synthetic", *given, "data.valid_ratio=0", f"model={model}", "device=cpu", "loss.reg=1e-4"])
+    data = dataset.load(config.data)
+    workload = placing.workload(config, graph_of(data.train), [], held_out=placing.held_out(config, data))
+    hardware = {"app_direct": "optane_app_direct", "memory_mode": "optane_memory_mode"}
+
+    def slowdown(share: float) -> float:
+        found = study.model.modelled(
+            replace(workload, flops=1e11), {"placement": "memory_mode", "dram_share": share, "hardware": hardware}
+        )
+        return found["seconds_per_step"] / found["dram_seconds_per_step"]
+
+    small, middle, most, twice = map(slowdown, (0.1, 0.5, 1.0, 2.0))
+    assert most == pytest.approx(1.0, abs=1e-3)
+    assert twice == pytest.approx(1.0, abs=1e-3)
+    assert small > 1.3
+    assert most + 0.05 < middle < small - 0.05
 
 
 def test_a_step_is_broken_down_into_operators(studied):
@@ -193,6 +227,17 @@ def test_the_report_stamps_what_was_not_measured_and_names_no_folder(studied):
     assert not re.search(r'(src|href)="(?!#)', page)
 
 
+def test_each_cell_keeps_the_conditions_that_it_was_run_under(studied, study):
+    content = studied.content
+    assert [one["placement"] for one in content["conditions"]] == [row["placement"] for row in content["cells"]]
+    one = content["conditions"][0]
+    assert {"date", "cpu_model", "cores", "load_per_core", "torch"} <= one.keys()
+    later = content | {"conditions": [*content["conditions"][1:], one | {"date": "2001-02-03"}]}
+    (table,) = (table for table in study.report.sections(later)[-1].tables if table.name == "machine")
+    dates = {row[1].value: row[2].value for row in table.rows if row[0].value == "date"}
+    assert dates == {one["date"]: 4, "2001-02-03": 1}
+
+
 def test_what_cannot_be_done_is_recorded_and_the_others_go_on(studied):
     words = run(studied.folder, "dram_share=0.01", "placements=[auto]", "title=short")
     assert "infeasible: memory=auto: no placement fits" in words
@@ -200,7 +245,25 @@ def test_what_cannot_be_done_is_recorded_and_the_others_go_on(studied):
     assert [row["status"] for row in found["cells"]] == ["done", "infeasible"]
     assert "no placement fits" in of(found, "auto")["reason"]
     assert "no placement fits" in (studied.out / "short.md").read_text()
-    assert "failed: it took more than 0.1 s" in run(studied.folder, "timeout=0.1", "placements=[direct]", "title=short")
+
+
+def test_a_cell_that_failed_is_the_exit_codes_matter(studied):
+    words = run(studied.folder, "timeout=0.1", "placements=[direct]", "title=failed", code=2)
+    assert "failed: it took more than 0.1 s" in words
+    assert "error: out/runs: 1 of 2 cells failed, 1 have figures" in words
+    assert "it took more than 0.1 s" in (studied.out / "failed.md").read_text()
+    words = run(studied.folder, "sources.tiny=[data=files,data.log=gone.csv]", "out=none", "placements=[dram]", code=2)
+    assert "error: none/runs: 0 of 1 cells failed, 0 have figures" in words
+
+
+@pytest.mark.parametrize(
+    "wrong", ["options=[trainer.bach_size=1]", "options=[threads=none]", "sources.tiny=[data=synthetik]"]
+)
+def test_an_option_that_cannot_be_used_is_said_before_a_process_is_started(studied, wrong):
+    words = run(studied.folder, wrong, "out=wrong", code=2)
+    assert words.startswith("error: ")
+    assert len(words.splitlines()) == 1
+    assert not (studied.folder / "wrong").exists()
 
 
 def test_a_report_is_made_again_from_its_file_alone(study, studied, tmp_path):
@@ -209,6 +272,26 @@ def test_a_report_is_made_again_from_its_file_alone(study, studied, tmp_path):
         assert (tmp_path / f"again.{name}").read_bytes() == (studied.out / f"study.{name}").read_bytes()
     (tmp_path / "other.json").write_text("{}")
     assert study.report.main([str(tmp_path / "other.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content.pop("cells"), "has no 'cells'"),
+        (lambda content: content.pop("conditions"), "has no 'conditions'"),
+        (lambda content: content["centre"].pop("dim"), "centre: has no 'dim'"),
+        (lambda content: content["cells"][0].pop("dim"), "cells: has no 'dim'"),
+        (lambda content: content["cells"].append("ngcf"), "cells: has 'ngcf' where a section should be"),
+        (lambda content: content["rates"][0].update(gb_per_s="fast"), "rates: 'gb_per_s' is 'fast', not a number"),
+    ],
+)
+def test_what_is_missing_from_a_damaged_file_is_named(study, studied, tmp_path, capsys, damage, words):
+    content = json.loads((studied.out / "study.json").read_text())
+    damage(content)
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    assert study.report.main([str(tmp_path / "study.json")]) == 2
+    assert words in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["study.json"]
 
 
 # Guidance follows from the figures
@@ -220,18 +303,21 @@ SIZES = {"users_count": 1000, "items_count": 1000, "interactions_count": 10**6}
 
 def cell(study: Any, seconds: float = 0.1, placement: str = "dram", **changes: Any) -> dict[str, Any]:
     """A row of a made-up study."""
-    provenance = {"app_direct": "SIMULATED"} | dict.fromkeys(("app_direct_in_place", "memory_mode"), "MODELLED")
+    provenance = {"app_direct": "SIMULATED"} | dict.fromkeys(
+        ("app_direct_streamed", "app_direct_in_place", "memory_mode"), "MODELLED"
+    )
     row = dict.fromkeys(study.records.CELLS) | CENTRE | SIZES | {"model": "lightgcn", "placement": placement}
     row |= {"status": "done", "provenance": provenance.get(placement, "measured"), "seconds_per_step": seconds}
     row |= {"dram_seconds_per_step": 0.1, "slowdown_ratio": seconds / 0.1, "spread_ratio": 0.01, "steps_count": 5}
     row |= {"mode": "stream", "dram_bytes": 2**28, "slow_bytes": 2**29, "all_dram_bytes": 2**30}
+    row |= {"node_dram_bytes": 2**28, "edge_dram_bytes": 2**28, "peak_rss_bytes": 2**31}
     return row | {"edge_wise_dram_bytes": 2**33} | changes
 
 
 def content(study: Any, cells: list[Any], **changes: Any) -> dict[str, Any]:
     """What a study with these cells leaves."""
-    made = {"cells": cells, "operators": [], "tensors": [], "rates": [], "centre": CENTRE, "machine": {}}
-    return made | {"simulated_gb_per_s": {"read": 1.0, "written": 1.0}} | changes
+    made = {"cells": cells, "operators": [], "tensors": [], "rates": [], "conditions": [], "centre": CENTRE}
+    return made | {"simulated_gb_per_s": {"read": 1.0, "written": 1.0}, "simulated_threads_count": 2} | changes
 
 
 def said(study: Any, cells: list[Any], **changes: Any) -> str:
@@ -251,7 +337,9 @@ def said(study: Any, cells: list[Any], **changes: Any) -> str:
 )
 def test_the_batch_is_as_large_as_is_nearly_free(study, seconds, words):
     rows = [cell(study, time, batch=batch) for batch, time in zip((2048, 8192, 32768, 131072), seconds, strict=True)]
-    assert words in said(study, rows)
+    found = said(study, rows)
+    assert words in found
+    assert ("with trainer.lr_scaling" in found) == ("Batch at least" in found)
 
 
 @pytest.mark.parametrize(
@@ -294,17 +382,38 @@ def test_what_goes_to_the_slow_tier_first_costs_least_there(study, costs, words)
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        ({"app_direct": 0.12, "app_direct_in_place": 0.3, "memory_mode": 0.2}, "Take App Direct and memory=stream"),
-        ({"app_direct": 0.32, "app_direct_in_place": 0.11, "memory_mode": 0.2}, "Take App Direct and memory=direct"),
-        ({"app_direct": 0.32, "app_direct_in_place": 0.3, "memory_mode": 0.15}, "Take Memory mode"),
+        (
+            {"app_direct_streamed": 0.12, "app_direct_in_place": 0.3, "memory_mode": 0.2},
+            "Take App Direct and memory=stream",
+        ),
+        (
+            {"app_direct_streamed": 0.32, "app_direct_in_place": 0.11, "memory_mode": 0.2},
+            "Take App Direct and memory=direct",
+        ),
+        ({"app_direct_streamed": 0.32, "app_direct_in_place": 0.3, "memory_mode": 0.15}, "Take Memory mode"),
     ],
 )
 def test_persistent_memory_is_used_in_the_way_that_costs_least(study, seconds, words):
     rows = [cell(study), *(cell(study, time, placement) for placement, time in seconds.items())]
-    found = said(study, rows)
+    (found,) = (line for line in said(study, rows).splitlines() if "on a socket with persistent memory" in line)
     assert words in found
-    assert f"streamed SIMULATED {seconds['app_direct'] / 0.1:.2f} times" in found
-    assert f"Memory mode MODELLED {seconds['memory_mode'] / 0.1:.2f} times" in found
+    assert found.startswith("MODELLED lightgcn")
+    assert f"streamed {seconds['app_direct_streamed'] / 0.1:.2f} times" in found
+    assert f"Memory mode {seconds['memory_mode'] / 0.1:.2f} times" in found
+
+
+def test_what_is_simulated_here_is_ranked_with_no_other_machine(study):
+    rows = [cell(study), cell(study, 0.2, "app_direct_in_place"), cell(study, 0.3, "memory_mode")]
+    place = {"tier": "pmem0", "hardware": "a_socket", "provenance": "declared", "threads_count": 16}
+    rates = [place | {"pattern": way, "gb_per_s": speed} for way, speed in (("read", 8.0), ("write", 2.0))]
+    alone, found = said(study, rows, rates=rates), said(study, [*rows, cell(study, 0.11, "app_direct")], rates=rates)
+    added = set(found.splitlines()) - set(alone.splitlines())
+    share = (
+        "1.00 GB/s read (12% of the DIMMs') and 1.00 GB/s written (50% of the DIMMs'), what they give with threads=2"
+    )
+    assert [line for line in added if "cells: " not in line] == [
+        f"SIMULATED lightgcn streamed here at {share}: 1.10 times the step in DRAM. -> "
+    ]
 
 
 def test_dram_is_bought_where_the_planner_cannot_do_without(study):
@@ -323,6 +432,18 @@ def test_a_mapped_file_saves_no_dram_and_persistent_memory_does(study):
 def test_memory_to_buy_follows_from_the_footprint(study):
     assert "8.0 times" in said(study, [cell(study)])
     assert "2.0 times" in said(study, [cell(study, edge_wise_dram_bytes=2**31)])
+    tensors = {"node_dram_bytes": 6 * 2000 * 64 * 4, "edge_dram_bytes": 20 * 10**6, "all_dram_bytes": 2**25}
+    grows = tensors["node_dram_bytes"] + tensors["edge_dram_bytes"]
+    found = said(study, [cell(study, **tensors, peak_rss_bytes=2**29)])
+    assert "The process held 512.00 MiB at its peak" in found
+    assert "Buy, all tiers together, 6.0 x (users + items) x dim x 4 bytes + 20.0 bytes x interactions" in found
+    assert f"and {in_bytes(2**25 + 2**29 - 2 * grows)} for the batch, rankings, the log and Python" in found
+
+
+def test_memory_to_buy_is_as_much_as_the_process_held(studied):
+    row = of(studied.content, "dram")
+    assert 0 < row["node_dram_bytes"] + row["edge_dram_bytes"] < row["all_dram_bytes"] < row["peak_rss_bytes"]
+    assert row["node_dram_bytes"] % (4 * (row["users_count"] + row["items_count"]) * row["dim"]) == 0
 
 
 def test_what_takes_a_step_decides_whether_memory_or_cores_count(study):

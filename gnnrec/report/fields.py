@@ -14,8 +14,10 @@ T = TypeVar("T")
 
 _KINDS = {dict: "a section", list: "a list", str: "a text", float: "a number", int: "a whole number"}
 
-# An absolute path but for its last name: neither a part of a word, nor of another path or an address.
-_FOLDERS = re.compile(r"(?<![\w./…~:)\]])/(?:[^\s/:,;'\"()\[\]{}]+/)*(?=[^\s/:,;'\"()\[\]{}])")
+# An absolute path but for its last name: neither a part of a word, nor of another path or an address but a file's.
+_FOLDERS = re.compile(
+    r"(?:(?<=file:)|(?<=file://)|(?<![\w./…~:)\]]))/(?:[^\s/:,;'\"()\[\]{}]+/)*(?=[^\s/:,;'\"()\[\]{}])"
+)
 
 
 def elided(text: str) -> str:
