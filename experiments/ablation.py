@@ -38,7 +38,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TECHNIQUES = ("reorganised", "fused", "recomputed")
-BYTES = ("written", "kept", "peak memory")
+RESULTS = "results of operators"
+BYTES = (RESULTS, "kept", "peak memory")
+NOTE = (
+    "Results of operators: bytes that each of torch's and the package's own returns or changes, in both passes; what "
+    "one writes for itself in between, such as the layers of lightgcn_propagate, is not among them, but in peak memory."
+    " Kept: between the passes, arguments aside. Time and memory of both. Reorganised off: a message for every edge, "
+    "made by torch and summed by segment_reduce. Fused off: the package's operators one by one, of which spmm still "
+    "gathers, scales and sums in one pass; with reorganised off, gathering and scaling are passes too."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {name: measured(OPERATORS[name], w, options.seconds, options.repeats) for name in options.operators}
     rows = [{"operator": name} | row for name, own in found.items() for row in own]
     title = f"{w.name}, {w.adjacency.nnz:,} directed edges, width {w.dim}"
-    note = "Written: by all operators of both passes. Kept: between them, arguments aside. Time and memory of both."
-    shown = output.table("forms", title, rows, dict.fromkeys(BYTES, "bytes") | {"time": "seconds"}, note)
+    shown = output.table("forms", title, rows, dict.fromkeys(BYTES, "bytes") | {"time": "seconds"}, NOTE)
     figures = [drawn(name, own) for name, own in found.items()]
     notes = [output.SHORT] if options.quick else []
     output.write(
@@ -128,7 +135,7 @@ def traffic(form: Form, w: workload.Workload, given: workload.Tensors) -> dict[s
         after, out = saved(forward)
         torch.autograd.grad(out, list(leaves.values()), gradient)
     again = places(before)
-    return {"written": written.bytes, "kept": sum(n for place, n in places(after).items() if place not in again)}
+    return {RESULTS: written.bytes, "kept": sum(n for place, n in places(after).items() if place not in again)}
 
 
 def saved(forward: Callable[[], torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -23,7 +23,7 @@ def results(jobs: pd.DataFrame, study: dict[str, Any]) -> tuple[list[Table], lis
     """A row a placement; seconds a step."""
     runs = [(Path(folder), json.loads(Path(folder, "summary.json").read_bytes())) for folder in jobs["folder"]]
     rows = [_row(folder, summary, runs[0][1]) for folder, summary in runs]
-    note = "State is embeddings and moments; the same: whether all metrics are those of the first row to the bit."
+    note = "State is embeddings and moments; the same: whether all test metrics are those of the first row to the bit."
     units = (
         dict.fromkeys(("device reads", "writes"), "GB/s")
         | dict.fromkeys(("state", "peak memory"), "bytes")

@@ -36,6 +36,7 @@ from gnnrec import cli, sweeps
 from gnnrec.config import did_you_mean
 from gnnrec.data import catalog
 from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.report.cells import STAMP
 from gnnrec.report.fields import elided
 
 HERE = Path(__file__).parent
@@ -127,6 +128,9 @@ def trained(name: str, study: dict[str, Any], settings: dict[str, Any], runs: Pa
     conditions = output.conditions([Path(folder) for folder in jobs["folder"]])
     folders = [str(Path(folder).relative_to(runs)) for folder in jobs["folder"]]
     kept = jobs.assign(folder=folders, message=jobs["message"].map(elided))
+    stamps = [STAMP if _simulated(Path(folder)) else "" for folder in jobs["folder"]]
+    if any(stamps):
+        kept.insert(0, "stamp", stamps)
     output.write(out, name, [*tables, conditions], figures, kept, notes)
     return code
 
@@ -135,6 +139,12 @@ def _kept(sweep: Path) -> int | None:
     """When a sweep's table was last written, in ns, which every sweep does whose jobs were begun."""
     table = sweep / sweeps.TABLES[0]
     return table.stat().st_mtime_ns if table.exists() else None
+
+
+def _simulated(folder: Path) -> bool:
+    """Whether a job's seconds are of a device that was made slower."""
+    summary = folder / "summary.json"
+    return summary.exists() and "simulated" in json.loads(summary.read_bytes()).get("memory", {})
 
 
 def at_hand(names: Any) -> tuple[Any, list[str]]:

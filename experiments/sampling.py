@@ -1,11 +1,12 @@
 """Whole graph with large batches, or sampled parts of it: what an epoch computes and takes, by depth and workers.
 
-    python experiments/reproduce.py sampling               # Gowalla, a quarter of an hour
+    python experiments/reproduce.py sampling               # Gowalla, half an hour
     python experiments/reproduce.py sampling short=true    # ml-100k, one depth
 
 LightGCN of width 64 with BPR. Whole graph: ours, one process or several that share the columns. Sampled: DGL's own way
-(`sampled_dgl.py`), whose batch, loaders and optimiser are first tuned at three layers, with 10 neighbours drawn in
-every layer and with all of them. Redundancy: edges that a layer computes in an epoch, forward, per edge of the graph.
+(`sampled_dgl.py`), whose batch, loaders and optimiser are first tuned at three layers for each number of processes,
+with 10 neighbours drawn in every layer and with all of them; and DGL on the whole graph. Redundancy: edges that a layer
+computes in an epoch, forward, per edge of the graph.
 Up to two workers are processes here. More are MODELLED: a worker's share of a step is measured in one process with one
 thread (with the columns that it would have; with the users of its METIS part), what crosses the network is counted and
 divided by the bandwidth that is said. Rows that the file holds already are not measured again.
@@ -33,6 +34,7 @@ import study  # noqa: F401 - prepares the process
 
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.report.cells import MODELLED, Cell, Table
+from gnnrec.report.fields import get
 from gnnrec.report.svg import Figure, figure, legend, line
 from gnnrec.storage import atomic_write
 
@@ -119,7 +121,7 @@ class Measured:
         """Of DGL's training where it has a fan-out, else of ours; fresh processes."""
         for entry in self.known["cases"]:
             if entry["case"] == case:
-                self.conditions.append(entry["conditions"])
+                self.conditions.append(get(entry, "conditions", dict, str(self.file)))
                 return dict(entry["found"])
         print(f"measuring {case}", file=sys.stderr, flush=True)
         found = dgl(case) if "fanout" in case else ours(**case)

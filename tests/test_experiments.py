@@ -125,6 +125,7 @@ def test_depth_has_a_row_a_model_and_number_of_layers(tmp_path_factory):
     folder, _ = shortly("depth", tmp_path_factory)
     table, jobs = (pd.read_csv(folder / f"depth-{name}.csv") for name in ("layers", "jobs"))
     assert table["layers"].tolist() == [1, 2, 3, 1, 2]
+    assert table["seeds"].tolist() == [1] * 5
     assert table["recall@20"].tolist() == pytest.approx(jobs["test_recall@20"].tolist())
     assert jobs["model.layers"].tolist() == table["layers"].tolist()
     assert all((folder / f"depth-{name}.svg").exists() for name in ("recall", "training"))
@@ -139,6 +140,8 @@ def test_placement_gives_the_same_bits_wherever_tensors_lie(tmp_path_factory):
     stamped = table["step (seconds)"].str.startswith("SIMULATED")
     assert stamped.tolist() == [False] * 4 + [True] * 3
     assert table["device reads (GB/s)"].tolist()[4:] == [2, 1, 0.2]
+    jobs = pd.read_csv(folder / "placement-jobs.csv")
+    assert jobs["stamp"].fillna("").tolist() == [""] * 4 + ["SIMULATED"] * 3
 
 
 def test_ablation_measures_every_form_that_is_right(tmp_path_factory):
@@ -148,7 +151,7 @@ def test_ablation_measures_every_form_that_is_right(tmp_path_factory):
     assert table["operator"].value_counts().to_dict() == {"ngcf_layer": 6, "gat_conv": 5, "lightgcn_propagate": 4}
     for _, forms in table.groupby("operator"):
         plain, fused = forms.iloc[0], forms.iloc[-1]
-        assert plain["written (bytes)"] > 10 * fused["written (bytes)"]
+        assert plain["results of operators (bytes)"] > 10 * fused["results of operators (bytes)"]
         assert plain["peak memory (bytes)"] > fused["peak memory (bytes)"]
         assert fused["time / all on"] == 1
     assert (table.loc[(table["recomputed"] == "on") & (table["fused"] == "off"), "kept (bytes)"] == 0).all()
