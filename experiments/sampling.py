@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     if find_spec("dgl") is None:
-        raise ConfigError("dgl is not installed", where="sampling", remedy="pip install dgl==1.1.3")
+        raise ConfigError("dgl is not installed", where="sampling", remedy="pip install gnnrec[dgl]")
     plan, network = SHORT if options.short else Plan(), Network(options.gbit, 1e-6 * options.latency_us)
     measure = Measured(output.folder(options.out) / "sampling.json")
     rows = list(results(plan, network, measure))
