@@ -109,8 +109,9 @@ def held(run: dict[str, Any], target: dict[str, float]) -> dict[str, float] | No
 def tables(result: dict[str, Any]) -> list[Table]:
     """A row a recipe, means over seeds; the conditions of all runs."""
     rows = []
-    for recipe in dict.fromkeys(map(named, result["runs"])):
-        runs = [run for run in result["runs"] if named(run) == recipe]
+    everything = result["runs"]
+    for recipe in dict.fromkeys(named(run, everything) for run in everything):
+        runs = [run for run in everything if named(run, everything) == recipe]
         last = [run["epochs"][-1] for run in runs]
         row: dict[str, Any] = {"recipe": recipe, "seeds": len(runs)}
         row |= {name: mean(record["metrics"][name] for record in last) for name in LIGHTGCN}
@@ -123,30 +124,41 @@ def tables(result: dict[str, Any]) -> list[Table]:
             row |= {"without compilation": mean(held["without_compilation"] for held in reached)}
         rows.append(row)
     units = dict.fromkeys(("training", "until held", "without compilation"), "seconds")
-    title = f"{result['data']}: means over seeds; held: both figures published for Gowalla"
+    data = " ".join([result["data"], *shared(everything)])
+    title = f"{data}: means over seeds; held: both figures published for Gowalla"
     conditions = output.condition_table(run["conditions"] for run in result["runs"])
     return [output.table("recipes", title, rows, units), conditions]
 
 
-def named(run: dict[str, Any]) -> str:
-    """The recipe, and what was changed of it."""
+def changed(run: dict[str, Any]) -> list[str]:
+    """What was changed of its recipe."""
     known = f"experiment={run['recipe']}", f"seed={run['seed']}"
-    changed = [each for each in run["overrides"] if each not in known and not each.startswith("data=")]
-    return " ".join([run["recipe"], *changed])
+    return [each for each in run["overrides"] if each not in known and not each.startswith("data=")]
+
+
+def shared(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What was changed of all."""
+    return [each for each in changed(runs[0]) if all(each in changed(run) for run in runs)]
+
+
+def named(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
+    """The recipe, and what was changed of it but not of all."""
+    return " ".join([run["recipe"], *(each for each in changed(run) if each not in shared(runs))])
 
 
 def figures(result: dict[str, Any]) -> list[Figure]:
     """Accuracy over seconds, a line a run, a look a recipe."""
-    runs, recipes = result["runs"], list(dict.fromkeys(map(named, result["runs"])))
+    runs = result["runs"]
+    recipes = list(dict.fromkeys(named(run, runs) for run in runs))
 
     def drawn(name: str) -> Figure:
         def draw(axes: Axes) -> None:
             for run in runs:
                 seconds = [run["start_seconds"] + record["train_seconds"] for record in run["epochs"]]
-                first = next(other for other in runs if named(other) == named(run))
-                label = f" {named(run)}" if run is first else "_"
+                first = next(other for other in runs if named(other, runs) == named(run, runs))
+                label = f" {named(run, runs)}" if run is first else "_"
                 values = [record["metrics"][name] for record in run["epochs"]]
-                axes.plot(seconds, values, **line(recipes.index(named(run)), label))
+                axes.plot(seconds, values, **line(recipes.index(named(run, runs)), label))
             for published, model, dashes in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
                 axes.axhline(published[name], color=INK, alpha=0.5, linestyle=dashes, label=f"{model} as published")
             axes.set_xlabel("seconds of training")

@@ -300,9 +300,8 @@ def test_other_runs_stay(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"holds runs of data=gowalla\. Choose another out"):
         time_to_accuracy.main(["--data", "ml-100k", *mine])
     assert time_to_accuracy.main(["--data", "gowalla", "--set", "data.valid_by=per_user_order", *mine]) == 0
-    named = [
-        time_to_accuracy.named(run) for run in json.loads((tmp_path / "time_to_accuracy.json").read_bytes())["runs"]
-    ]
+    runs = json.loads((tmp_path / "time_to_accuracy.json").read_bytes())["runs"]
+    named = [time_to_accuracy.named(run, runs) for run in runs]
     assert named == [
         "large_batch_bpr",
         "large_batch_ngcf",
