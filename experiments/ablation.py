@@ -1,7 +1,7 @@
 """Time, bytes and memory of operators with each of their three techniques off and on.
 
-    python experiments/ablation.py                      # GNNREC_DATA names the data sets' folder
-    python experiments/ablation.py --operators gat_conv --dim 128 --out folder
+    python experiments/reproduce.py ablation                      # GNNREC_DATA names the data sets' folder
+    python experiments/reproduce.py ablation operators=gat_conv dim=128 out=folder
 
 The forms are in forms.py; how they are checked, timed and their memory is found is `profiling/bench_ops.py`'s.
 """
@@ -38,7 +38,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TECHNIQUES = ("reorganised", "fused", "recomputed")
-BYTES = ("written", "kept", "peak memory")
+RESULTS = "results of operators"
+BYTES = (RESULTS, "kept", "peak memory")
+NOTE = (
+    "Results of operators: bytes that each of torch's and the package's own returns or changes, in both passes; what "
+    "one writes for itself in between, such as the layers of lightgcn_propagate, is not among them, but in peak memory."
+    " Kept: between the passes, arguments aside. Time and memory of both. Reorganised off: a message for every edge, "
+    "made by torch and summed by segment_reduce. Fused off: the package's operators one by one, of which spmm still "
+    "gathers, scales and sums in one pass; with reorganised off, gathering and scaling are passes too."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,18 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operators", nargs="+", default=list(OPERATORS), choices=list(OPERATORS))
     parser.add_argument("--data", default="gowalla", help="a data set of the catalog")
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15, help="the most timed calls of a form")
-    parser.add_argument("--seconds", type=float, default=30, help="for the timed calls of an operator")
+    parser.add_argument("--dim", type=output.positive(int), default=64)
+    parser.add_argument("--repeats", type=output.positive(int), default=15, help="the most timed calls of a form")
+    parser.add_argument(
+        "--seconds", type=output.positive(float, zero=True), default=30, help="for the timed calls of an operator"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny graph: checks, but no timings to quote")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
+    output.folder(options.out)
     w = workload.load(options.data, options.dim, ops.most_threads(), options.quick)
     found = {name: measured(OPERATORS[name], w, options.seconds, options.repeats) for name in options.operators}
     rows = [{"operator": name} | row for name, own in found.items() for row in own]
     title = f"{w.name}, {w.adjacency.nnz:,} directed edges, width {w.dim}"
-    note = "Written: by all operators of both passes. Kept: between them, arguments aside. Time and memory of both."
-    shown = output.table("forms", title, rows, dict.fromkeys(BYTES, "bytes") | {"time": "seconds"}, note)
+    shown = output.table("forms", title, rows, dict.fromkeys(BYTES, "bytes") | {"time": "seconds"}, NOTE)
     figures = [drawn(name, own) for name, own in found.items()]
     notes = [output.SHORT] if options.quick else []
     output.write(
@@ -79,7 +89,8 @@ def measured(operator: Operator, w: workload.Workload, seconds: float, repeats: 
     for form, row in zip(operator.forms, found):
         entry: dict[str, Any] = {technique: word(getattr(form, technique)) for technique in TECHNIQUES}
         if row.status == runner.OK:
-            entry |= {"time": medians[row.name], "time / all on": medians[row.name] / medians[whole]}
+            entry["time"] = medians[row.name]
+            entry["time / all on"] = medians[row.name] / medians[whole] if whole in medians else None
             entry |= traffic(form, w, given) | {"peak memory": peaks[row.name]}
         rows.append(entry | {"note": "" if row.status == runner.OK else f"{row.status}: {row.note}"})
     return rows
@@ -124,7 +135,7 @@ def traffic(form: Form, w: workload.Workload, given: workload.Tensors) -> dict[s
         after, out = saved(forward)
         torch.autograd.grad(out, list(leaves.values()), gradient)
     again = places(before)
-    return {"written": written.bytes, "kept": sum(n for place, n in places(after).items() if place not in again)}
+    return {RESULTS: written.bytes, "kept": sum(n for place, n in places(after).items() if place not in again)}
 
 
 def saved(forward: Callable[[], torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -20,9 +20,10 @@ import output
 import study
 
 from gnnrec.data import dataset
+from gnnrec.errors import ConfigError
 from gnnrec.report.cells import Table
 from gnnrec.report.svg import Figure, figure, legend, line
-from gnnrec.storage import atomic_write, storage_errors
+from gnnrec.storage import atomic_write
 from gnnrec.training.trainer import DivergedError
 
 if TYPE_CHECKING:
@@ -40,22 +41,24 @@ METRICS = ("recall@20", "ndcg@20")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", nargs="+", type=int, required=True, help="of interactions, at most all")
+    parser.add_argument(
+        "--batches", nargs="+", type=output.positive(int), required=True, help="of interactions, at most all"
+    )
     parser.add_argument("--losses", nargs="+", required=True, choices=list(LOSSES))
-    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--epochs", type=output.positive(int), required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     base = [f"data={options.data}", *options.set]
     data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
-    file = options.out / "batch_size.json"
+    file = output.folder(options.out) / "batch_size.json"
     asked = {"data": options.data, "epochs": options.epochs, "set": options.set, "base_batch": min(options.batches)}
-    result: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-    if any(result.get(name) != value for name, value in asked.items()):
-        result = asked | {"conditions": output.conditions_here(), "runs": []}
-    with storage_errors(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
+    result = output.earlier(file, "runs") or asked | {"conditions": output.conditions_here(), "runs": []}
+    for name, value in asked.items():
+        if result.get(name) != value:
+            found = f"holds runs with {name} {result.get(name)}, not {value}"
+            raise ConfigError(found, where=str(file), remedy="Give the same options to go on, or choose another out")
     for loss, batch, rule in grid(options.losses, options.batches, len(data.train)):
         names = {"loss": loss, "batch": batch, "rule": rule}
         if any(names.items() <= run.items() for run in result["runs"]):
@@ -91,12 +94,18 @@ def tables(result: dict[str, Any]) -> list[Table]:
             rows.append(row | {"note": DIVERGED})
             continue
         last = run["epochs"][-1]
-        seconds = last["train_seconds"] - run["compile_seconds"]
+        seconds = training(run)
         row |= {"steps": run["steps"], "training": seconds, "a step": seconds / run["steps"]}
         rows.append(row | {name: last["metrics"][name] for name in METRICS})
     units = dict.fromkeys(("training", "a step"), "seconds")
     title = f"{result['data']}, {result['epochs']} epochs each, without compilation"
     return [output.table("runs", title, rows, units), output.condition_table([result["conditions"]])]
+
+
+def training(run: dict[str, Any]) -> float:
+    """Seconds, without compilation."""
+    seconds: float = run["epochs"][-1]["train_seconds"] - run["compile_seconds"]
+    return seconds
 
 
 def figures(result: dict[str, Any]) -> list[Figure]:
@@ -112,8 +121,7 @@ def figures(result: dict[str, Any]) -> list[Figure]:
     def drawn(name: str, title: str, value: Callable[[dict[str, Any]], float], *logs: str) -> Figure:
         def draw(axes: Axes) -> None:
             for number, (label, mine) in enumerate(lines.items()):
-                last = [value(run["epochs"][-1]) for run in mine]
-                axes.plot([run["batch"] for run in mine], last, **line(number, f" {label}"))
+                axes.plot([run["batch"] for run in mine], list(map(value, mine)), **line(number, f" {label}"))
             axes.set_xlabel("interactions in a batch")
             output.logarithmic(axes, *logs)
             legend(axes)
@@ -121,8 +129,8 @@ def figures(result: dict[str, Any]) -> list[Figure]:
         return figure(name, title, draw, 3.6, transparent=False)
 
     return [
-        drawn("recall", "Test recall@20 by batch", lambda last: last["metrics"]["recall@20"], "x"),
-        drawn("seconds", "Seconds of training by batch", lambda last: last["train_seconds"], "x", "y"),
+        drawn("recall", "Test recall@20 by batch", lambda run: run["epochs"][-1]["metrics"]["recall@20"], "x"),
+        drawn("seconds", "Seconds of training by batch", training, "x", "y"),
     ]
 
 

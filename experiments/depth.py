@@ -17,11 +17,11 @@ LAYERS, METRICS = "model.layers", ("recall@20", "ndcg@20")
 
 
 def results(jobs: pd.DataFrame, study: dict[str, Any]) -> tuple[list[Table], list[Figure]]:
-    """A row a model and depth, means over seeds; accuracy and seconds over depth."""
+    """A row a model and depth, means over as many seeds as there are; accuracy and seconds over depth."""
     rows, published = [], study["published"]
     for (data, model, layers), runs in jobs.groupby(["data", "sweep", LAYERS], sort=False):
         known = published[model].get(layers) if data == "gowalla" else None
-        row = {"data": data, "model": model, "layers": layers}
+        row = {"data": data, "model": model, "layers": layers, "seeds": len(runs)}
         for number, name in enumerate(METRICS):
             row |= {name: runs[f"test_{name}"].mean(), f"{name}, published": known and known[number]}
         rows.append(row | {"training": runs["train_seconds"].mean(), "peak memory": int(runs["peak_rss_bytes"].max())})

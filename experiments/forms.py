@@ -1,5 +1,6 @@
-"""An operator's forms with techniques left out: plain torch by edge, the package's operators one by one, and these with
-a backward pass that computes them again. The last one of each is the operator itself."""
+"""An operator's forms with techniques left out: messages by edge whose sums are `segment_reduce`'s, the package's
+operators one by one, and these with a backward pass that computes them again. The last one of each is the operator
+itself."""
 
 from __future__ import annotations
 
@@ -48,6 +49,19 @@ def recomputed(build: Build) -> Build:
     return again
 
 
+def ngcf_by_edge(w: Workload, t: Tensors) -> Step:
+    """Messages as the paper writes them: two linear layers for every edge."""
+    w1, b1, w2, b2 = (t[f"{name}_0"] for name in ("w1", "b1", "w2", "b2"))
+
+    def forward() -> torch.Tensor:
+        source = t["x"][w.cols]
+        messages = w.values[:, None] * (F.linear(source, w1, b1) + F.linear(source * t["x"][w.rows], w2, b2))
+        both = F.linear(t["x"], w1, b1) + ops.segment_reduce(messages, w.adjacency.indptr)
+        return F.normalize(F.leaky_relu(both, layer_peers.SLOPE))
+
+    return Step(forward, t)
+
+
 def ngcf_unfused(w: Workload, t: Tensors) -> Step:
     """One aggregation for both terms, weights on nodes."""
     w1, b1, w2, b2 = (t[f"{name}_0"] for name in ("w1", "b1", "w2", "b2"))
@@ -82,9 +96,8 @@ def gat_by_edge(w: Workload, t: Tensors) -> Step:
         index = w.rows[:, None].expand_as(logits)
         most = logits.new_full((w.nodes, heads), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
         weights = (logits - most[w.rows]).exp()
-        weights = weights / logits.new_zeros(w.nodes, heads).index_add(0, w.rows, weights)[w.rows]
-        messages = (weights[:, :, None] * other).flatten(1)
-        return t["x"].new_zeros(w.nodes, heads * width).index_add(0, w.rows, messages)
+        weights = weights / ops.segment_reduce(weights, w.pattern.indptr)[w.rows]
+        return ops.segment_reduce((weights[:, :, None] * other).flatten(1), w.pattern.indptr)
 
     return Step(forward, t)
 
@@ -114,7 +127,7 @@ def lightgcn_by_edge(w: Workload, t: Tensors) -> Step:
         layers = [t["x"]]
         for _ in range(inputs.LAYERS):
             messages = w.values[:, None] * layers[-1][w.cols]
-            layers.append(torch.zeros_like(t["x"]).index_add(0, w.rows, messages))
+            layers.append(ops.segment_reduce(messages, w.adjacency.indptr))
         return torch.stack(layers).mean(0)
 
     return Step(forward, t)
@@ -141,8 +154,8 @@ OPERATORS = {
         inputs.ngcf_layer_inputs,
         Check(oracles.ngcf_layer, kinks=True),
         (
-            Form(layer_peers.edge_ngcf_layer, False, False, False),
-            Form(recomputed(layer_peers.edge_ngcf_layer), False, False, True),
+            Form(ngcf_by_edge, False, False, False),
+            Form(recomputed(ngcf_by_edge), False, False, True),
             Form(ngcf_unfused, True, False, False),
             Form(recomputed(ngcf_unfused), True, False, True),
             Form(ngcf_fused(keep_aggregate=True), True, True, False),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import yaml
 
 from gnnrec.recommend import write_table
 from gnnrec.report.cells import Cell, Table, filled
+from gnnrec.report.fields import damaged, get
 from gnnrec.report.render import as_csv, as_markdown
 from gnnrec.report.svg import Figure
 from gnnrec.storage import atomic_write, storage_errors
@@ -24,7 +27,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHORT = "**The short form: whether it works, not what it finds.**"
+N = TypeVar("N", int, float)
 NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def folder(out: Path) -> Path:
+    """Where results go, made before anything is measured for them."""
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def earlier(file: Path, field: str) -> dict[str, Any] | None:
+    """What a study left in a file, with a list in this field; None without the file."""
+    try:
+        values = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise damaged(f"cannot be read: {error}", str(file)) from error
+    get(values, field, list, str(file))
+    found: dict[str, Any] = values
+    return found
+
+
+def positive(kind: type[N], *, zero: bool = False) -> Callable[[str], N]:
+    """An option of a script that is a number above 0, or 0 where that may be."""
+
+    def number(text: str) -> N:
+        value = kind(text)
+        if not (value > 0 or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {'at least' if zero else 'above'} 0")
+        return value
+
+    return number
 
 
 def table(
@@ -94,8 +130,7 @@ def write(
     """NAME.md with all tables, NAME-TABLE.csv, NAME-FIGURE.svg and, of jobs, NAME-jobs.csv; shows the tables."""
     about = yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text())["about"].strip()
     lines = [f"# {name}", "", *(line for words in (about, *notes) for line in (words, ""))]
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    folder(out)
     for each in tables:
         atomic_write(out / f"{name}-{each.name}.csv", as_csv(each).encode())
         lines += as_markdown(each)

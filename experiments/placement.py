@@ -11,6 +11,7 @@ from output import table
 
 from gnnrec.report.cells import STAMP, Cell, Table
 from gnnrec.report.svg import SERIES, Figure, figure, legend
+from gnnrec.training import checkpoint
 from gnnrec.training.rundir import read_config
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ TIMES = ("step, predicted", "step", "transfers of it", "waited for")
 def results(jobs: pd.DataFrame, study: dict[str, Any]) -> tuple[list[Table], list[Figure]]:
     """A row a placement; seconds a step."""
     runs = [(Path(folder), json.loads(Path(folder, "summary.json").read_bytes())) for folder in jobs["folder"]]
-    rows = [_row(folder, summary, runs[0][1]) for folder, summary in runs]
-    note = "State is embeddings and moments; the same: whether all metrics are those of the first row to the bit."
+    rows = [_row(folder, summary, runs[0][0]) for folder, summary in runs]
+    note = "State is embeddings and moments; the same: whether those kept at the end are the first row's to the bit."
     units = (
         dict.fromkeys(("device reads", "writes"), "GB/s")
         | dict.fromkeys(("state", "peak memory"), "bytes")
@@ -32,7 +33,7 @@ def results(jobs: pd.DataFrame, study: dict[str, Any]) -> tuple[list[Table], lis
     return [table("steps", "Steps", rows, units, note)], [_drawn(rows)]
 
 
-def _row(folder: Path, summary: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+def _row(folder: Path, summary: dict[str, Any], first: Path) -> dict[str, Any]:
     memory, account = read_config(folder).memory, summary.get("memory", {})
     slower, simulated = memory.slower, "simulated" in account
     step = (summary["train_seconds"] - summary["compile_seconds"]) / summary["steps"]
@@ -43,9 +44,17 @@ def _row(folder: Path, summary: dict[str, Any], first: dict[str, Any]) -> dict[s
     names = ("predicted_seconds", "", "transfer_seconds", "waiting_seconds")
     for column, name in zip(TIMES, names):
         row[column] = Cell(account.get(f"{name}_per_step") if name else step, "seconds", simulated)
-    same = summary["metrics"]["test"] == first["metrics"]["test"]
+    same = _checksums(folder) == _checksums(first)
     row |= {"peak memory": summary["peak_rss_bytes"], "recall@20": summary["metrics"]["test"]["recall@20"]}
     return row | {"the same": "yes" if same else "no"}
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 by file of tensors in a run's last checkpoint."""
+    last = checkpoint.latest(folder / "checkpoints")
+    assert last is not None
+    files = json.loads((last / "manifest.json").read_bytes())["files"]
+    return {name: known["sha256"] for name, known in files.items() if name.endswith(".safetensors")}
 
 
 def _drawn(rows: list[dict[str, Any]]) -> Figure:

@@ -36,19 +36,25 @@ from gnnrec import cli, sweeps
 from gnnrec.config import did_you_mean
 from gnnrec.data import catalog
 from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.report.cells import STAMP
+from gnnrec.report.fields import elided
 
 HERE = Path(__file__).parent
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; the exit code is that of `gnnrec train -m`: 2 where jobs failed, whose others are shown."""
-    if not arguments or "=" in arguments[0]:
+    asked = bool({"-h", "--help"} & set(arguments))
+    if asked or not arguments or "=" in arguments[0]:
         print(__doc__)
-        return 2
+        return 0 if asked else 2
     name, *given = arguments
     try:
         settings = dict(_setting(each) for each in given)
-        study = load(name, short=bool(settings.pop("short", False)))
+        short = settings.pop("short", False)
+        if not isinstance(short, bool):
+            raise ConfigError(f"is {short!r}", where="short", remedy="It is true or false")
+        study = load(name, short=short)
         folder = Path("outputs/studies", name + "-short" * study["short"])
         runs, out = (Path(settings.pop(key, default)) for key, default in (("runs", folder / "runs"), ("out", folder)))
         if "arguments" in study:
@@ -66,7 +72,11 @@ def _setting(given: str) -> tuple[str, Any]:
     key, equals, value = given.partition("=")
     if not equals:
         raise ConfigError(f"{given!r} is no setting", where="command line", remedy="Settings are given as KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        remedy = "Values are YAML: 1, text, [1,2]"
+        raise ConfigError(f"{value!r} cannot be read", where=key, remedy=remedy) from error
 
 
 def load(name: str, *, short: bool = False) -> dict[str, Any]:
@@ -91,19 +101,20 @@ def trained(name: str, study: dict[str, Any], settings: dict[str, Any], runs: Pa
     """Train what the study trains, and write what is made of it; gives the exit code."""
     each = study["each"] | {key: value for key, value in settings.items() if key != "only"}
     only = settings.get("only", list(study["sweeps"]))
-    chosen = only if isinstance(only, list) else [only]
+    chosen, known = only if isinstance(only, list) else [only], list(study["sweeps"])
+    if not chosen:
+        raise ConfigError("names no sweep", where="only", remedy=f"Known are: {', '.join(known)}")
     for sweep in chosen:
-        if sweep not in study["sweeps"]:
-            raise ConfigError(
-                f"there is no sweep {sweep!r}", where="only", remedy=did_you_mean(sweep, list(study["sweeps"]))
-            )
+        if sweep not in known:
+            raise ConfigError(f"there is no sweep {sweep!r}", where="only", remedy=did_you_mean(str(sweep), known))
     each["data"], absent = at_hand(each["data"])
     options = {sweep: each | study["sweeps"][sweep] for sweep in chosen}
+    output.folder(out)
     code = 0
     for sweep, own in options.items():
-        words = [f"{key}={_sweep_word(value)}" for key, value in own.items()]
+        words, before = [f"{key}={_sweep_word(value)}" for key, value in own.items()], _kept(runs / sweep)
         ended = cli.run("train", ["-m", *words, f"hydra.sweep.dir={runs / sweep}"])
-        if ended not in (0, 2):
+        if ended not in (0, 2) or _kept(runs / sweep) == before:  # interrupted, or refused before a job began
             return ended
         code = max(code, ended)
     jobs = gathered({sweep: runs / sweep for sweep in options}, study["axes"])
@@ -115,9 +126,25 @@ def trained(name: str, study: dict[str, Any], settings: dict[str, Any], runs: Pa
     notes += [f"{len(jobs) - len(done)} of {len(jobs)} jobs failed."] if len(done) < len(jobs) else []
     notes += [f"Not at hand, and left out: {', '.join(absent)}."] if absent else []
     conditions = output.conditions([Path(folder) for folder in jobs["folder"]])
-    kept = jobs.assign(folder=[str(Path(folder).relative_to(runs)) for folder in jobs["folder"]])
+    folders = [str(Path(folder).relative_to(runs)) for folder in jobs["folder"]]
+    kept = jobs.assign(folder=folders, message=jobs["message"].map(elided))
+    stamps = [STAMP if _simulated(Path(folder)) else "" for folder in jobs["folder"]]
+    if any(stamps):
+        kept.insert(0, "stamp", stamps)
     output.write(out, name, [*tables, conditions], figures, kept, notes)
     return code
+
+
+def _kept(sweep: Path) -> int | None:
+    """When a sweep's table was last written, in ns, which every sweep does whose jobs were begun."""
+    table = sweep / sweeps.TABLES[0]
+    return table.stat().st_mtime_ns if table.exists() else None
+
+
+def _simulated(folder: Path) -> bool:
+    """Whether a job's seconds are of a device that was made slower."""
+    summary = folder / "summary.json"
+    return summary.exists() and "simulated" in json.loads(summary.read_bytes()).get("memory", {})
 
 
 def at_hand(names: Any) -> tuple[Any, list[str]]:

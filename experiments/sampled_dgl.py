@@ -1,5 +1,5 @@
 """LightGCN as users of DGL train it on a part of the graph a step: neighbours of a batch's nodes are sampled, layer by
-layer, and every worker has its share of the batch.
+layer, and every worker has its share of the batch. Or, with a fan-out of 0, on the whole graph.
 
     python experiments/sampled_dgl.py '{"layers": 3, "fanout": 10, "batch": 16384, "ranks": 2}'
 
@@ -33,7 +33,7 @@ from gnnrec.training.run import graph_of
 
 REG = 1e-4  # of the ego embeddings, as published
 LR = 1e-3
-ALL = -1  # neighbours
+ALL, NONE = -1, 0  # neighbours
 LEAST = 3  # steps
 CLOSE = 1e-4  # of embeddings from all neighbours to those of the whole graph, relative to the largest
 
@@ -44,7 +44,8 @@ class Case:
 
     Args:
         data: a data set of the catalog; dim: of embeddings; layers: of LightGCN.
-        fanout: neighbours that are drawn for every node in every layer; -1: all.
+        fanout: neighbours that are drawn for every node in every layer; -1: all; 0: nothing is drawn, every step is
+            one of the whole graph.
         batch: pairs of a step, of all ranks together; ranks: processes; threads: of each.
         loaders: processes of each rank that sample ahead; 0: it samples by itself.
         optimizer: "sparse", DGL's Adam on the rows of a batch; "dense", torch's on everything.
@@ -75,6 +76,34 @@ class Negatives:
     def __call__(self, graph: Any, edges: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         source, _ = graph.find_edges(edges)
         return source, torch.randint(self.users, self.nodes, (len(edges),))
+
+
+class Whole:
+    """Batches of an epoch as a sampler's, their blocks all the whole graph.
+
+    Args:
+        graph: both directions of every pair, those from users first; users, pairs: of it.
+        case: the settings; rank: whose share of the batches it is.
+    """
+
+    def __init__(self, graph: Any, users: int, pairs: int, case: Case, rank: int) -> None:
+        import dgl
+
+        self.graph, self.users, self.pairs, self.case, self.rank = graph, users, pairs, case, rank
+        self.everyone = torch.arange(graph.num_nodes())
+        self.block = dgl.to_block(graph, self.everyone)
+        self.shuffled = torch.Generator().manual_seed(0)  # the same for all ranks
+
+    def __iter__(self) -> Iterator[Any]:
+        import dgl
+
+        nodes, share = len(self.everyone), self.case.batch // self.case.ranks
+        order = torch.randperm(self.pairs, generator=self.shuffled)[self.rank :: self.case.ranks]
+        for edges in order[: len(order) // share * share].split(share):
+            both = self.graph.find_edges(edges), Negatives(self.users, nodes)(self.graph, edges)
+            pairs, others = (dgl.graph(ends, num_nodes=nodes) for ends in both)
+            pairs.ndata["_ID"] = self.everyone
+            yield self.everyone, pairs, others, [self.block] * self.case.layers
 
 
 class Training:
@@ -115,6 +144,8 @@ class Training:
         from dgl.dataloading import DataLoader, NeighborSampler, as_edge_prediction_sampler
 
         case, pairs = self.case, torch.arange(self.pairs)
+        if case.fanout == NONE:
+            return Whole(self.graph, self.users, self.pairs, case, self.rank)
         if self.part is not None:
             pairs = pairs[self.part[self.graph.find_edges(pairs)[0]] == 0]
         neighbours = NeighborSampler([case.fanout] * case.layers)
@@ -172,7 +203,7 @@ def measured(case: Case, rank: int = 0) -> dict[str, Any]:
     for number, (batch, seconds) in enumerate(timed(training, training.loader())):
         inputs, _, _, blocks = batch
         if number == 0:
-            if case.fanout == ALL and case.ranks == 1:
+            if case.fanout in (ALL, NONE) and case.ranks == 1:
                 training.check(batch)
         elif number == 1:  # from here on all ranks have the same number in mind
             wanted = max(LEAST, int(case.seconds / agreed(seconds)))
@@ -183,7 +214,8 @@ def measured(case: Case, rank: int = 0) -> dict[str, Any]:
             break
     names = ("step_seconds", "step_edges", "step_inputs", "step_remote_inputs")
     found = {name: statistics.median(row[place] for row in rows) for place, name in enumerate(names)}
-    return found | {"steps": len(rows), "pairs": training.pairs, "directed_edges": 2 * training.pairs}
+    counts = {"pairs": training.pairs, "nodes": training.nodes, "directed_edges": 2 * training.pairs}
+    return found | {"steps": len(rows)} | counts
 
 
 def agreed(seconds: float) -> float:

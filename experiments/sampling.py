@@ -1,11 +1,12 @@
 """Whole graph with large batches, or sampled parts of it: what an epoch computes and takes, by depth and workers.
 
-    python experiments/reproduce.py sampling               # Gowalla, a quarter of an hour
+    python experiments/reproduce.py sampling               # Gowalla, half an hour
     python experiments/reproduce.py sampling short=true    # ml-100k, one depth
 
 LightGCN of width 64 with BPR. Whole graph: ours, one process or several that share the columns. Sampled: DGL's own way
-(`sampled_dgl.py`), whose batch, loaders and optimiser are first tuned at three layers, with 10 neighbours drawn in
-every layer and with all of them. Redundancy: edges that a layer computes in an epoch, forward, per edge of the graph.
+(`sampled_dgl.py`), whose batch, loaders and optimiser are first tuned at three layers for each number of processes,
+with 10 neighbours drawn in every layer and with all of them; and DGL on the whole graph. Redundancy: edges that a layer
+computes in an epoch, forward, per edge of the graph.
 Up to two workers are processes here. More are MODELLED: a worker's share of a step is measured in one process with one
 thread (with the columns that it would have; with the users of its METIS part), what crosses the network is counted and
 divided by the bandwidth that is said. Rows that the file holds already are not measured again.
@@ -24,15 +25,18 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import output
 import study  # noqa: F401 - prepares the process
 
+from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.report.cells import MODELLED, Cell, Table
+from gnnrec.report.fields import get
 from gnnrec.report.svg import Figure, figure, legend, line
-from gnnrec.storage import atomic_write, storage_errors
+from gnnrec.storage import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,8 +45,10 @@ Row = dict[str, Any]
 
 HERE = Path(__file__).parent
 WHOLE = "whole graph"
+WHOLE_DGL = "whole graph in DGL"
 SAMPLED = {"10 neighbours": 10, "all neighbours": -1}  # of every node, in every layer
 TUNED_AT = 3  # layers
+EPOCHS = 2  # of ours
 NUMBER = 4  # bytes
 
 
@@ -79,80 +85,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--gbit", type=float, default=25.0, help="of the network between workers that are modelled")
-    parser.add_argument("--latency-us", type=float, default=20.0, help="of a message there")
+    parser.add_argument(
+        "--gbit", type=output.positive(float), default=25.0, help="of the network between workers that are modelled"
+    )
+    parser.add_argument("--latency-us", type=output.positive(float, zero=True), default=20.0, help="of a message there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
+    if find_spec("dgl") is None:
+        raise ConfigError("dgl is not installed", where="sampling", remedy="pip install gnnrec[dgl]")
     plan, network = SHORT if options.short else Plan(), Network(options.gbit, 1e-6 * options.latency_us)
-    with storage_errors(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / "sampling.json"
-    known = json.loads(file.read_bytes()) if file.exists() else {"cases": []}
-    measure = Measured(known, file)
+    measure = Measured(output.folder(options.out) / "sampling.json")
     rows = list(results(plan, network, measure))
     notes = [
         f"LightGCN on {plan.data}, width {plan.dim}, BPR. {MODELLED}: {network.gbit:g} Gbit/s, "
         f"{1e6 * network.latency:g} us a message.",
         *said(plan, rows),
     ]
-    tables = [shown(rows), output.condition_table([known["conditions"]])]
+    tables = [shown(rows), output.condition_table(measure.conditions)]
     output.write(options.out, "sampling", tables, [drawn(rows)], notes=[*notes, *[output.SHORT] * options.short])
     return 0
 
 
 class Measured:
-    """Measurements by their settings, in a file that grows with each.
+    """Measurements by their settings, in a file that grows with each; `conditions` of those that were asked for.
 
     Args:
-        known: what the file holds.
         file: is written after every measurement.
     """
 
-    def __init__(self, known: dict[str, Any], file: Path) -> None:
-        self.known, self.file = known, file
+    def __init__(self, file: Path) -> None:
+        self.known, self.file = output.earlier(file, "cases") or {"cases": []}, file
+        self.conditions: list[Row] = []
 
     def __call__(self, **case: Any) -> Row:
         """Of DGL's training where it has a fan-out, else of ours; fresh processes."""
         for entry in self.known["cases"]:
             if entry["case"] == case:
+                self.conditions.append(get(entry, "conditions", dict, str(self.file)))
                 return dict(entry["found"])
         print(f"measuring {case}", file=sys.stderr, flush=True)
         found = dgl(case) if "fanout" in case else ours(**case)
-        self.known["cases"].append({"case": case, "found": found})
-        self.known["conditions"] = output.conditions_here()
+        self.conditions.append(output.conditions_here())
+        self.known["cases"].append({"case": case, "found": found, "conditions": self.conditions[-1]})
         atomic_write(self.file, (json.dumps(self.known, indent=1) + "\n").encode())
         return found
 
 
 def dgl(case: Row) -> Row:
     """A training by `sampled_dgl.py`."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "sampled_dgl.py"), json.dumps(case)], check=True, stdout=subprocess.PIPE, text=True
-    )
-    found: Row = json.loads(done.stdout.splitlines()[-1])
+    said = in_process([str(HERE / "sampled_dgl.py"), json.dumps(case)], case)
+    found: Row = json.loads(said.splitlines()[-1])
     return found
 
 
+def in_process(words: Sequence[str], case: Row) -> str:
+    """What a fresh Python says to standard output."""
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        found = f"ended with exit code {done.returncode}"
+        raise GnnrecError(found, where=f"measuring {case}", remedy="What it met stands above")
+    return done.stdout
+
+
 def ours(data: str, dim: int, layers: int, batch: int, ranks: int, threads: int) -> Row:
-    """Two epochs of published LightGCN with another batch, by the command line or torchrun."""
+    """Published LightGCN with another batch, by the command line or torchrun: steps, the mean of their seconds."""
     start = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    settings = [f"data={data}", "data.valid_ratio=0", "experiment=published_lightgcn", "trainer.epochs=2", "device=cpu"]
-    settings += [f"model.dim={dim}", f"model.layers={layers}", f"trainer.batch_size={batch}", f"threads={threads}"]
+    case = {"data": data, "dim": dim, "layers": layers, "batch": batch, "ranks": ranks, "threads": threads}
+    settings = [f"data={data}", "data.valid_ratio=0", "experiment=published_lightgcn", "device=cpu"]
+    settings += [
+        f"trainer.epochs={EPOCHS}",
+        f"model.dim={dim}",
+        f"model.layers={layers}",
+        f"trainer.batch_size={batch}",
+        f"threads={threads}",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            sys.executable,
-            "-m",
-            *start,
-            "gnnrec",
-            "train",
-            *settings,
-            "view=quiet",
-            f"hydra.run.dir={folder}/run",
-        ]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        words = ["-m", *start, "gnnrec", "train", *settings, "view=quiet", f"hydra.run.dir={folder}/run"]
+        in_process(words, case)
         summary = json.loads(Path(folder, "run", "summary.json").read_bytes())
     seconds = (summary["train_seconds"] - summary["compile_seconds"]) / summary["steps"]
-    return {"step_seconds": seconds, "steps": summary["steps"], "pairs": summary["data"]["train"]}
+    return {"step_seconds": seconds, "steps": summary["steps"] / EPOCHS, "pairs": summary["data"]["train"]}
 
 
 def results(plan: Plan, network: Network, measure: Measured) -> Iterator[Row]:
@@ -166,25 +178,39 @@ def results(plan: Plan, network: Network, measure: Measured) -> Iterator[Row]:
     yield row(WHOLE, case, measure(**case))
     for workers in plan.modelled:
         case = shared | {"layers": TUNED_AT, "batch": largest, "ranks": 1, "threads": 1, "dim": plan.dim // workers}
-        sent = 2 * (workers - 1) / workers * NUMBER * largest
-        yield modelled(row(WHOLE, case, measure(**case)), workers, network.seconds(sent, 2 * (workers - 1)), sent)
+        found = measure(**case)
+        sent, messages = all_reduced(found["pairs"] / found["steps"], workers)  # a score's part of every pair
+        yield modelled(row(WHOLE, case, found), workers, network.seconds(sent, messages), sent)
+    dense = {"fanout": 0, "loaders": 0, "optimizer": "dense", "batch": largest, "seconds": plan.seconds}
+    for layers, workers in itertools.product(plan.layers, plan.workers):
+        case = shared | dense | {"layers": layers, "ranks": workers, "threads": max(plan.workers) // workers}
+        yield row(WHOLE_DGL, case, measure(**case))
     for way in plan.ways:
-        shared |= {"fanout": SAMPLED[way], "seconds": plan.seconds}
-        best = tuned(plan, shared, measure)
+        settings = shared | {"fanout": SAMPLED[way], "seconds": plan.seconds}
+        best = {workers: tuned(plan, settings, workers, measure) for workers in plan.workers}
         for layers, workers in itertools.product(plan.layers, plan.workers):
-            case = best | {"layers": layers, "ranks": workers, "threads": max(plan.workers) // workers}
+            case = best[workers] | {"layers": layers}
             yield row(way, case, measure(**case))
         for workers in plan.modelled:
-            case = best | {"layers": TUNED_AT, "ranks": 1, "threads": 1, "parts": workers}
+            case = best[max(plan.workers)] | {"layers": TUNED_AT, "ranks": 1, "threads": 1, "parts": workers}
             found = measure(**case)
-            sent = 2 * found["step_remote_inputs"] * plan.dim * NUMBER  # their rows, and the gradients of these
-            yield modelled(row(way, case, found), workers, network.seconds(sent, 2), sent)
+            if case["optimizer"] == "dense":  # everybody has all rows, and needs the gradients of all
+                sent, messages = all_reduced(found["nodes"] * plan.dim, workers)
+            else:  # rows of others, and the gradients of these
+                sent, messages = 2 * found["step_remote_inputs"] * plan.dim * NUMBER, 2
+            yield modelled(row(way, case, found), workers, network.seconds(sent, messages), sent)
 
 
-def tuned(plan: Plan, shared: Row, measure: Measured) -> Row:
-    """The settings with which DGL's epoch is shortest, in one process that has all threads."""
+def all_reduced(numbers: float, workers: int) -> tuple[float, int]:
+    """Bytes and messages that a worker sends until all have the sum of so many numbers, around a ring."""
+    return 2 * (workers - 1) / workers * numbers * NUMBER, 2 * (workers - 1)
+
+
+def tuned(plan: Plan, shared: Row, workers: int, measure: Measured) -> Row:
+    """The settings with which DGL's epoch is shortest for so many processes."""
+    threads = max(plan.workers) // workers
     cases = [
-        shared | {"layers": TUNED_AT, "batch": batch, "ranks": 1, "threads": max(plan.workers)} | kind
+        shared | {"layers": TUNED_AT, "batch": batch, "ranks": workers, "threads": threads} | kind
         for batch in plan.batches
         for kind in ({"loaders": n, "optimizer": name} for n in plan.loaders for name in ("sparse", "dense"))
     ]
@@ -192,8 +218,9 @@ def tuned(plan: Plan, shared: Row, measure: Measured) -> Row:
 
 
 def row(way: str, case: Row, found: Row) -> Row:
-    """A row of the table; an epoch has as many steps as batches fit into its pairs, not rounded."""
-    steps = found["pairs"] / min(case["batch"], found["pairs"])
+    """A row of the table. An epoch of ours has the steps that were counted, the last one smaller; DGL's, which are all
+    of the same size, are as many as fit into its pairs, not rounded."""
+    steps = found["pairs"] / min(case["batch"], found["pairs"]) if "fanout" in case else found["steps"]
     layers, redundancy = case["layers"], steps  # of the whole graph, every edge once a layer and step
     if "step_edges" in found:
         redundancy = found["step_edges"] * max(1, case.get("parts", 1)) * steps / found["directed_edges"] / layers
@@ -227,7 +254,7 @@ def said(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     for one in rows:
         if one["workers"] == workers and one["way"] == WHOLE:
             whole[one["layers"]] = one
-    for way in plan.ways:
+    for way in (WHOLE_DGL, *plan.ways):
         mine = {one["layers"]: one for one in rows if one["workers"] == workers and one["way"] == way}
         ratios = [f"{mine[n]['epoch_seconds'] / whole[n]['epoch_seconds']:.1f}" for n in plan.layers]
         edges = [f"{mine[n]['redundancy'] / whole[n]['redundancy']:.2f}" for n in plan.layers]

@@ -37,7 +37,7 @@ from gnnrec.memtier.account import account
 from gnnrec.memtier.demands import HeldOut
 from gnnrec.report.cells import Table
 from gnnrec.report.svg import Figure, figure, legend, line
-from gnnrec.storage import atomic_write, storage_errors
+from gnnrec.storage import atomic_write
 from gnnrec.training import placing, runlog
 from gnnrec.training.trainer import Trainer
 from gnnrec.units import in_bytes
@@ -57,11 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", nargs="+", choices=list(SIZES), required=True)
-    parser.add_argument("--sizes", nargs="+", type=int, help="times Gowalla, or the largest divided by it")
+    parser.add_argument(
+        "--sizes", nargs="+", type=output.positive(int), help="times Gowalla, or the largest divided by it"
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "gnnrec-scale", help="of the files"
     )
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=output.positive(int), default=5)
     parser.add_argument("--quick", action="store_true", help="tiny graphs: whether it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a case, in a process of its own
@@ -69,10 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one is not None:
         print(json.dumps(measured(options.one, options.folder, options.steps)))
         return 0
-    file = options.out / "scale.json"
-    with storage_errors(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-    result = json.loads(file.read_bytes()) if file.exists() else {"rows": []}
+    file = output.folder(options.out) / "scale.json"
+    result = output.earlier(file, "rows") or {"rows": []}
     result["conditions"] = output.conditions_here()
     for case in (case for series in options.series for case in cases(series, options)):
         result["rows"] = [row for row in result["rows"] if "failed" not in row]

@@ -21,9 +21,10 @@ import output
 import study
 
 from gnnrec.data import dataset
+from gnnrec.errors import ConfigError
 from gnnrec.report.cells import Table
 from gnnrec.report.svg import INK, Figure, figure, legend, line
-from gnnrec.storage import atomic_write, storage_errors
+from gnnrec.storage import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,19 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", required=True, help="of conf/experiment")
-    parser.add_argument("--seeds", nargs="+", type=int, required=True)
+    parser.add_argument("--seeds", nargs="+", type=output.positive(int, zero=True), required=True)
     parser.add_argument(
         "--data", required=True, help="gowalla, whose figures are the target; others show that it works"
     )
-    parser.add_argument("--every", type=int, help="epochs between two evaluations; by default a twelfth of all")
+    parser.add_argument(
+        "--every", type=output.positive(int), help="epochs between two evaluations; by default a twelfth of all"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     base = [f"data={options.data}", *options.set]
     data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
-    file = options.out / "time_to_accuracy.json"
-    with storage_errors(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
+    file = output.folder(options.out) / "time_to_accuracy.json"
+    of = (output.earlier(file, "runs") or {}).get("data", options.data)
+    if of != options.data:
+        remedy = f"Choose another out for data={options.data}"
+        raise ConfigError(f"holds runs of data={of}", where=str(file), remedy=remedy)
     for recipe in options.recipes:
         target = NGCF if recipe.endswith("ngcf") else LIGHTGCN
         for seed in options.seeds:
@@ -65,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{recipe}, seed {seed}: {last['metrics']} after {last['train_seconds']:.1f} s", flush=True)
     result = {"data": options.data, "runs": runs_in(file)}
     notes = [output.SHORT] if options.data == "synthetic" else []
+    notes += ["What is held are Gowalla's figures, on other data."] if options.data != "gowalla" else []
     output.write(options.out, "time_to_accuracy", tables(result), figures(result), notes=notes)
     return 0
 
@@ -78,7 +84,7 @@ def evaluated(overrides: Sequence[str]) -> int:
 
 def runs_in(file: Path) -> list[dict[str, Any]]:
     """The runs that the file holds."""
-    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
+    runs: list[dict[str, Any]] = (output.earlier(file, "runs") or {"runs": []})["runs"]
     return runs
 
 
@@ -103,8 +109,9 @@ def held(run: dict[str, Any], target: dict[str, float]) -> dict[str, float] | No
 def tables(result: dict[str, Any]) -> list[Table]:
     """A row a recipe, means over seeds; the conditions of all runs."""
     rows = []
-    for recipe in dict.fromkeys(map(named, result["runs"])):
-        runs = [run for run in result["runs"] if named(run) == recipe]
+    everything = result["runs"]
+    for recipe in dict.fromkeys(named(run, everything) for run in everything):
+        runs = [run for run in everything if named(run, everything) == recipe]
         last = [run["epochs"][-1] for run in runs]
         row: dict[str, Any] = {"recipe": recipe, "seeds": len(runs)}
         row |= {name: mean(record["metrics"][name] for record in last) for name in LIGHTGCN}
@@ -117,30 +124,41 @@ def tables(result: dict[str, Any]) -> list[Table]:
             row |= {"without compilation": mean(held["without_compilation"] for held in reached)}
         rows.append(row)
     units = dict.fromkeys(("training", "until held", "without compilation"), "seconds")
-    title = f"{result['data']}: means over seeds; held: both published figures"
+    data = " ".join([result["data"], *shared(everything)])
+    title = f"{data}: means over seeds; held: both figures published for Gowalla"
     conditions = output.condition_table(run["conditions"] for run in result["runs"])
     return [output.table("recipes", title, rows, units), conditions]
 
 
-def named(run: dict[str, Any]) -> str:
-    """The recipe, and what was changed of it."""
+def changed(run: dict[str, Any]) -> list[str]:
+    """What was changed of its recipe."""
     known = f"experiment={run['recipe']}", f"seed={run['seed']}"
-    changed = [each for each in run["overrides"] if each not in known and not each.startswith("data")]
-    return " ".join([run["recipe"], *changed])
+    return [each for each in run["overrides"] if each not in known and not each.startswith("data=")]
+
+
+def shared(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What was changed of all."""
+    return [each for each in changed(runs[0]) if all(each in changed(run) for run in runs)]
+
+
+def named(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
+    """The recipe, and what was changed of it but not of all."""
+    return " ".join([run["recipe"], *(each for each in changed(run) if each not in shared(runs))])
 
 
 def figures(result: dict[str, Any]) -> list[Figure]:
     """Accuracy over seconds, a line a run, a look a recipe."""
-    runs, recipes = result["runs"], list(dict.fromkeys(map(named, result["runs"])))
+    runs = result["runs"]
+    recipes = list(dict.fromkeys(named(run, runs) for run in runs))
 
     def drawn(name: str) -> Figure:
         def draw(axes: Axes) -> None:
             for run in runs:
                 seconds = [run["start_seconds"] + record["train_seconds"] for record in run["epochs"]]
-                first = next(other for other in runs if named(other) == named(run))
-                label = f" {named(run)}" if run is first else "_"
+                first = next(other for other in runs if named(other, runs) == named(run, runs))
+                label = f" {named(run, runs)}" if run is first else "_"
                 values = [record["metrics"][name] for record in run["epochs"]]
-                axes.plot(seconds, values, **line(recipes.index(named(run)), label))
+                axes.plot(seconds, values, **line(recipes.index(named(run, runs)), label))
             for published, model, dashes in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
                 axes.axhline(published[name], color=INK, alpha=0.5, linestyle=dashes, label=f"{model} as published")
             axes.set_xlabel("seconds of training")

@@ -33,6 +33,12 @@ def reproduce(study: str, *given: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+def written(folder: Path) -> dict[Path, int]:
+    """When the files in it were last written, locks aside."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
 def shortly(study: str, tmp_path_factory) -> tuple[Path, str]:
     """What the short form of a study leaves, and what it says."""
     folder: Path = tmp_path_factory.mktemp(study)
@@ -85,8 +91,11 @@ def test_a_study_goes_on_where_it_stopped_and_refuses_other_options(published, t
     assert "job 0 (seed=0): done before" in again.stdout
     found, whole = (pd.read_csv(folder / "published-jobs.csv") for folder in (begun.parents[3], published))
     assert found["test_recall@20"].tolist() == whole["test_recall@20"].tolist()[:2]
+    before = written(tmp_path)
     other = reproduce("published", "short=true", "only=MF", "data.synthetic.noise=0.2", cwd=tmp_path)
     assert other.returncode == 2
+    assert written(tmp_path) == before
+    assert "published.md" not in other.stdout
     assert "holds a sweep of other jobs: job 0 had nothing, and now data.synthetic.noise=0.2 instead" in other.stderr
 
 
@@ -116,6 +125,7 @@ def test_depth_has_a_row_a_model_and_number_of_layers(tmp_path_factory):
     folder, _ = shortly("depth", tmp_path_factory)
     table, jobs = (pd.read_csv(folder / f"depth-{name}.csv") for name in ("layers", "jobs"))
     assert table["layers"].tolist() == [1, 2, 3, 1, 2]
+    assert table["seeds"].tolist() == [1] * 5
     assert table["recall@20"].tolist() == pytest.approx(jobs["test_recall@20"].tolist())
     assert jobs["model.layers"].tolist() == table["layers"].tolist()
     assert all((folder / f"depth-{name}.svg").exists() for name in ("recall", "training"))
@@ -130,6 +140,8 @@ def test_placement_gives_the_same_bits_wherever_tensors_lie(tmp_path_factory):
     stamped = table["step (seconds)"].str.startswith("SIMULATED")
     assert stamped.tolist() == [False] * 4 + [True] * 3
     assert table["device reads (GB/s)"].tolist()[4:] == [2, 1, 0.2]
+    jobs = pd.read_csv(folder / "placement-jobs.csv")
+    assert jobs["stamp"].fillna("").tolist() == [""] * 4 + ["SIMULATED"] * 3
 
 
 def test_ablation_measures_every_form_that_is_right(tmp_path_factory):
@@ -139,7 +151,7 @@ def test_ablation_measures_every_form_that_is_right(tmp_path_factory):
     assert table["operator"].value_counts().to_dict() == {"ngcf_layer": 6, "gat_conv": 5, "lightgcn_propagate": 4}
     for _, forms in table.groupby("operator"):
         plain, fused = forms.iloc[0], forms.iloc[-1]
-        assert plain["written (bytes)"] > 10 * fused["written (bytes)"]
+        assert plain["results of operators (bytes)"] > 10 * fused["results of operators (bytes)"]
         assert plain["peak memory (bytes)"] > fused["peak memory (bytes)"]
         assert fused["time / all on"] == 1
     assert (table.loc[(table["recomputed"] == "on") & (table["fused"] == "off"), "kept (bytes)"] == 0).all()
@@ -164,6 +176,9 @@ def test_data_sets_that_are_not_there_are_left_out_and_named(monkeypatch, tmp_pa
         (["publishd"], "there is no study 'publishd'. Did you mean published?"),
         (["published", "short"], "command line: 'short' is no setting. Settings are given as KEY=VALUE"),
         (["published", "only=[GFCF]"], "only: there is no sweep 'GFCF'. Did you mean GF-CF or NGCF?"),
+        (["published", "only=[]"], "only: names no sweep. Known are: MF, LightGCN, NGCF, XSimGCL, GF-CF"),
+        (["published", "seed=[1"], "seed: '[1' cannot be read. Values are YAML: 1, text, [1,2]"),
+        (["published", "short=maybe"], "short: is 'maybe'. It is true or false"),
     ],
 )
 def test_a_mistake_in_the_command(given, says, monkeypatch, capsys):
@@ -172,6 +187,34 @@ def test_a_mistake_in_the_command(given, says, monkeypatch, capsys):
 
     assert reproduce.main(given) == 2
     assert capsys.readouterr().err == f"gnnrec: {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["published", "short=true", "only=MF", "nothing=1"], "nothing: unknown key"),
+        (["published", "data=[yelp2018]"], "data: none is at hand of yelp2018"),
+        (["published", "short=true", "out=/proc/x"], "/proc/x"),
+        (["ablation", "short=true", "dim=0"], "argument --dim: is 0; it must be above 0"),
+        (["sampling", "short=true", "gbit=0"], "argument --gbit: is 0; it must be above 0"),
+        (["sampling", "short=true", "latency-us=-1"], "argument --latency-us: is -1; it must be at least 0"),
+    ],
+)
+def test_what_cannot_be_run_leaves_nothing(given, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("GNNREC_DATA", str(tmp_path / "data"))
+    done = reproduce(*given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not written(tmp_path)
+
+
+def test_help_is_given(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import reproduce
+
+    assert reproduce.main(["--help"]) == 0
+    assert "only=[...]" in capsys.readouterr().out
 
 
 def test_every_study_has_a_short_form_and_is_listed(monkeypatch):
@@ -196,10 +239,19 @@ def test_batch_sizes_of_a_small_data_set(tmp_path_factory):
     last = [run["epochs"][-1]["metrics"]["recall@20"] for run in result["runs"]]
     assert table["recall@20"].tolist() == pytest.approx(last)
     assert all((folder / f"batch_size-{name}.svg").exists() for name in ("recall", "seconds"))
-    written = (folder / "batch_size.json").stat().st_mtime_ns
+    said_at = (folder / "batch_size.json").stat().st_mtime_ns
     again = reproduce("batch_size", "short=true", cwd=folder.parents[2])
     assert again.returncode == 0
-    assert written == (folder / "batch_size.json").stat().st_mtime_ns  # the second time it only shows
+    assert said_at == (folder / "batch_size.json").stat().st_mtime_ns  # the second time it only shows
+    before = written(folder)
+    other = reproduce("batch_size", "short=true", "epochs=2", cwd=folder.parents[2])
+    assert other.returncode == 2
+    assert "batch_size.json: holds runs with epochs 1, not 2. Give the same options" in other.stderr
+    assert written(folder) == before
+    (folder / "batch_size.json").write_text("{")
+    damaged = reproduce("batch_size", "short=true", cwd=folder.parents[2])
+    assert damaged.returncode == 2
+    assert "batch_size.json: cannot be read" in damaged.stderr
 
 
 def test_time_to_accuracy_of_a_small_data_set(tmp_path_factory):
@@ -244,6 +296,18 @@ def test_other_runs_stay(tmp_path, monkeypatch):
     ]
     assert {run["every"] for run in runs} == {5}
     assert len(made) == 3  # the second time there is nothing to do
+    mine = ["--recipes", "large_batch_bpr", "--seeds", "0", "--every", "5", "--out", str(tmp_path)]
+    with pytest.raises(ConfigError, match=r"holds runs of data=gowalla\. Choose another out"):
+        time_to_accuracy.main(["--data", "ml-100k", *mine])
+    assert time_to_accuracy.main(["--data", "gowalla", "--set", "data.valid_by=per_user_order", *mine]) == 0
+    runs = json.loads((tmp_path / "time_to_accuracy.json").read_bytes())["runs"]
+    named = [time_to_accuracy.named(run, runs) for run in runs]
+    assert named == [
+        "large_batch_bpr",
+        "large_batch_ngcf",
+        "large_batch_bpr",
+        "large_batch_bpr data.valid_by=per_user_order",
+    ]
     assert (tmp_path / "time_to_accuracy-recall.svg").stat().st_size > 1000
 
 
