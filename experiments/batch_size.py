@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import curves
 import output
-import study
 
 from gnnrec.data import dataset
 from gnnrec.errors import ConfigError
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     base = [f"data={options.data}", *options.set]
-    data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
+    data = dataset.load(curves.composed([*base, "data.valid_ratio=0"]).data)
     file = output.folder(options.out) / "batch_size.json"
     asked = {"data": options.data, "epochs": options.epochs, "set": options.set, "base_batch": min(options.batches)}
     result = output.earlier(file, "runs") or asked | {"conditions": output.conditions_here(), "runs": []}
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rule != "none":
             settings.append(f"trainer.lr_base_batch={min(options.batches)}")
         try:
-            run = study.curve([*LOSSES[loss], *base, *settings], data)
+            run = curves.curve([*LOSSES[loss], *base, *settings], data)
         except DivergedError as error:
             run = {"epochs": [], DIVERGED: str(error)}
         result["runs"].append(names | run)

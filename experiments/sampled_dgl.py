@@ -9,6 +9,7 @@ are the settings that `sampling.py` tunes.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import study  # noqa: F401 - prepares the process
+import curves  # noqa: F401 - prepares the process
 
 os.environ.setdefault("DGLBACKEND", "pytorch")
 
@@ -248,6 +249,9 @@ def ranked(rank: int, case: Case, place: str) -> None:
     if rank == 0:
         print(json.dumps(together(found)), flush=True)  # type: ignore[arg-type]
     dist.barrier()
+    sys.stdout.flush()
+    gc.collect()  # embeddings that processes share are gone with the last reference
+    os._exit(0)  # at an interpreter's end DGL's threads sometimes abort the process
 
 
 def together(found: list[dict[str, Any]]) -> dict[str, Any]:

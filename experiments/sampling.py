@@ -29,8 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import curves  # noqa: F401 - prepares the process
 import output
-import study  # noqa: F401 - prepares the process
 
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.report.cells import MODELLED, Cell, Table

@@ -26,8 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import curves
 import output
-import study
 import torch
 
 from gnnrec.config import MemoryConfig, TrainConfig
@@ -193,7 +193,7 @@ def expansion(case: dict[str, Any]) -> tuple[BipartiteGraph, float]:
     if "base" in case:
         counts = zip(("num_users", "num_items", "num_interactions"), TINY)
         words = [*(f"data.synthetic.{name}={count}" for name, count in counts), "data.synthetic.communities=2"]
-    base = dataset.load(study.composed([*words, "data.valid_ratio=0"]).data).train
+    base = dataset.load(curves.composed([*words, "data.valid_ratio=0"]).data).train
     started = time.perf_counter()
     users, items = fractal.expand(base, case["users"], case["items"], case["interactions"], seed=0)
     graph = BipartiteGraph.from_edges(users, items, case["users"], case["items"])
@@ -208,7 +208,7 @@ def settings(case: dict[str, Any], folder: Path) -> TrainConfig:
         overrides.append(f"memory.folder={folder}")
     if case["limit_bytes"] is not None:
         overrides.append(f"memory.limit={case['limit_bytes']}")
-    return study.composed(["data=gowalla", *overrides])
+    return curves.composed(["data=gowalla", *overrides])
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

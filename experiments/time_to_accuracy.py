@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import curves
 import output
-import study
 
 from gnnrec.data import dataset
 from gnnrec.errors import ConfigError
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     base = [f"data={options.data}", *options.set]
-    data = dataset.load(study.composed([*base, "data.valid_ratio=0"]).data)
+    data = dataset.load(curves.composed([*base, "data.valid_ratio=0"]).data)
     file = output.folder(options.out) / "time_to_accuracy.json"
     of = (output.earlier(file, "runs") or {}).get("data", options.data)
     if of != options.data:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             described = {"recipe": recipe, "seed": seed, "every": every, "target": target}
             if any((described | {"overrides": overrides}).items() <= run.items() for run in runs_in(file)):
                 continue
-            run = study.curve(overrides, data, every)
+            run = curves.curve(overrides, data, every)
             described["conditions"] = output.conditions_here()
             result = with_run(file, options.data, described | run | {"held": held(run, target)})
             atomic_write(file, json.dumps(result, indent=1).encode())
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluated(overrides: Sequence[str]) -> int:
     """Epochs between two of some twelve evaluations."""
-    trainer = study.composed(overrides).trainer
+    trainer = curves.composed(overrides).trainer
     assert trainer is not None
     return max(1, (trainer.epochs or 1) // 12)
 

@@ -27,13 +27,11 @@ from pathlib import Path
 from gnnrec import process
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "experiments"))
 process.prepare()  # for all loops, and before torch and any OpenMP runtime are loaded
 # ruff: noqa: E402
 
 import measure
 import peers
-import study
 import torch
 import training_loops as loops
 import workload
@@ -47,6 +45,7 @@ from training_loops import Loop, Setting
 from workload import Tensors, Workload
 
 from gnnrec import ops
+from gnnrec.config.recipes import composed
 
 PACKAGES = ("dgl", "torch_geometric.nn", "recbole.model.general_recommender.lightgcn")
 BATCHES = "ours draws its batches within the step, the others are given theirs"
@@ -88,7 +87,7 @@ class Contest:
         """Its start and its batches on a graph."""
         batch = min(self.batch, QUICK_BATCH) if quick else self.batch
         overrides = [f"experiment={self.recipe}", f"model.dim={w.dim}", f"trainer.batch_size={batch}", *self.overrides]
-        return Setting(w, study.composed(overrides))
+        return Setting(w, composed(overrides))
 
 
 def lightgcn(batch: int) -> Contest:

@@ -76,11 +76,14 @@ def peak_memory() -> Callable[[Callable[[], Any]], tuple[Any, int]]:
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not let a process reset the peak of its resident memory")
 
+    from gnnrec import process
+
     def resident(kind: str) -> int:
         status = Path("/proc/self/status").read_text()
         return int(status.split(f"{kind}:")[1].split()[0]) * 1024
 
     def measure(function: Callable[[], Any]) -> tuple[Any, int]:
+        process.trim()
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
         return function(), resident("VmHWM") - before

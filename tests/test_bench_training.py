@@ -33,7 +33,6 @@ def quick(tmp_path_factory):
 def bench(monkeypatch):
     """The benchmark's modules, and LightGCN's contest on a tiny graph; scripts import each other from their folders."""
     monkeypatch.syspath_prepend(str(PROFILING))
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     import bench_training
     import training_loops
     import workload

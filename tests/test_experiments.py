@@ -265,7 +265,7 @@ def test_time_to_accuracy_of_a_small_data_set(tmp_path_factory):
 def test_other_runs_stay(tmp_path, monkeypatch):
     """Each is held to the published figures of its model, from where no later evaluation misses them."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import study
+    import curves
     import time_to_accuracy
 
     recalls = {"large_batch_bpr": [0.18, 0.19, 0.18, 0.19], "large_batch_ngcf": [0.1, 0.16, 0.16, 0.16]}
@@ -282,7 +282,7 @@ def test_other_runs_stay(tmp_path, monkeypatch):
         result = {"overrides": list(overrides), "epochs": records, "steps": 8}
         return result | {"start_seconds": 1.0, "compile_seconds": 3.0}
 
-    monkeypatch.setattr(study, "curve", curve)
+    monkeypatch.setattr(curves, "curve", curve)
     monkeypatch.setattr(time_to_accuracy.dataset, "load", lambda config: None)
     for recipe, seeds in (("large_batch_bpr", "0"), ("large_batch_ngcf", "0"), ("large_batch_bpr", "1")) * 2:
         given = ["--data", "gowalla", "--recipes", recipe, "--seeds", seeds, "--every", "5", "--out", str(tmp_path)]
