@@ -40,6 +40,7 @@ examples: example-run example-sweep example-study
 example-run: $(dev)
 	mkdir -p docs/examples
 	rm -rf outputs/examples/gowalla
+	$(VENV)/bin/gnnrec calibrate  # for the roofline
 	$(VENV)/bin/gnnrec train data=gowalla experiment=fastest profile=on view=plain hydra.run.dir=outputs/examples/gowalla
 	$(VENV)/bin/gnnrec report run=outputs/examples/gowalla out=docs/examples/gowalla.html
 
