@@ -24,7 +24,9 @@ from gnnrec.config import (
     TrainConfig,
 )
 from gnnrec.data.dataset import Dataset
+from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 from gnnrec.memtier import calibrate, conditions, planner
 from gnnrec.memtier.adjacency import FileAdjacency
 from gnnrec.memtier.costs import cache_held, product_flops
@@ -288,6 +290,22 @@ def build(
     if plan is not None and plan.mode == "stream":
         places.open_files(tier_folder(config, folder), _throttle(config))
     return model, graph
+
+
+def build_rows(config: TrainConfig, graph: GraphRows, device: torch.device) -> models.Rows:
+    """The model of which this process has some nodes.
+
+    Raises:
+        ConfigError: NGCF on a GPU.
+        DeviceMemoryError: no room on the GPU.
+    """
+    with devices.memory_errors("the model", lower="model.dim"):
+        if isinstance(config.model, LightGCNConfig):
+            return models.LightGCNRows(graph, config.model, config.seed, device)
+        assert isinstance(config.model, NGCFConfig)
+        if device.type == "cuda":
+            raise ConfigError("is cuda, where rows of NGCF are for processors", where="device", remedy="Use device=cpu")
+        return models.NGCFRows(graph, config.model, config.seed, device)
 
 
 def streamed(

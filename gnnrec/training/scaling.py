@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gnnrec.config import LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 
 STEPS = 64  # in an epoch, where the batch is open
 LARGEST_BATCH = 2**17  # interactions: more of them gain nothing once the products fill the processor
@@ -14,7 +15,9 @@ TOTAL_STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 12
 COLDEST = 1.27  # the temperature times the logarithm of the number of items
 
 
-def scaled(trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph) -> tuple[TrainerConfig, LossConfig]:
+def scaled(
+    trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph | GraphRows
+) -> tuple[TrainerConfig, LossConfig]:
     """Both with numbers in place of what is None.
 
     batch_size: the interactions divided by STEPS, at most LARGEST_BATCH: a data set of any size is learnt in about as
