@@ -62,8 +62,7 @@ def check_ranks(config: TrainConfig, size: int | None) -> None:
     for where, dtype in ("optimizer.state_dtype", optimizer.state_dtype), ("trainer.storage", trainer.storage):
         if dtype != "float32":
             raise _not_yet(where, dtype, "float32")
-    if config.memory.name != "dram":
-        raise _not_yet("memory", config.memory.name, "dram: a rank holds its share of the columns there")
+    _check_memory(config)
     if config.profile == "on":
         raise _not_yet("profile", "on", "off")
     if by_rows:
@@ -71,6 +70,17 @@ def check_ranks(config: TrainConfig, size: int | None) -> None:
     elif model.dim < size:
         remedy = f"Start at most {model.dim}, or raise it"
         raise ConfigError(f"is {model.dim}, and {size} ranks need a column each", where="model.dim", remedy=remedy)
+
+
+def _check_memory(config: TrainConfig) -> None:
+    """Raise a ConfigError for a plan that ranks have no use for."""
+    memory = config.memory
+    if memory.name not in ("dram", "auto"):
+        raise _not_yet("memory", memory.name, "dram, where a rank holds its share, or auto, which looks for room first")
+    given = {"folder": memory.folder, "pin": memory.pins or None, "panel": memory.panel}
+    for name, value in (given | {"buffer": memory.buffer, "simulate": memory.slower}).items():
+        if value is not None:
+            raise _not_yet(f"memory.{name}", value, "left out: a rank holds its share in DRAM")
 
 
 def _check_rows(config: TrainConfig) -> None:

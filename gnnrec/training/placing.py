@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,11 +41,13 @@ from gnnrec.memtier.matrices import PanelMatrix
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
+from gnnrec.memtier.shares import HELD, Share, Shares, of_columns, of_rows
 from gnnrec.memtier.staging import host_layout
 from gnnrec.memtier.stores import FileStore, HostStore
 from gnnrec.memtier.stream import Stream
 from gnnrec.memtier.tiers import Tier
 from gnnrec.memtier.workload import Workload
+from gnnrec.ranks import Ranks
 from gnnrec.storage import storage_errors
 from gnnrec.training.scaling import scaled
 from gnnrec.units import parse_bytes
@@ -290,6 +295,48 @@ def build(
     if plan is not None and plan.mode == "stream":
         places.open_files(tier_folder(config, folder), _throttle(config))
     return model, graph
+
+
+def shares(
+    config: TrainConfig, graph: BipartiteGraph | GraphRows, held_out: HeldOut, columns: slice | None, ranks: Ranks
+) -> Shares | None:
+    """What every rank takes of its memory, where that is asked for.
+
+    Args:
+        config: of the training.
+        graph: the training graph, or this rank's rows.
+        held_out: what this rank ranks.
+        columns: that it has, where it has no rows.
+        ranks: that all ask.
+
+    Raises:
+        GnnrecError: any rank has no room; GPUs compute.
+    """
+    if ranks.backend is None or config.memory.name != "auto":
+        return None
+    if devices.resolve(config.device).type == "cuda":
+        remedy = "Take memory=dram, or device=cpu"
+        raise ConfigError("does not look at the room of GPUs for several processes", where="memory=auto", remedy=remedy)
+    assert config.loss is not None
+    assert config.trainer is not None
+    trainer, loss = scaled(config.trainer, config.loss, graph)
+    settings = {"model": config.model, "loss": loss, "optimizer": config.optimizer, "trainer": trainer}
+    work = Workload.of(graph, **settings, held_out=held_out, threads=1, cache_bytes=0)
+    split = "columns" if columns is not None else "rows"
+
+    def own() -> dict[str, Any]:
+        if isinstance(graph, GraphRows):
+            tensors = of_rows(work, graph)
+        else:
+            assert columns is not None
+            tensors = of_columns(work, columns.stop - columns.start, ranks.size)
+        free = sum(tier.free or 0 for tier in discover() if tier.kind == "dram") // ranks.beside
+        room = min(free + sum(tensors[name] for name in HELD), config.memory.limit_bytes or sys.maxsize)
+        share = Share(ranks.rank, socket.gethostname(), room, tensors)
+        share.check(split)
+        return asdict(share)
+
+    return Shares(split, [Share(**found) for found in ranks.each(own)])
 
 
 def build_rows(config: TrainConfig, graph: GraphRows, device: torch.device) -> models.Rows:

@@ -26,6 +26,7 @@ from gnnrec.graph.union import Union
 from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
+from gnnrec.memtier.shares import Shares
 from gnnrec.ops import most_threads, set_num_threads
 from gnnrec.ranks import ALONE, Ranks
 from gnnrec.training import checkpoint, placing, room, rundir, runlog
@@ -85,7 +86,7 @@ class Run:
 def train(
     config: TrainConfig,
     run_dir: Path,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_plan: Callable[[Plan | Shares], None] = lambda plan: None,
     hopeless: Callable[[int, float], bool] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Run, dict[str, Any]]:
@@ -124,17 +125,18 @@ def train(
         log = ranks.first(lambda: rundir.begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
         facts, tier = _data_facts(data, config.evaluation.k), run_dir / rundir.TIER
         graph, data = _cut(config, data, ranks)
-        places = Places()
-        if isinstance(graph, BipartiteGraph):
-            places = placing.planned(config, graph, held_out=placing.held_out(config, data), folder=tier)
+        columns, held_out, places = _columns(config, ranks), placing.held_out(config, data), Places()
+        if ranks.backend is None:
+            assert isinstance(graph, BipartiteGraph)
+            places = placing.planned(config, graph, held_out=held_out, folder=tier)
             failed.callback(places.close)
-            if places.plan is not None:
-                on_plan(places.plan)
-            _check_room(config, graph, places, run_dir)
-        ranks.first(lambda: rundir.keep(config, places.plan, run_dir))
+        plan = places.plan or placing.shares(config, graph, held_out, columns, ranks)
+        if plan is not None:
+            on_plan(plan)
+        _check_room(config, graph, places, run_dir)
+        ranks.first(lambda: rundir.keep(config, plan, run_dir))
         ranks.begin(str(run_dir))
         restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
-        columns = _columns(config, ranks)
         model: models.Model | models.Streamed | models.Rows
         if isinstance(graph, GraphRows):
             model = placing.build_rows(config, graph, device)
@@ -159,7 +161,7 @@ def train(
     return run, summary
 
 
-def _check_room(config: TrainConfig, graph: BipartiteGraph, places: Places, run_dir: Path) -> None:
+def _check_room(config: TrainConfig, graph: BipartiteGraph | GraphRows, places: Places, run_dir: Path) -> None:
     """Raise a StorageError where disks would be full before a run whose tensors are streamed is done."""
     if places.plan is not None and places.plan.mode == "stream":
         assert config.trainer is not None
@@ -314,6 +316,8 @@ def _form(run_dir: Path, device: torch.device) -> Form | None:
     file = run_dir / rundir.PLAN
     try:
         plan = json.loads(file.read_bytes())
+        if plan["mode"] == "ranks":
+            return None
         embedding, adjacency = (
             next(tensor for tensor in plan["tensors"] if tensor["name"] == name) for name in ("embedding", "graph")
         )
