@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from pretend_ranks import together
-from test_run import config as run_config
 
 from gnnrec import models
 from gnnrec.config import (
     BPRConfig,
-    DistributedConfig,
     LightGCNConfig,
     NGCFConfig,
     OptimizerConfig,
     TrainerConfig,
 )
 from gnnrec.data import synthetic
-from gnnrec.errors import ConfigError
+from gnnrec.data.interactions import IdMap, Interactions
 from gnnrec.graph.rows import GraphRows
-from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import checkpoint, placing, run
+from gnnrec.ranks import Ranks
+from gnnrec.training import checkpoint
 from gnnrec.training.resident import Resident
 from gnnrec.training.row_parallel import RowParallel, RowParallelLayers
 from gnnrec.training.run import graph_of
@@ -87,16 +81,15 @@ def test_rows_are_put_together_in_the_order_that_is_asked_for(log):
     assert all(torch.equal(found, nodes) for found in together(3, work))
 
 
-def test_ranks_of_a_few_nodes_may_have_none(log):
-    def work(ranks: Ranks) -> tuple[torch.Tensor, int]:
-        part = GraphRows(np.zeros(2, np.int32), np.arange(2, dtype=np.int32), 1, 2, ranks)
-        every = torch.zeros(3, 1)
-        part.spread(part.numbers[:, None].float(), every)
-        return every[:, 0], len(part.numbers)
-
-    found = together(4, work)
-    assert all(every.tolist() == [0, 1, 2] for every, _ in found)
-    assert sum(count for _, count in found) == 3
+@pytest.mark.parametrize("model", [LIGHTGCN[0], NGCF[0]])
+def test_a_rank_may_have_no_node(model):
+    users, items = np.array([0, 0, 1], np.int32), np.array([0, 1, 1], np.int32)
+    few = Interactions(users, items, IdMap.range(2), IdMap.range(3))
+    one = resident(graph_of(few), model, LOSSES[1])
+    expected = [float(one.step(k, 1e-2)) for k in range(STEPS)]
+    losses, state = trained(few, 5, model, LOSSES[1])
+    assert losses == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(state["model.embedding"], one.model.embedding.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"negatives": 3, "popularity": 0.5}])
@@ -193,69 +186,3 @@ def stepped(mine: RowParallel):
         nodes += len(mine.sampler.batch(k)[0].unique())
         mine.step(k, 1e-2)
     return mine.actual, nodes
-
-
-def config(model, epochs: int, split: str | None = "rows", **changes):
-    base = run_config()
-    changes |= {"model": model, "trainer": replace(base.trainer, epochs=epochs)}
-    return replace(base, distributed=DistributedConfig(split), **changes)
-
-
-def train(folder: Path, size: int, model, epochs: int, split: str | None = "rows", **changes) -> dict:
-    """The summary of a run by so many ranks, 0 for a process that knows nothing of them."""
-    if not size:
-        return run.train(config(model, epochs, None, **changes), folder)[1]
-
-    def work(ranks: Ranks):
-        with run.train(config(model, epochs, split, **changes), folder, ranks=ranks)[0] as done:
-            assert done.graph.num_nodes == 350
-        return json.loads(json.dumps({"metrics": run.evaluate(done, [20])}))
-
-    first, *others = together(size, work)
-    assert all(other == first for other in others)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["metrics"] == first["metrics"]
-    return summary
-
-
-MODELS = [LightGCNConfig(dim=32, layers=2, popularity=0.2), NGCFConfig(dim=16, layers=2)]
-
-
-@pytest.fixture(scope="module", params=MODELS, ids=["lightgcn", "ngcf"])
-def finished(request, tmp_path_factory) -> tuple:
-    return request.param, train(tmp_path_factory.mktemp("one") / "run", 0, request.param, 4)
-
-
-@pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 2), (2, 3)])
-def test_a_run_goes_on_with_another_number_of_ranks(finished, tmp_path, before, after):
-    model, expected = finished
-    train(tmp_path / "run", before, model, 2)
-    summary = train(tmp_path / "run", after, model, 4, resume=True)
-    assert summary["steps"] == expected["steps"]
-    for part, metrics in expected["metrics"].items():
-        bits = isinstance(model, LightGCNConfig)
-        assert summary["metrics"][part] == (metrics if bits else pytest.approx(metrics, rel=1e-2))
-    if after:
-        assert summary["distributed"]["split"] == "rows"
-    assert summary["data"] == expected["data"]
-    opened = run.open_run(tmp_path / "run")
-    assert run.evaluate(opened, [20]) == summary["metrics"]
-
-
-def test_columns_go_on_as_rows_and_rows_as_columns(tmp_path):
-    model = MODELS[0]
-    expected = train(tmp_path / "one", 0, model, 3)
-    for epochs, split in ((1, "columns"), (2, "rows"), (3, "columns")):
-        summary = train(tmp_path / "run", 2, model, epochs, split, resume=epochs > 1)
-    for part, metrics in expected["metrics"].items():
-        assert summary["metrics"][part] == pytest.approx(metrics, rel=1e-3)
-
-
-def test_ngcf_is_split_into_rows_unless_told_otherwise():
-    assert DistributedConfig().by_rows(NGCFConfig())
-    assert not DistributedConfig().by_rows(LightGCNConfig())
-
-
-def test_a_gpu_cannot_have_rows_of_ngcf(log):
-    with pytest.raises(ConfigError, match="device: is cuda"):
-        placing.build_rows(config(NGCFConfig(), 1), rows(log, ALONE), torch.device("cuda"))

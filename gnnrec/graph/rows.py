@@ -1,8 +1,8 @@
 """The rows of a graph that one of several processes has: no process holds more of its edges than these.
 
-A rank has a range of the users and one of the items, cut so that every rank has about as much work on either side. Of
-the others it knows their degrees alone. A matrix with a row a node is of a rank's own nodes, users first, or of all, as
-everywhere else.
+A rank has a range of the users and one of the items, cut so that every rank has about as many edges, and nodes, of
+either. Of the others it knows their degrees alone. A matrix with a row a node is of a rank's own nodes, users first, or
+of all, as everywhere else.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import torch
 
 from gnnrec.graph import _build
 from gnnrec.graph.bipartite import user_rows
-from gnnrec.graph.schedule import ROW_COST
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ranks import Ranks
 
+# Edges that count as much as a node when ranges are cut. In a step's time a node takes as much as some 4, with its
+# embedding and moments hundreds in memory: graphs that differ much in degrees from range to range get a part of both.
+NODE = 32
+
 
 def borders(degrees: npt.NDArray[np.int64], size: int) -> list[int]:
-    """Where ranges of nodes begin, so many of about equal work, and where the last one ends."""
+    """Where ranges of nodes begin, so many of about equal weight, and where the last one ends."""
     indptr = np.concatenate([[0], np.cumsum(degrees)])
-    found: list[int] = _build.balanced_borders(indptr, np.empty(0, np.int64), size, ROW_COST).tolist()
+    found: list[int] = _build.balanced_borders(indptr, np.empty(0, np.int64), size, NODE).tolist()
     return found
 
 
@@ -112,13 +115,23 @@ class GraphRows:
         return which, torch.where(own < self.num_users, own - users.start, own + first)
 
     def collect(self, nodes: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
-        """A row for each of these nodes, of whose rows every rank has its own, in their order."""
-        starts = torch.tensor(self._users[1:-1] + [self.num_users] + [self.num_users + k for k in self._items[1:-1]])
-        owner = torch.bucketize(nodes, starts.to(nodes.device), right=True)
-        owner = torch.where(nodes < self.num_users, owner, owner - self.ranks.size)
-        order = owner.argsort(stable=True)
-        result = mine.new_empty((len(nodes), *mine.shape[1:]))
-        result[order] = self.ranks.all_rows(mine)
+        """A row for each of these nodes, of whose rows every rank has its own, in their order. Of nodes in rising order
+        nothing is held beside the result."""
+        size, rank, first = self.ranks.size, self.ranks.rank, self.num_users
+        starts = [*self._users[1:-1], *(first + start for start in self._items[:-1])]
+        # The users of every rank, then the items of every rank: rising nodes lie so already.
+        piece = torch.bucketize(nodes, torch.tensor(starts, device=nodes.device), right=True)
+        ends = [0, *torch.bincount(piece, minlength=2 * size).cumsum(0).tolist()]
+        shares = [[slice(*ends[k : k + 2]) for k in (number, size + number)] for number in range(size)]
+        own = piece[(piece == rank) | (piece == size + rank)]
+        pieces = mine.new_empty((len(nodes), *mine.shape[1:]))
+        for k, rows in zip((rank, size + rank), shares[rank], strict=True):
+            pieces[rows] = mine[own == k]
+        self.ranks.spread(pieces, shares)
+        if (piece.diff() >= 0).all():
+            return pieces
+        result = torch.empty_like(pieces)
+        result[piece.argsort(stable=True)] = pieces
         return result
 
     def spread(self, own: torch.Tensor, out: torch.Tensor) -> None:

@@ -96,7 +96,7 @@ def of_columns(work: Workload, width: int, size: int) -> dict[str, int]:
     sizes["layers"] = min(work.layers - 1, 2) * numbers if work.layers else 0  # of the forward pass
     sizes |= {"best": numbers} if work.held_out.valid else {}
     found = _sized(work, sizes) | {demand.name: demand.bytes for demand in work.graph(Moved(0))}
-    found["batch"] += _collected(work, width, 0)
+    found["batch"] += _rows_of_batch(work, width, 3)
     # The model as it is now, and vectors of all items, sent and put together.
     found[RANKING] += 2 * numbers + items * (2 * ceil(work.dim / size) + 3 * work.dim)
     return found
@@ -108,12 +108,12 @@ def of_rows(work: Workload, graph: GraphRows) -> dict[str, int]:
     own, wide = FLOAT * rows * work.dim, FLOAT * work.final_dim
     layered = isinstance(work.model, NGCFConfig)
     sizes = dict.fromkeys(("embedding", *STATE, "gradient", "upstream"), own)
-    # NGCF keeps outputs and aggregates of all layers but the last, and has a gradient more on its way back.
-    sizes["layers"] = own * (2 * (work.layers - 1) + 1 if layered else 1)
+    if layered:  # outputs and aggregates of all layers but the last, and two gradients more on the way back
+        sizes["layers"] = 2 * work.layers * own
     sizes["everyone"] = FLOAT * nodes * work.dim
     sizes |= {"best": own} if work.held_out.valid else {}
     found = _sized(work, sizes)
-    found["batch"] += _collected(work, work.final_dim, graph.ranks.size)
+    found["batch"] += _rows_of_batch(work, work.final_dim, 3 + 1 / graph.ranks.size)
     found["graph"] = 4 * graph.matrix.nnz + 20 * (rows + 1) + 20 * (nodes + 1)  # degrees, pointers and scales of all
     found["interactions"] = 4 * len(graph.user_items) + 8 * (users + 1)
     copied = layered or work.model.popularity  # type: ignore[union-attr]  # else all items lie in what is sent to all
@@ -126,8 +126,6 @@ def _sized(work: Workload, sizes: dict[str, int]) -> dict[str, int]:
     return {demand.name: demand.bytes for demand in work.demands(sizes, Moved(0))}
 
 
-def _collected(work: Workload, columns: int, size: int) -> int:
-    """Rows of the batch's nodes: embeddings, final embeddings and their gradient, and of several ranks what is sent,
-    arrives, is joined and put in order."""
-    copies = 4 + (3 + 1 / size if size else 0)
+def _rows_of_batch(work: Workload, columns: int, copies: float) -> int:
+    """Rows of the batch's nodes: embeddings, final embeddings and their gradient, and what ranks send of them."""
     return int(FLOAT * work.batch_rows()[0] * columns * copies)

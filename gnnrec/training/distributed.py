@@ -167,4 +167,4 @@ def save(ranks: Ranks, folder: Path, step: int, tensors: Mapping[str, Any], stat
 
 def folds(x: torch.Tensor) -> torch.Tensor:
     """With zeros as columns up to a multiple of 16."""
-    return F.pad(x, (0, -x.shape[1] % FOLD))
+    return F.pad(x, (0, -x.shape[1] % FOLD)) if x.shape[1] % FOLD else x

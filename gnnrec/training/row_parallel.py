@@ -64,10 +64,7 @@ class RowParallel(Parallel):
         """As Parallel.differentiate."""
         ego, model = self.embedding, self.model
         batch, which, here = self.batch(step, ego.shape[1])
-        model.spread(ego)
-        every = model.everyone[batch.nodes]
-        final = self.graph.collect(batch.nodes, model.propagate(ego, here))
-        batch.add(folds(final), folds(every))
+        batch.add(*self._rows(batch.nodes, here))
         loss = batch.loss()
         found = batch.gradient()[:, : ego.shape[1]]
         model.everyone.zero_()[batch.nodes] = found
@@ -77,6 +74,12 @@ class RowParallel(Parallel):
         if batch.decay is not None:
             gradient[here] += ego[here] * batch.decay[which, None]
         return self.agreed(loss), gradient
+
+    def _rows(self, nodes: torch.Tensor, here: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The final and the ego embeddings of a batch's nodes."""
+        self.model.spread(self.embedding)
+        ego = self.model.everyone[nodes]
+        return folds(self.graph.collect(nodes, self.model.propagate(self.embedding, here))), folds(ego)
 
     def batch(self, step: int, columns: int) -> tuple[ops.BPRPanels, torch.Tensor, torch.Tensor]:
         """A batch's loss; which of its nodes are this rank's, and where these are."""
@@ -125,10 +128,7 @@ class RowParallelLayers(RowParallel):
         model, layers, width = self.model, self.model.layers(step), self.embedding.shape[1]
         batch, which, here = self.batch(step, width * (len(layers) + 1))
         done = self._forward(layers, here)
-        rows = [self.embedding[here], *(layer.out[here] for layer in done[:-1]), done[-1].out]
-        for number, part in enumerate(self.graph.collect(batch.nodes, torch.cat(rows, dim=1)).split(width, dim=1)):
-            wide = folds(part).contiguous()
-            batch.add(wide, wide if number == 0 else None)
+        self._add(batch, [self.embedding[here], *(layer.out[here] for layer in done[:-1]), done[-1].out])
         loss = batch.loss()
         grads = [batch.gradient()[which, :width] for _ in range(len(layers) + 1)]
         gradient = self._backward(layers, done, batch.nodes, here, grads)
@@ -141,6 +141,12 @@ class RowParallelLayers(RowParallel):
         for weight, of_weight in zip(weights, found, strict=True):
             weight.grad = of_weight
         return loss, gradient
+
+    def _add(self, batch: ops.BPRPanels, rows: list[torch.Tensor]) -> None:
+        """Give the loss what all ranks have of the batch's rows of the embeddings and of every layer."""
+        for number, mine in enumerate(rows):
+            part = folds(self.graph.collect(batch.nodes, mine))
+            batch.add(part, part if number == 0 else None)
 
     def _forward(self, layers: list[ops.NGCFBlocks], here: torch.Tensor) -> list[_Layer]:
         """Every layer of own nodes, the last one of the batch's alone."""
