@@ -123,7 +123,7 @@ def train(
     _check_cutoffs(config, data)
     with ExitStack() as opened, ExitStack() as failed:
         log = ranks.first(lambda: rundir.begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
-        facts, tier = _data_facts(data, config.evaluation.k), run_dir / rundir.TIER
+        counts, facts, tier = data.counts(), _data_facts(data, config.evaluation.k), run_dir / rundir.TIER
         graph, data = _cut(config, data, ranks)
         columns, held_out, places = _columns(config, ranks), placing.held_out(config, data), Places()
         if ranks.backend is None:
@@ -146,7 +146,6 @@ def train(
         if ranks.leads:
             here = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
             log.start(asdict(config), run_dir)
-            counts = {name: value for name, value in facts.items() if name not in ("name", "attainable")}
             log.event("start", data=counts, **runlog.device_facts(device), **here)
         position, actual = _fit(run, run_dir / "checkpoints", log, hopeless, columns)
         log.phase("testing")
@@ -181,13 +180,7 @@ def _cut(
     ranks.doing = "the cut of the graph"
     train = data.train
     graph = GraphRows(train.users, train.items, train.num_users, train.num_items, ranks)
-    own = graph.own_users
-
-    def kept(part: Interactions) -> Interactions:
-        return part.take(np.flatnonzero((part.users >= own.start) & (part.users < own.stop)), name=part.name)
-
-    valid = None if data.valid is None else kept(data.valid)
-    return graph, replace(data, train=kept(train), valid=valid, test=kept(data.test), truth=None)
+    return graph, data.of_users(graph.own_users)
 
 
 def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:
