@@ -14,6 +14,7 @@ from gnnrec.memtier.layout import BLOCK_BYTES
 
 STATE = ("exp_avg", "exp_avg_sq")
 RANKING = "ranking"
+FINAL = "final"  # embeddings, mapped for processors to rank
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from math import ceil
 
 from gnnrec.config import NGCFConfig
 from gnnrec.memtier.costs import Access
-from gnnrec.memtier.demands import STATE, Demand, Moved, Pass, Streamed
+from gnnrec.memtier.demands import FINAL, STATE, Demand, Moved, Pass, Streamed
 from gnnrec.memtier.layout import ROWS_BYTES, columns_block_bytes
 from gnnrec.memtier.ring import read_only
 from gnnrec.memtier.workload import FLOAT, SELECTED, Workload
@@ -87,7 +87,7 @@ def lightgcn(workload: Workload, panel: int) -> Streamed:
         (Access("to_gpu", numbers), Access("from_gpu", numbers)) if workload.on_gpu else (Access("mixed", 2 * numbers),)
     )
     files = [Demand(name, numbers, ways) for name in ("embedding", *STATE)]
-    files.append(Demand("final", numbers))  # for evaluation, mapped
+    files.append(Demand(FINAL, numbers))
     if workload.held_out.valid:
         files.append(Demand("best", numbers))
     update = (Access("mixed", 6 * numbers),)
@@ -173,7 +173,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     parts = min(max(workload.nodes // CHUNK_ROWS, 1), CHUNKS)
     sizes |= {"weights": (4 * workload.layers + parts) * 2 * (workload.dim + 1) * workload.dim * FLOAT}
     lying = {"embedding": 1, STATE[0]: 1, STATE[1]: 1, "layers": inner, "aggregates": max(inner, 1)}
-    lying |= {"gradient": min(inner, 1), "final": workload.layers + 1, "best": bool(workload.held_out.valid)}
+    lying |= {"gradient": min(inner, 1), FINAL: workload.layers + 1, "best": bool(workload.held_out.valid)}
     return Streamed(
         panel,
         panels,

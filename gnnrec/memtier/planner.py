@@ -25,7 +25,7 @@ from gnnrec.memtier.costs import (
     seconds,
     transfers,
 )
-from gnnrec.memtier.demands import RANKING, STATE, Demand, Pass, Streamed
+from gnnrec.memtier.demands import FINAL, RANKING, STATE, Demand, Pass, Streamed
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
 from gnnrec.memtier.passes import SOURCES
@@ -33,7 +33,7 @@ from gnnrec.memtier.plans import Placement, Plan, Speed
 from gnnrec.memtier.ring import FEWEST, Ring
 from gnnrec.memtier.search import place
 from gnnrec.memtier.staging import host_layout
-from gnnrec.memtier.tiers import Rate, Tier
+from gnnrec.memtier.tiers import CUSTOM, Rate, Tier
 from gnnrec.memtier.workload import GROUP, Workload
 from gnnrec.units import in_bytes
 
@@ -96,18 +96,26 @@ class _Problem:
         if not homes:
             raise ConfigError(f"there is no usable tier of kind {kind}", where="memory", remedy="See gnnrec tiers")
         self.home = max(homes, key=lambda tier: tier.free or tier.capacity or 0)
+        own = [tier for tier in usable if tier.kind == CUSTOM]
         # A GPU's kernels take tensors on it alone; blocks come to it from DRAM, or from a folder that is named.
-        others = [] if workload.on_gpu else [tier for tier in usable if tier != self.home and tier.kind != "gpu"]
+        others = [] if workload.on_gpu else [tier for tier in usable if tier.kind not in ("gpu", CUSTOM)]
+        others = [tier for tier in others if tier != self.home]
         # Whoever leaves it to us need not calibrate what is not wanted.
-        wanted = {memory.folder, *memory.pins.values()}
+        wanted = {*([] if own else [memory.folder]), *memory.pins.values()}
         self.uncalibrated = [
             tier for tier in others if memory.name == "auto" and not tier.rates and not {tier.name, tier.where} & wanted
         ]
         self.others = [tier for tier in others if tier not in self.uncalibrated]
         self.resident = workload.resident()
         self.transfers: dict[str, Transfers] = {}
-        self.stores = self._stores(usable if workload.on_gpu else self.others)
-        self.tiers = {tier.name: tier for tier in (self.home, *self.others, *self.stores)}
+        files = [tier for tier in self._in_folder(usable) if tier.kind in ("file", "pmem")]
+        self.stores = own or self._stores(usable if workload.on_gpu else self.others)
+        # Beside a user's own tier, which nobody can map.
+        self.mapped = files[:1] if own else []
+        if own and not files:
+            found = "there is no folder for files that are mapped, which an own tier needs beside it"
+            raise ConfigError(found, where="memory.custom", remedy="Give one on a disk by memory.folder")
+        self.tiers = {tier.name: tier for tier in (self.home, *self.others, *self.stores, *self.mapped)}
         staying, leaving = (sum(d.bytes for d in self.resident if d.movable == movable) for movable in (False, True))
         beside = self._free(self.home, self.resident) - staying
         self.cached = min(1.0, max(0.0, beside / leaving)) if leaving else 1.0  # of mapped files, by the page cache
@@ -223,7 +231,7 @@ class _Problem:
         last = [
             (form, tier)
             for tier in ([] if workload.on_gpu else tiers)
-            for form in self._with_graph(every, tier)
+            for form in ([] if tier.kind == CUSTOM else self._with_graph(every, tier))
             if self._agrees(form, tier)
         ]
         if memory.name == "stream" and not (pairs or last):
@@ -260,12 +268,11 @@ class _Problem:
         useful = ceil(streamed.panel_bytes / block) * block
         asked = self.memory.buffer_bytes or min(left, useful)
         ring = self._ring(streamed, files, int(max(asked, 0)))
-        on_files = sum(demand.bytes for demand in streamed.files)
-        if max(ring.bytes, ranking) > left or on_files > self.room(files, streamed.files):
+        if max(ring.bytes, ranking) > left or not self._have_room(streamed.files, files):
             return None
         held = [*_beside(ring, streamed.demands), ring]
         placements = [self._placement(demand, self.home, "direct") for demand in held]
-        placements += [self._placement(demand, files, "stream") for demand in streamed.files]
+        placements += [self._placement(demand, self._lies(demand, files), "stream") for demand in streamed.files]
         resources = self._busy(placements, sum(one.flops for one in streamed.passes) if streamed.passes else None)
         demands = [*held, *streamed.files]
         if streamed.passes:
@@ -284,6 +291,18 @@ class _Problem:
         beside = sum(seconds(self.home, access, self.workload.threads) for access in streamed.beside)
         step = streamed_seconds(compute - beside, update + beside, transfer - sum(graph), hidden, (graph[0], graph[1]))
         return self._plan("stream", placements, resources, step, demands, streamed.panel, self._used(files, ring))
+
+    def _lies(self, demand: Demand, files: Tier) -> Tier:
+        """Where a tensor lies that is streamed into these files: what is mapped, in files whatever a user's tier is."""
+        return self.mapped[0] if self.mapped and demand.name == FINAL else files
+
+    def _have_room(self, demands: Sequence[Demand], files: Tier) -> bool:
+        """Whether what is streamed into these files has room."""
+        needed: dict[str, int] = {}
+        for demand in demands:
+            name = self._lies(demand, files).name
+            needed[name] = needed.get(name, 0) + demand.bytes
+        return all(size <= self.room(self.tiers[name], demands) for name, size in needed.items())
 
     def _used(self, files: Tier, buffers: Demand) -> Ring:
         """The ring as training has it."""
@@ -326,7 +345,8 @@ class _Problem:
         total: dict[str, float] = {}
         for placement in placements:
             name = placement.tier if placement.mode == "direct" else f"{placement.tier} (stream)"
-            total[name] = total.get(name, 0.0) + placement.seconds
+            if placement.seconds:
+                total[name] = total.get(name, 0.0) + placement.seconds
         beside = {"sampling": workload.sampling_seconds, "dense products": products}
         total |= {name: taken for name, taken in beside.items() if taken}
         return total
@@ -412,11 +432,14 @@ class _Problem:
         streamed: Sequence[Demand] = (),
     ) -> dict[str, tuple[int, int]]:
         """What is missing if the largest tensors that may leave go to where most room is left; `streamed` to files."""
-        left = {tier.name: self.room(tier, demands) for tier in (self.home, *others, *([files] if files else []))}
+        left = {
+            tier.name: self.room(tier, demands)
+            for tier in (self.home, *others, *([files, *self.mapped] if files else []))
+        }
         needed = dict.fromkeys(left, 0)
         for demand in sorted(demands, key=lambda demand: (demand.movable, -demand.bytes)):
             if files is not None:
-                tier = files.name if demand in streamed else self.home.name
+                tier = (self._lies(demand, files) if demand in streamed else self.home).name
             else:
                 names = [option.name for option in self._options(demand) if option.name in left]
                 tier = max(names or [self.home.name], key=lambda name: left[name] - needed[name])
