@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +270,41 @@ def test_the_final_evaluation_takes_what_the_plan_counts(peak_memory, changes):
     counted = placing.workload(settings, graph, [dram()], held_out=held_out).resident()
     ranking = next(demand.bytes for demand in counted if demand.name == "ranking")
     assert 0.3 * ranking < peak < 1.1 * ranking + (8 << 20)
+
+
+@pytest.mark.parametrize("graph_in_file", [False, True], ids=["graph", "graph_in_file"])
+@pytest.mark.parametrize(
+    "model", [LightGCNConfig(dim=48, layers=2), NGCFConfig(dim=48, layers=2)], ids=["lightgcn", "ngcf"]
+)
+def test_plans_count_the_buffers_that_are_made(machine, tmp_path, monkeypatch, model, graph_in_file):
+    """Of all memory past torch's at any time of a run, with evaluations, checkpoints and the best one kept."""
+    held, peak = 0, 0
+
+    def gone(count):
+        nonlocal held
+        held -= count
+
+    class Counted(mmap.mmap):
+        def __new__(cls, number, count, *args, **options):
+            nonlocal held, peak
+            made = super().__new__(cls, number, count, *args, **options)
+            if number == -1:  # of no file
+                held += count
+                peak = max(peak, held)
+                weakref.finalize(made, gone, count)
+            return made
+
+    monkeypatch.setattr(mmap, "mmap", Counted)
+    memory = replace(STREAM, pin={"graph": str(tmp_path / "tier")}) if graph_in_file else STREAM
+    memory = replace(memory, folder=str(tmp_path / "tier"))
+    done, _ = run.train(config(memory, model=model), tmp_path / "run")
+    done.places.close()
+    bytes_of = {placement.name: placement.bytes for placement in done.places.plan.placements}
+    names = {"panels", "buffers", "file_buffers"} | ({"graph_buffers"} if graph_in_file else set())
+    counted = sum(bytes_of[name] for name in names)
+    assert bytes_of["panels"] + bytes_of["file_buffers"] < peak <= counted
+    if isinstance(model, LightGCNConfig) and not graph_in_file:
+        assert peak == counted
 
 
 @pytest.mark.parametrize("back", [None, "stream"])

@@ -142,7 +142,7 @@ class _Problem:
             attempts.append(self._short(self.resident, self.others if self.memory.name != "dram" else []))
         for streamed, tier in itertools.chain(*self._streams()):
             ring = self._ring(streamed, tier, self.memory.buffer_bytes or 0)
-            demands = [*_beside(ring, streamed.demands), ring, *streamed.files]
+            demands = [*self._held(streamed, tier, ring), *streamed.files]
             attempts.append(self._short(demands, [], tier, streamed.files))
         return min(attempts, key=lambda short: sum(needed - room for needed, room in short.values()))
 
@@ -263,14 +263,14 @@ class _Problem:
             sum(demand.bytes for demand in streamed.demands if (demand.name == RANKING) == ranked)
             for ranked in (False, True)
         )
-        left = self.room(self.home, streamed.demands) - always
+        left = self.room(self.home, streamed.demands) - always - self._file_buffers(streamed, files).bytes
         block = self._block_bytes(streamed, files)
         useful = ceil(streamed.panel_bytes / block) * block
         asked = self.memory.buffer_bytes or min(left, useful)
         ring = self._ring(streamed, files, int(max(asked, 0)))
         if max(ring.bytes, ranking) > left or not self._have_room(streamed.files, files):
             return None
-        held = [*_beside(ring, streamed.demands), ring]
+        held = self._held(streamed, files, ring)
         placements = [self._placement(demand, self.home, "direct") for demand in held]
         placements += [self._placement(demand, self._lies(demand, files), "stream") for demand in streamed.files]
         resources = self._busy(placements, sum(one.flops for one in streamed.passes) if streamed.passes else None)
@@ -326,6 +326,16 @@ class _Problem:
         layout, block = self._layout(streamed, files), self._block_bytes(streamed, files)
         count = min(max(FEWEST, buffer_bytes // block), layout.panels * layout.blocks)
         return Demand("buffers", count * block, streamed.update)
+
+    def _held(self, streamed: Streamed, files: Tier, ring: Demand) -> list[Demand]:
+        """What lies where the computation is: the demands, the ring, other buffers."""
+        buffers = self._file_buffers(streamed, files)
+        return [*_beside(ring, streamed.demands), ring, *([buffers] if buffers.bytes else [])]
+
+    def _file_buffers(self, streamed: Streamed, files: Tier) -> Demand:
+        """Those of matrices in files, one at a time of which is gone over by itself; beside a GPU they are in DRAM."""
+        count = 0 if self.workload.on_gpu else streamed.in_files
+        return Demand("file_buffers", count * self._layout(streamed, files).block_bytes)
 
     def _block_bytes(self, streamed: Streamed, files: Tier) -> int:
         """Of a buffer of the ring, which holds a block of several matrices."""
