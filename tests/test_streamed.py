@@ -495,6 +495,18 @@ def test_a_disk_without_room_is_found_out_before_training(machine, tmp_path, mon
     # Two checkpoints more: the first one is there.
     with pytest.raises(StorageError, match=r"run: checkpoints \(2 of"):
         run.train(config(STREAM, resume=True), tmp_path / "run")
+    # A finished run writes none.
+    free = 5 * numbers + 8192
+    done, summary = run.train(replace(short, resume=True), tmp_path / "run")
+    done.places.close()
+    assert summary["epochs"] == 1
+    two = replace(short.trainer, epochs=2)
+    with pytest.raises(StorageError, match=r"run: checkpoints \(1 of"):
+        run.train(config(STREAM, resume=True, trainer=two), tmp_path / "run")
+    state = next((tmp_path / "run/checkpoints").glob("*/state.json"))
+    state.write_text("{")  # damaged: nobody knows what is left
+    with pytest.raises(StorageError, match=r"run: checkpoints \(1 of"):
+        run.train(replace(short, resume=True), tmp_path / "run")
     free = 0
     run.train(config(), tmp_path / "resident")
 
