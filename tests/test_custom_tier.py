@@ -19,11 +19,12 @@ from made_up_tiers import disk, dram
 from test_streamed import config, whole
 
 from gnnrec import extensions, models, recommend
-from gnnrec.cli.plan import show
+from gnnrec.cli.plan import plan, show
 from gnnrec.config import LightGCNConfig, MemoryConfig, NGCFConfig, SimulateConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.config.memory import CustomTierConfig
+from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, StorageError
-from gnnrec.memtier import measure_custom
+from gnnrec.memtier import calibrate, discover, measure_custom
 from gnnrec.memtier.custom import CustomTier
 from gnnrec.memtier.files import aligned
 from gnnrec.memtier.planner import PlanError
@@ -163,12 +164,28 @@ def test_rates_that_it_declares_are_taken_and_said(tiers, machine, tmp_path, mon
     said = capsys.readouterr().out
     assert "measuring" not in said
     assert "declared, from read and write" in said
-    plan = json.loads((tmp_path / "run/plan.json").read_text())
-    assert plan["transfers"] == {"readers": 2, "writers": 2, "phased": False}
-    (embedding,) = (tensor for tensor in plan["tensors"] if tensor["name"] == "embedding")
+    kept = json.loads((tmp_path / "run/plan.json").read_text())
+    assert kept["transfers"] == {"readers": 2, "writers": 2, "phased": False}
+    (embedding,) = (tensor for tensor in kept["tensors"] if tensor["name"] == "embedding")
     numbers = 1100 * 48 * 4
     assert embedding["seconds_per_step"] == pytest.approx(numbers / 0.5e9 + numbers / 0.25e9)
     assert summary["memory"]["mode"] == "stream"
+
+
+def test_a_plan_without_training(tiers, machine, tmp_path, monkeypatch, capsys):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    monkeypatch.setattr(discover, "discover", lambda folders: [dram(), disk(tmp_path)])
+    monkeypatch.setattr(calibrate, "calibrated", list)
+    options = f"memory.custom.options={{folders: [{tmp_path / 'a'}, {tmp_path / 'b'}]}}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = compose("plan", overrides=["memory=stream", f"memory.custom.path={STRIPED}", options])
+    plan(OmegaConf.to_container(values, resolve=True), tmp_path, "")
+    said = capsys.readouterr().out
+    assert re.search(rf"exp_avg .*{STRIPED} .*stream", said)
+    assert re.search(rf"final .*{re.escape(str(tmp_path))[:20]}", said)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".gnnrec-tier.lock"]
 
 
 def test_auto_takes_memory_first_and_leaves_it(tiers, machine, tmp_path):

@@ -29,12 +29,13 @@ from gnnrec.config.memory import MemoryConfig, SimulateConfig
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier import forms, planner
+from gnnrec.memtier import choices, forms
+from gnnrec.memtier.choices import simulated
 from gnnrec.memtier.costs import Access, UnknownRateError, amplification, bandwidth, cache_held, seconds, transfers
 from gnnrec.memtier.demands import HeldOut, Side
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.overlap import hidden_share, streamed_seconds
-from gnnrec.memtier.planner import PlanError, plan, simulated
+from gnnrec.memtier.planner import PlanError, plan
 from gnnrec.memtier.ring import FEWEST
 from gnnrec.memtier.search import place
 from gnnrec.memtier.staging import host_layout
@@ -664,7 +665,7 @@ def test_modes():
     assert plan(of, [DRAM, NODE, DISK], MemoryConfig("auto")).mode == "dram"
     direct = plan(of, [DRAM, NODE, DISK], MemoryConfig("direct"))
     assert direct.mode == "direct"
-    assert {placement.tier for placement in direct.placements if placement.name in planner.DIRECT} == {"node1"}
+    assert {placement.tier for placement in direct.placements if placement.name in choices.DIRECT} == {"node1"}
     in_cache = plan(of, [DRAM, NODE, DISK], MemoryConfig("direct", folder="/disk"))
     assert in_cache.place("embedding").tier == "/disk"
     assert in_cache.step_seconds == pytest.approx(plan(of, [DRAM, DISK], MemoryConfig("auto")).step_seconds)

@@ -35,6 +35,11 @@ class Demand:
     movable: bool = False
     held: bool = False
 
+    @property
+    def moved(self) -> float:
+        """Bytes in a step."""
+        return sum(access.bytes for access in self.accesses)
+
 
 @dataclass(frozen=True)
 class Pass:
