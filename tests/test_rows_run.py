@@ -18,7 +18,7 @@ from gnnrec.data import synthetic
 from gnnrec.errors import ConfigError
 from gnnrec.graph.rows import GraphRows
 from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import placing, run
+from gnnrec.training import division, run
 from gnnrec.training.evaluate import Evaluator
 
 
@@ -94,7 +94,7 @@ def test_ngcf_is_split_into_rows_unless_told_otherwise():
 
 def test_a_gpu_cannot_have_rows_of_ngcf(log):
     with pytest.raises(ConfigError, match="device: is cuda"):
-        placing.build_rows(config(NGCFConfig(), 1), rows(log, ALONE), torch.device("cuda"))
+        division.build(config(NGCFConfig(), 1), rows(log, ALONE), torch.device("cuda"))
 
 
 def test_a_rank_may_have_nobody_to_rank(log):

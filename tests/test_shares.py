@@ -17,7 +17,7 @@ from gnnrec.memtier.shares import Share
 from gnnrec.models import LightGCNRows
 from gnnrec.ranks import Ranks
 from gnnrec.report.plans import read_plan
-from gnnrec.training import placing, run
+from gnnrec.training import division, placing, run
 
 LIGHTGCN, NGCF = LightGCNConfig(dim=32, layers=2), NGCFConfig(dim=16, layers=2)
 
@@ -55,7 +55,7 @@ def test_what_is_counted_is_what_is_held():
 
     def work(ranks: Ranks) -> tuple[Share, dict[str, int]]:
         graph = GraphRows(log.users, log.items, log.num_users, log.num_items, ranks)
-        shares = placing.shares(made, graph, placing.held_out(made, data), None, ranks)
+        shares = division.shares(made, graph, placing.held_out(made, data), None, ranks)
         model = LightGCNRows(graph, LIGHTGCN, 0, torch.device("cpu"))
         matrix = graph.matrix
         held = [matrix.indptr, matrix.indices, matrix.row_scale, matrix.col_scale, graph.numbers, graph.indptr]
@@ -88,7 +88,7 @@ def test_more_ranks_take_less_each():
 
     def work(ranks: Ranks) -> int:
         graph = GraphRows(log.users, log.items, log.num_users, log.num_items, ranks)
-        share = placing.shares(made, graph, placing.held_out(made, data), None, ranks).ranks[ranks.rank]
+        share = division.shares(made, graph, placing.held_out(made, data), None, ranks).ranks[ranks.rank]
         return sum(share.tensors[name] for name in ("embedding", "exp_avg", "exp_avg_sq", "graph"))
 
     two, four = (together(size, work) for size in (2, 4))

@@ -18,8 +18,6 @@ from gnnrec.memtier.planner import PlanError
 from gnnrec.memtier.workload import FLOAT, Workload
 from gnnrec.units import in_bytes
 
-HELD = ("graph", "interactions")  # in memory already when free memory is looked at
-
 
 @dataclass(frozen=True)
 class Share:

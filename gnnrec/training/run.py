@@ -29,8 +29,8 @@ from gnnrec.memtier.ring import Ring
 from gnnrec.memtier.shares import Shares
 from gnnrec.ops import most_threads, set_num_threads
 from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import checkpoint, placing, room, rundir, runlog
-from gnnrec.training.column_parallel import AllColumns, columns_of
+from gnnrec.training import checkpoint, division, placing, room, rundir, runlog
+from gnnrec.training.column_parallel import AllColumns
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
 from gnnrec.training.scaling import scaled
@@ -124,13 +124,17 @@ def train(
     with ExitStack() as opened, ExitStack() as failed:
         log = ranks.first(lambda: rundir.begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
         counts, facts, tier = data.counts(), _data_facts(data, config.evaluation.k), run_dir / rundir.TIER
-        graph, data = _cut(config, data, ranks)
-        columns, held_out, places = _columns(config, ranks), placing.held_out(config, data), Places()
+        graph: BipartiteGraph | GraphRows
+        if division.by_rows(config, ranks):
+            graph, data = division.cut(data, ranks)
+        else:
+            graph = graph_of(data.train)
+        columns, held_out, places = division.columns(config, ranks), placing.held_out(config, data), Places()
         if ranks.backend is None:
             assert isinstance(graph, BipartiteGraph)
             places = placing.planned(config, graph, held_out=held_out, folder=tier)
             failed.callback(places.close)
-        plan = places.plan or placing.shares(config, graph, held_out, columns, ranks)
+        plan = places.plan or division.shares(config, graph, held_out, columns, ranks)
         if plan is not None:
             on_plan(plan)
         _check_room(config, graph, places, run_dir)
@@ -139,7 +143,7 @@ def train(
         restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
         model: models.Model | models.Streamed | models.Rows
         if isinstance(graph, GraphRows):
-            model = placing.build_rows(config, graph, device)
+            model = division.build(config, graph, device)
         else:
             model, graph = placing.build(config, graph, places, device, tier, restored=restored, columns=columns)
         run = Run(config, data, graph, model, device, places, ranks)
@@ -167,28 +171,12 @@ def _check_room(config: TrainConfig, graph: BipartiteGraph | GraphRows, places: 
         assert config.loss is not None
         trainer, _ = scaled(config.trainer, config.loss, graph)
         assert trainer.epochs is not None
-        saves = -(-trainer.epochs // trainer.checkpoint_every)
-        room.check(places.plan, run_dir / "checkpoints", placing.tier_folder(config, run_dir / rundir.TIER), saves)
-
-
-def _cut(
-    config: TrainConfig, data: dataset.Dataset, ranks: Ranks
-) -> tuple[BipartiteGraph | GraphRows, dataset.Dataset]:
-    """The training graph with the data, or of both what this rank has in rows."""
-    if ranks.backend is None or not config.distributed.by_rows(config.model):
-        return graph_of(data.train), data
-    ranks.doing = "the cut of the graph"
-    train = data.train
-    graph = GraphRows(train.users, train.items, train.num_users, train.num_items, ranks)
-    return graph, data.of_users(graph.own_users)
-
-
-def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:
-    """Those that this rank has of the embeddings; None where a single process was started, or ranks have rows."""
-    if ranks.backend is None or config.distributed.by_rows(config.model):
-        return None
-    assert isinstance(config.model, LightGCNConfig)
-    return columns_of(config.model.dim, ranks.rank, ranks.size)
+        checkpoints = run_dir / "checkpoints"
+        state = checkpoint.latest_state(checkpoints) if config.resume else {}
+        done = Position(epoch=state.get("epoch", 0), worse=state.get("worse", 0))
+        left = done.epochs_left(trainer.epochs, trainer.patience)
+        saves = -(-left // trainer.checkpoint_every)
+        room.check(places.plan, checkpoints, placing.tier_folder(config, run_dir / rundir.TIER), saves)
 
 
 def _fit(

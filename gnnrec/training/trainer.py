@@ -60,6 +60,10 @@ class Position:
     compile_seconds: float = 0.0
     eval_seconds: float = 0.0
 
+    def epochs_left(self, epochs: int, patience: int) -> int:
+        """How many a training of so many still has from here: none once validation has stopped it."""
+        return max(epochs - self.epoch, 0) if self.worse < patience else 0
+
 
 class Learner(Protocol):
     """A model with everything that changes it, wherever that lies: `Resident`, `Streamed`, `StreamedLayers`, or with
@@ -182,7 +186,7 @@ class Trainer:
             if not position.finished:
                 self.log.phase("loading")
                 self._warm_up()
-            while not (caught or position.finished or position.epoch == epochs):
+            while not (caught or position.finished or position.epoch >= epochs):
                 self._train_epoch(caught)
                 if not caught:
                     self._end_epoch()
@@ -325,8 +329,7 @@ class Trainer:
             self.position = Position(**saved.state)
         except TypeError as error:
             raise CheckpointError(f"holds another state: {error}", where=str(saved.path)) from error
-        # More epochs than the finished run had: go on, unless validation had stopped it.
-        if self.position.worse < self.config.patience and self.position.epoch < self.epochs:
+        if self.position.epochs_left(self.epochs, self.config.patience):  # more than the finished run had
             self.position.finished = False
 
 
