@@ -16,11 +16,11 @@ COLDEST = 1.27  # the temperature times the logarithm of the number of items
 def scaled(trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph) -> tuple[TrainerConfig, LossConfig]:
     """Both with numbers in place of what is None, and a softmax over all items where its negatives would be as many.
 
-    batch_size: the interactions divided by STEPS: a data set of any size is learnt in about as many steps, each of which
-    costs one propagation over the whole graph. epochs: as many as make TOTAL_STEPS, within FEWEST_EPOCHS and
+    batch_size: the interactions divided by STEPS: a data set of any size is learnt in about as many steps, each of
+    which costs one propagation over the whole graph. epochs: as many as make TOTAL_STEPS, within FEWEST_EPOCHS and
     MOST_EPOCHS. temperature of a softmax: COLDEST / log(items), since a cosine of 1 must outweigh the sum over all of
-    them. negatives of a softmax whose scores are corrected for being drawn: they stand for the sum over all items, which
-    is itself taken where it has no more terms.
+    them. negatives of a softmax whose scores are corrected for being drawn: they stand for the sum over all items,
+    which is itself taken where it has no more terms.
     """
     interactions = max(int(graph.user_degrees.sum()), 1)
     batch = trainer.batch_size or max(math.ceil(interactions / STEPS), 1)
