@@ -263,8 +263,8 @@ def propagated(s: Setting, t: Tensors) -> Step:
 
 
 def softmax_loss(s: Setting, t: Tensors) -> Step:
-    """Softmax over all items or the batch's negatives, but a user's other ones, for every positive of the batch's users,
-    by cosines."""
+    """Softmax over all items, or the batch's negatives, but a user's other ones, for every positive of its users, by
+    cosines."""
     final, config, graph = oracles.lightgcn(s.w, t, s.layers).forward, s.loss, s.w.graph
     assert isinstance(config, SoftmaxConfig)
     assert config.temperature is not None
