@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,12 +38,13 @@ class Ranks:
         rank, size: the number of this process, from 0 on, and of how many.
         local, beside: the number of this process on its machine, from 0 on, and of how many there.
         totalled: bytes that have gone into `total` so far.
+        gathered: bytes of what `all_columns`, `all_rows` and `spread` have put together so far.
         doing: what goes on, for messages.
     """
 
     rank, size, local, beside = 0, 1, 0, 1
     backend: str | None = None
-    totalled = 0
+    totalled, gathered = 0, 0
     doing = "the start"
 
     @property
@@ -61,6 +62,14 @@ class Ranks:
     def all_rows(self, part: torch.Tensor) -> torch.Tensor:
         """All rows of a tensor of which every rank has some, in the order of the ranks."""
         return part
+
+    def spread(self, matrix: torch.Tensor, shares: Sequence[Sequence[slice]]) -> None:
+        """Complete a matrix of which every rank has the rows that are its share, in place.
+
+        Args:
+            matrix: contiguous.
+            shares: rows of every rank.
+        """
 
     def first(self, work: Callable[[], T]) -> T | None:
         """Let the first rank do something while the others wait; gives its result there, None elsewhere.
@@ -164,6 +173,17 @@ class Group(Ranks):
         """As Ranks.all_rows."""
         return self._gathered(part)
 
+    def spread(self, matrix: torch.Tensor, shares: Sequence[Sequence[slice]]) -> None:
+        """As Ranks.spread. Rows go where they belong: nothing is held beside the matrix."""
+        from torch import distributed
+
+        parts = [(rank, matrix[rows]) for rank, share in enumerate(shares) for rows in share if rows.stop > rows.start]
+        with self._errors():
+            waiting = [distributed.broadcast(part, src=rank, async_op=True) for rank, part in parts]
+            for work in waiting:
+                work.wait()
+        self.gathered += sum(part.nbytes for _, part in parts)
+
     def _gathered(self, part: torch.Tensor) -> torch.Tensor:
         """Parts may have different lengths, which gloo cannot gather: all are sent as long as the longest is."""
         import torch
@@ -178,7 +198,9 @@ class Group(Ranks):
         found = [torch.empty_like(sent) for _ in counts]
         with self._errors():
             distributed.all_gather(found, sent)
-        return torch.cat([x[:count] for x, count in zip(found, counts, strict=True)])
+        result = torch.cat([x[:count] for x, count in zip(found, counts, strict=True)])
+        self.gathered += result.nbytes
+        return result
 
     def first(self, work: Callable[[], T]) -> T | None:
         """As Ranks.first."""

@@ -1,6 +1,7 @@
 """What several processes cost: a training step of 1 process x 2 threads beside 2 processes x 1 thread, by torchrun.
 
     python profiling/bench_ranks.py                      # Gowalla, experiment=published_lightgcn, one epoch a run
+    python profiling/bench_ranks.py --split rows
     python profiling/bench_ranks.py --rounds 5 --out ranks.json trainer.batch_size=65536
 
 Rounds alternate, seconds are those of a step without compilation, ratios medians over rounds. The losses of both must
@@ -33,12 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=2, help="threads of the one process, and number of the others")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--split", choices=["columns", "rows"], default="columns", help="what each process has")
     parser.add_argument("--out", type=Path, help="JSON")
     options, more = parser.parse_known_args(arguments)
     overrides = ["data=gowalla", "experiment=published_lightgcn", "trainer.epochs=1", "device=cpu", *more]
     rounds = []
     for number in range(options.rounds):
-        found = {ranks: run(ranks, options.cores // ranks, overrides) for ranks in (1, options.cores)}
+        split = [f"distributed.split={options.split}"]
+        found = {
+            ranks: run(ranks, options.cores // ranks, overrides + (split if ranks > 1 else []))
+            for ranks in (1, options.cores)
+        }
         one, several = found.values()
         if abs(one["loss"] - several["loss"]) > CLOSE * abs(one["loss"]):
             print(f"losses differ: {one['loss']} and {several['loss']}", file=sys.stderr)
@@ -48,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ratio = statistics.median(entry["ratio"] for entry in rounds)
     print(f"{options.cores} processes take {ratio:.3f} of one (goal: at most {GOAL}); load {os.getloadavg()[0]:.1f}")
     if options.out is not None:
-        report = {"overrides": overrides, "cores": options.cores, "ratio": ratio, "rounds": rounds}
+        report = {"overrides": overrides, "cores": options.cores, "split": options.split}
+        report |= {"ratio": ratio, "rounds": rounds}
         report |= {"load": os.getloadavg(), "machine": machine(), "versions": versions()}
         atomic_write(options.out, (json.dumps(report, indent=2) + "\n").encode())
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -38,10 +38,22 @@ class Pretended(Ranks):
             part.copy_(values.view_as(part))
 
     def all_columns(self, part: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self._exchanged(part.clone()), dim=1)
+        return self._joined(part, dim=1)
 
     def all_rows(self, part: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self._exchanged(part.clone()))
+        return self._joined(part, dim=0)
+
+    def spread(self, matrix: torch.Tensor, shares: Sequence[Sequence[slice]]) -> None:
+        every = self._exchanged([matrix[rows].clone() for rows in shares[self.rank]])
+        for share, parts in zip(shares, every, strict=True):
+            for rows, part in zip(share, parts, strict=True):
+                matrix[rows] = part
+                self.gathered += part.nbytes
+
+    def _joined(self, part: torch.Tensor, dim: int) -> torch.Tensor:
+        whole = torch.cat(self._exchanged(part.clone()), dim=dim)
+        self.gathered += whole.nbytes
+        return whole
 
     def first(self, work: Callable[[], T]) -> T | None:
         found: list[T | None] = self._worked(work if self.leads else lambda: None)

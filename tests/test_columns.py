@@ -28,7 +28,8 @@ from gnnrec.data import synthetic
 from gnnrec.errors import ConfigError, GnnrecError, StorageError
 from gnnrec.ranks import ALONE, Ranks
 from gnnrec.training import checkpoint, distributed, run
-from gnnrec.training.distributed import AllColumns, ColumnParallel, columns_of
+from gnnrec.training.checkpoint import Parts
+from gnnrec.training.column_parallel import AllColumns, ColumnParallel, columns_of
 from gnnrec.training.resident import Resident
 from gnnrec.training.run import graph_of
 
@@ -60,8 +61,9 @@ def test_ranks_start_from_the_columns_of_one_process(graph, options):
 
 
 def learner(graph, ranks: Ranks, loss: BPRConfig, dim: int = 32) -> ColumnParallel:
-    model = models.LightGCN(graph, dim=dim, layers=2, seed=1, columns=columns_of(dim, ranks.rank, ranks.size))
-    return ColumnParallel(model, TrainerConfig(batch_size=BATCH), loss, OptimizerConfig(), 5, ranks)
+    columns = columns_of(dim, ranks.rank, ranks.size)
+    model = models.LightGCN(graph, dim=dim, layers=2, seed=1, columns=columns)
+    return ColumnParallel(model, TrainerConfig(batch_size=BATCH), loss, OptimizerConfig(), 5, ranks, columns)
 
 
 def resident(graph, loss: BPRConfig, dim: int = 32) -> Resident:
@@ -76,8 +78,9 @@ LOSSES = [BPRConfig(reg=0.0), BPRConfig(reg=0.1, negatives=2), BPRConfig(reg=0.1
 def test_one_rank_has_the_bits_of_one_process(graph, loss):
     one, other = resident(graph, loss), learner(graph, ALONE, loss)
     assert all(torch.isclose(one.step(k, 1e-2), other.step(k, 1e-2), rtol=1e-6) for k in range(STEPS))
-    assert one.state().keys() == other.state().keys()
-    assert all(torch.equal(value, other.state()[name]) for name, value in one.state().items())
+    found = {name: x.parts[0] if isinstance(x, Parts) else x for name, x in other.state().items()}
+    assert one.state().keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in one.state().items())
 
 
 @pytest.mark.parametrize(("dim", "size", "loss"), [*((32, 2, loss) for loss in LOSSES), (16, 2, BPRConfig(reg=0.1))])
@@ -135,10 +138,12 @@ def example() -> dict[str, torch.Tensor]:
 def saved(tensors: dict[str, torch.Tensor], size: int, folder: Path) -> list[Path]:
     def work(ranks: Ranks) -> Path:
         mine = columns_of(20, ranks.rank, ranks.size)
-        part = {name: value[:, mine] if value.dim() == 2 else value for name, value in tensors.items()}
-        if not ranks.leads:
-            del part["optimizer.0.step"]
-        return distributed.save(ranks, mine, folder, 7, part, {"step": 7})
+        part = {
+            name: Parts(1, {mine.start: value[:, mine]}) if value.dim() == 2 else value
+            for name, value in tensors.items()
+            if value.dim() == 2 or ranks.leads
+        }
+        return distributed.save(ranks, folder, 7, part, {"step": 7})
 
     return together(size, work)
 
@@ -163,10 +168,10 @@ def test_a_file_that_any_rank_cannot_write_is_an_error_of_all(tmp_path, monkeypa
     before = checkpoint.load_latest(tmp_path)[0].tensors["model.embedding"]
     real = checkpoint.write_share
 
-    def refused(folder, tensors, columns):
-        if columns.start:
+    def refused(folder, tensors):
+        if 0 not in tensors["model.embedding"].parts:
             raise StorageError("no space left", where=str(folder))
-        return real(folder, tensors, columns)
+        return real(folder, tensors)
 
     monkeypatch.setattr(checkpoint, "write_share", refused)
     with pytest.raises(GnnrecError, match="no space left"):
@@ -221,7 +226,18 @@ def test_a_mistake_that_the_first_rank_finds_is_everyones(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "size", "says"),
     [
-        ({"model": NGCFConfig()}, 2, "model: is 'ngcf'"),
+        ({"model": NGCFConfig(), "distributed": DistributedConfig("columns")}, 2, "distributed.split: is 'columns'"),
+        ({"model": NGCFConfig(), "device": "cuda"}, 2, "device: is 'cuda'"),
+        (
+            {"distributed": DistributedConfig("rows"), "model": LightGCNConfig(init="spectral")},
+            2,
+            "model.init: is 'spec",
+        ),
+        (
+            {"distributed": DistributedConfig("rows"), "trainer": TrainerConfig(sampling="interactions")},
+            2,
+            "trainer.sampling: is 'interactions'",
+        ),
         ({"model": SimGCLConfig()}, 2, "model: is 'simgcl'"),
         ({"model": LightGCNConfig(layer_weights="learned")}, 2, "model.layer_weights: is 'learned'"),
         ({"loss": SoftmaxConfig()}, 2, "loss: is 'softmax'"),
@@ -232,8 +248,9 @@ def test_a_mistake_that_the_first_rank_finds_is_everyones(tmp_path):
         ({"memory": MemoryConfig(name="stream")}, 2, "memory: is 'stream'"),
         ({"profile": "on"}, 2, "profile: is 'on'"),
         ({"model": LightGCNConfig(dim=4)}, 8, "model.dim: is 4, and 8 ranks need a column each"),
+        ({"distributed": DistributedConfig("rows")}, None, "distributed.split: has no effect in a single process"),
         (
-            {"distributed": DistributedConfig(5.0)},
+            {"distributed": DistributedConfig(timeout_seconds=5.0)},
             None,
             "distributed.timeout_seconds: has no effect in a single process",
         ),
@@ -246,4 +263,4 @@ def test_what_ranks_cannot_train_is_refused(changes, size, says):
 
 def test_a_time_that_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"distributed\.timeout_seconds: is 0"):
-        DistributedConfig(0).validate()
+        DistributedConfig(timeout_seconds=0).validate()

@@ -124,6 +124,31 @@ def test_one_process_reads_what_two_have_trained_and_goes_on(finished, tmp_path)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.parametrize("model", ["lightgcn", "ngcf"])
+def test_rows_of_two_processes_give_the_run_of_one_which_goes_on_with_it(started, tmp_path, model):
+    options = f"model={model}", "trainer.epochs=2"
+    every = started(*options, "distributed.split=rows", "hydra.run.dir=run")
+    assert ended(every) == [0, 0], every[0].err.read_text()
+    alone = forked.gnnrec("train", *SMALL, *options, "hydra.run.dir=alone", cwd=tmp_path / "desk")
+    assert alone.returncode == 0, alone.stderr
+    folders = [tmp_path / "desk" / name for name in ("run", "alone")]
+    events = [read_events(path / "events.jsonl") for path in folders]
+    losses = [[event["loss"] for event in found if event["event"] == "epoch"] for found in events]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    newest = checkpoint.latest(folders[0] / "checkpoints")
+    assert any(path.name.startswith("model.rows-0-") for path in newest.iterdir())
+    summaries = [json.loads((path / "summary.json").read_text()) for path in folders]
+    assert summaries[0]["data"] == summaries[1]["data"]
+    assert summaries[0]["distributed"]["all_gather_bytes_per_step"] > 350 * 32 * 4
+    for part, metrics in summaries[1]["metrics"].items():
+        assert summaries[0]["metrics"][part] == pytest.approx(metrics, rel=1e-3)
+    again = forked.gnnrec(
+        "train", *SMALL, options[0], "trainer.epochs=3", "resume=true", "hydra.run.dir=run", cwd=tmp_path / "desk"
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("\nepoch ") == 1
+
+
 def test_a_mistake_is_printed_once(started):
     every = started("loss=softmax")
     assert ended(every) == [2, 2]
@@ -145,9 +170,19 @@ def training(every: list[forked.Rank]) -> None:
     until(lambda: "epoch 3/" in every[0].out.read_text())
 
 
-@pytest.mark.parametrize(("signum", "rank"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
-def test_a_rank_that_is_killed_or_hangs_ends_the_others(started, tmp_path, signum, rank):
-    every = started("trainer.epochs=100000", "hydra.run.dir=run", "distributed.timeout_seconds=5")
+@pytest.mark.parametrize(
+    ("signum", "rank", "split"),
+    [
+        (signal.SIGKILL, 1, "columns"),
+        (signal.SIGKILL, 0, "columns"),
+        (signal.SIGSTOP, 1, "columns"),
+        (signal.SIGKILL, 1, "rows"),
+        (signal.SIGSTOP, 1, "rows"),
+    ],
+)
+def test_a_rank_that_is_killed_or_hangs_ends_the_others(started, tmp_path, signum, rank, split):
+    options = "trainer.epochs=100000", "distributed.timeout_seconds=5", f"distributed.split={split}"
+    every = started(*options, "hydra.run.dir=run")
     training(every)
     os.kill(every[rank].process.pid, signum)
     other = every[1 - rank]
@@ -159,8 +194,10 @@ def test_a_rank_that_is_killed_or_hangs_ends_the_others(started, tmp_path, signu
     assert checkpoint.load_latest(tmp_path / "desk" / "run" / "checkpoints")[1] == []
 
 
-def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_goes_on(started, tmp_path, store):
-    every = started("trainer.epochs=100000", "hydra.run.dir=run", store=store)
+@pytest.mark.parametrize("split", ["columns", "rows"])
+def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_goes_on(started, tmp_path, store, split):
+    cut = f"distributed.split={split}"
+    every = started("trainer.epochs=100000", "hydra.run.dir=run", cut, store=store)
     training(every)
     os.kill(every[1].process.pid, signal.SIGINT)
     assert ended(every) == [130, 130]
@@ -170,7 +207,7 @@ def test_an_interrupt_of_one_rank_stops_all_after_the_same_step_and_a_restart_go
     assert warnings == []
     assert found.tensors["model.embedding"].shape == (350, 32)
     last = found.state["epoch"] + 1
-    again = started(f"trainer.epochs={last}", "hydra.run.dir=run", restarts=1, store=store)
+    again = started(f"trainer.epochs={last}", "hydra.run.dir=run", cut, restarts=1, store=store)
     assert ended(again) == [0, 0], again[0].err.read_text()
     assert again[0].out.read_text().count("\nepoch ") == 1
 

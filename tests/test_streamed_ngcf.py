@@ -96,7 +96,7 @@ def test_blocks_of_a_layer_are_the_layer(dropout, node_dropout):
     upstream[torch.randperm(nodes)[:2000]] = 0
     expected.backward(upstream)
 
-    layer, own = ops.NGCFBlocks(matrix, w1, b1, w2, b2, **options), x.detach()
+    layer, own = ops.NGCFBlocks(matrix.indptr, w1, b1, w2, b2, **options), x.detach()
     sums, panels = torch.empty(nodes, dim), (slice(0, 16), slice(16, 32))
     for rows in (slice(0, 1000), slice(1000, 1777), slice(1777, nodes)):
         for columns in panels:
@@ -124,15 +124,18 @@ def test_blocks_of_a_layer_are_the_layer(dropout, node_dropout):
 
 def test_blocks_of_a_layer_say_what_is_wrong(graph):
     matrix, w, b = graph.norm_adjacency(), torch.randn(16, 16), torch.randn(16)
-    with pytest.raises(ValueError, match="NGCFBlocks: the matrix must be symmetric"):
-        ops.NGCFBlocks(graph.user_item(), w, b, w, b)
+    indptr = matrix.indptr
+    with pytest.raises(ValueError, match=r"NGCFBlocks: indptr must be a torch.Tensor, got SparseMatrix"):
+        ops.NGCFBlocks(matrix, w, b, w, b)
+    with pytest.raises(ValueError, match=r"NGCFBlocks: indptr must be torch.int64, got torch.int32"):
+        ops.NGCFBlocks(indptr.int(), w, b, w, b)
     with pytest.raises(ValueError, match=r"NGCFBlocks: w2 must be torch.float32, got torch.float64"):
-        ops.NGCFBlocks(matrix, w, b, w.double(), b)
+        ops.NGCFBlocks(indptr, w, b, w.double(), b)
     with pytest.raises(ValueError, match=r"NGCFBlocks: b2 must have shape \[16\], got \[15\]"):
-        ops.NGCFBlocks(matrix, w, b, w, b[:15])
+        ops.NGCFBlocks(indptr, w, b, w, b[:15])
     with pytest.raises(ValueError, match=r"NGCFBlocks: dropout must lie in \[0, 1\), got 1.5"):
-        ops.NGCFBlocks(matrix, w, b, w, b, dropout=1.5)
-    layer, rows = ops.NGCFBlocks(matrix, w, b, w, b), torch.arange(4)
+        ops.NGCFBlocks(indptr, w, b, w, b, dropout=1.5)
+    layer, rows = ops.NGCFBlocks(indptr, w, b, w, b), torch.arange(4)
     with pytest.raises(ValueError, match=r"NGCFBlocks: sums must have shape \[4, 16\], got \[3, 16\]"):
         layer.forward(rows, torch.zeros(4, 16), torch.zeros(3, 16))
     with pytest.raises(ValueError, match=r"NGCFBlocks: x must have shape \[\d+, dim >= 1\], got \[4, 16\]"):

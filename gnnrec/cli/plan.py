@@ -14,6 +14,7 @@ from gnnrec.units import in_bytes, in_seconds
 
 if TYPE_CHECKING:
     from gnnrec.memtier.plans import Plan
+    from gnnrec.memtier.shares import Shares
     from gnnrec.memtier.tiers import Tier
     from gnnrec.memtier.workload import Workload
 
@@ -34,8 +35,13 @@ def plan(values: dict[str, Any], run_dir: Path, verb: str) -> None:
         print(f"kept in {config.out}")
 
 
-def show(plan: Plan) -> None:
-    """Print a plan: the rates it counts on, its table, its totals."""
+def show(plan: Plan | Shares) -> None:
+    """Print a plan: the rates it counts on, its table, its totals; of several ranks, what each takes."""
+    from gnnrec.memtier.shares import Shares
+
+    if isinstance(plan, Shares):
+        table(plan.rows())
+        return
     table([_speed_row(speed) for speed in plan.speeds])
     sources = dict.fromkeys((speed.tier, source) for speed in plan.speeds for source in speed.sources)
     for tier, source in sources:

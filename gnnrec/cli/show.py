@@ -121,9 +121,12 @@ def show_recommendations(run: Any) -> None:
     from gnnrec.recommend import recommend
 
     log = run.data.train
+    ranker = run.ranker()
+    if not len(log):  # of a rank whose users have none
+        return
     user = log.user_ids.decode(log.users[:1])
     seen = run.seen(with_valid=True)
-    frame = recommend(run.ranker(), log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
+    frame = recommend(ranker, log.user_ids, log.item_ids, seen, user, min(10, log.num_items))
     print(f"recommendations for user {user[0]}")
     table(records(frame[["rank", "item", "score"]]))
 

@@ -19,7 +19,8 @@ from gnnrec.errors import ConfigError
 VIEWS = ("auto", "live", "plain", "quiet")
 LOGGERS = ("tensorboard", "mlflow", "wandb")
 # Keys of what goes on beside a training: runs that differ in nothing else are the same experiment.
-BESIDE = frozenset({"resume", "threads", "profile", "view", "loggers", "distributed.timeout_seconds"})
+BESIDE = frozenset({"resume", "threads", "profile", "view", "loggers"})
+BESIDE |= {"distributed.split", "distributed.timeout_seconds"}
 
 
 @dataclass

@@ -35,6 +35,15 @@ class Dataset:
         sizes = {name: len(part) for name, part in parts.items() if part is not None}
         return {"users": self.train.num_users, "items": self.train.num_items} | sizes
 
+    def of_users(self, users: slice) -> Dataset:
+        """The interactions of these users alone, with the same id maps."""
+
+        def kept(part: Interactions) -> Interactions:
+            return part.take((part.users >= users.start) & (part.users < users.stop))
+
+        valid = None if self.valid is None else kept(self.valid)
+        return Dataset(self.name, kept(self.train), valid, kept(self.test))
+
 
 def load(config: DataConfig) -> Dataset:
     """Read, clean and split what the config names.

@@ -25,7 +25,7 @@ class Actual:
         transferring: seconds in which any transfer went on.
         waiting: seconds that the computation waited for a transfer.
         shares: of tensors that lie on a tier as they are, how much of them really does, in words.
-        totalled: bytes that ranks have added up over all of them.
+        totalled, gathered: bytes that ranks have added up, and put together, over all of them.
     """
 
     steps: int
@@ -35,6 +35,7 @@ class Actual:
     waiting: float = 0.0
     shares: Mapping[str, str] = field(default_factory=dict)
     totalled: int = 0
+    gathered: int = 0
 
 
 def by_tier(plan: Plan, moved: Mapping[str, Traffic]) -> dict[str, tuple[int, int]]:

@@ -21,6 +21,7 @@ from gnnrec.config import (
 )
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 from gnnrec.memtier.costs import Access
 from gnnrec.memtier.demands import RANKING, STATE, Demand, HeldOut, Moved, Side
 from gnnrec.ops._operator import Case
@@ -83,7 +84,7 @@ class Workload:
             raise _unknown("model.layer_weights", "learned", ["null", "numbers"])
 
     @classmethod
-    def of(cls, graph: BipartiteGraph, **settings: Any) -> Workload:
+    def of(cls, graph: BipartiteGraph | GraphRows, **settings: Any) -> Workload:
         """With the graph's degrees; settings: all other fields."""
         return cls(Side.of(graph.user_degrees), Side.of(graph.item_degrees), **settings)
 

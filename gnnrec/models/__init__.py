@@ -13,6 +13,7 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.models.gfcf import GFCF
 from gnnrec.models.lightgcn import LightGCN
 from gnnrec.models.ngcf import NGCF
+from gnnrec.models.rows import LightGCNRows, NGCFRows
 from gnnrec.models.scorer import FactorScorer, FilterScorer, Ranker, Scorer
 from gnnrec.models.simgcl import SimGCL, XSimGCL
 from gnnrec.models.streamed import StreamedLightGCN
@@ -24,7 +25,10 @@ __all__ = [
     "FactorScorer",
     "FilterScorer",
     "LightGCN",
+    "LightGCNRows",
+    "NGCFRows",
     "Ranker",
+    "Rows",
     "Scorer",
     "SimGCL",
     "Streamed",
@@ -38,6 +42,7 @@ Trainable = LightGCN | NGCF  # those with embeddings that a loss trains; SimGCL 
 NEEDED = ("embedding", "graph", "similarity", "scorer")  # what a user's own model must have, as LightGCN has it
 Model = Trainable | GFCF
 Streamed = StreamedLightGCN | StreamedNGCF  # those with embeddings in files
+Rows = LightGCNRows | NGCFRows  # those of which this process has some nodes
 
 
 def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0, columns: slice | None = None) -> Model:

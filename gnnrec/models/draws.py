@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 
+Nodes = BipartiteGraph | GraphRows  # of which the counts are asked alone
 BLOCK = 1 << 16  # rows that are drawn at a time
 
 
@@ -19,7 +21,7 @@ def xavier(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 
-def embeddings(graph: BipartiteGraph, dim: int, std: float | None, generator: torch.Generator) -> torch.Tensor:
+def embeddings(graph: Nodes, dim: int, std: float | None, generator: torch.Generator) -> torch.Tensor:
     """Of users, then items, float32 [num_users + num_items, dim]: N(0, std), or for None Xavier's, users and items
     apart."""
     if std is None:
@@ -28,7 +30,7 @@ def embeddings(graph: BipartiteGraph, dim: int, std: float | None, generator: to
 
 
 def embedding_blocks(
-    graph: BipartiteGraph, dim: int, std: float | None, generator: torch.Generator, blocks: Iterable[slice]
+    graph: Nodes, dim: int, std: float | None, generator: torch.Generator, blocks: Iterable[slice]
 ) -> Iterator[torch.Tensor]:
     """The rows of `embeddings` in consecutive blocks, the same numbers where dim is a multiple of 16: torch draws
     normal numbers in groups of 16, which no block may split."""
@@ -50,12 +52,38 @@ def embedding_columns(
     """These columns of `embeddings`. Where dim is a multiple of 16, the others are in memory a block at a time."""
     if dim % 16:
         return embeddings(graph, dim, std, generator)[:, columns].contiguous()
-    nodes = graph.num_nodes
-    result = torch.empty(nodes, columns.stop - columns.start)
-    blocks = [slice(first, min(first + BLOCK, nodes)) for first in range(0, nodes, BLOCK)]
-    for rows, block in zip(blocks, embedding_blocks(graph, dim, std, generator, blocks), strict=True):
+    result = torch.empty(graph.num_nodes, columns.stop - columns.start)
+    for rows, block in _all_blocks(graph, dim, std, generator):
         result[rows] = block[:, columns]
     return result
+
+
+def embedding_rows(
+    graph: GraphRows, dim: int, std: float | None, generator: torch.Generator, shares: Sequence[slice]
+) -> torch.Tensor:
+    """These ranges of the rows of `embeddings`, as `embedding_columns` makes them."""
+    if dim % 16:
+        every = embeddings(graph, dim, std, generator)
+        return torch.cat([every[share] for share in shares])
+    result = torch.empty(sum(share.stop - share.start for share in shares), dim)
+    for rows, block in _all_blocks(graph, dim, std, generator):
+        place = 0
+        for share in shares:
+            first, last = max(rows.start, share.start), min(rows.stop, share.stop)
+            if first < last:
+                start = place + first - share.start
+                result[start : start + last - first] = block[first - rows.start : last - rows.start]
+            place += share.stop - share.start
+    return result
+
+
+def _all_blocks(
+    graph: Nodes, dim: int, std: float | None, generator: torch.Generator
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """All rows of `embeddings`, with their numbers."""
+    nodes = graph.num_nodes
+    blocks = [slice(first, min(first + BLOCK, nodes)) for first in range(0, nodes, BLOCK)]
+    return zip(blocks, embedding_blocks(graph, dim, std, generator, blocks), strict=True)
 
 
 def step_seeds(seed: int, step: int, count: int) -> torch.Tensor:

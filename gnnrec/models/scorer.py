@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from gnnrec import device as devices
 from gnnrec import ops
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 from gnnrec.graph.sparse import SparseMatrix
 
 Ranking = tuple[torch.Tensor, torch.Tensor]
@@ -45,9 +46,10 @@ class FactorScorer:
     Args:
         users, items: their vectors, floats [num_users, dim] and [num_items, dim].
         fold_in: the vectors, floats [rows, dim], of users who are known by their items alone: history [rows,
-            num_items], where the item vectors lie.
+            num_items], where the item vectors lie. None where these cannot be asked about.
         cosine: take cosines.
         item_bias: float32 [num_items], added to an item's scores.
+        first_user: the number of the first of these users, where others lie elsewhere.
 
     Attributes:
         item_factors: what users' factors are multiplied with, with one column more where there is a bias.
@@ -57,12 +59,14 @@ class FactorScorer:
         self,
         users: torch.Tensor,
         items: torch.Tensor,
-        fold_in: Callable[[SparseMatrix], torch.Tensor],
+        fold_in: Callable[[SparseMatrix], torch.Tensor] | None,
         *,
         cosine: bool = False,
         item_bias: torch.Tensor | None = None,
+        first_user: int = 0,
     ) -> None:
         self.fold_in, self.cosine, self.biased = fold_in, cosine, item_bias is not None
+        self._first = first_user
         items, self._users = items.detach().float(), users.detach()  # whatever the storage of training
         self.item_factors, width = items, items.shape[1]
         if cosine or item_bias is not None:  # one copy of them for both
@@ -80,10 +84,11 @@ class FactorScorer:
 
     def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk."""
-        return self._topk(self._factors(self._users[users.to(self.item_vectors.device)]), k, seen)
+        return self._topk(self._factors(self._users[users.to(self.item_vectors.device) - self._first]), k, seen)
 
     def topk_by_history(self, history: SparseMatrix, k: int, seen: SparseMatrix | None) -> Ranking:
         """As Scorer.topk_by_history: a user's vector is propagated from the user's items, degrees as in training."""
+        assert self.fold_in is not None
         return self._topk(self._factors(self.fold_in(history.to(self.item_vectors.device))), k, seen)
 
     def _factors(self, users: torch.Tensor) -> torch.Tensor:
@@ -159,7 +164,7 @@ class FilterScorer:
         return torch.mm(ops.spmm(history, self.front_vectors), self.back_vectors).add_(linear.T)
 
 
-def popularity_bias(graph: BipartiteGraph, popularity: float, device: torch.device) -> torch.Tensor | None:
+def popularity_bias(graph: BipartiteGraph | GraphRows, popularity: float, device: torch.device) -> torch.Tensor | None:
     """popularity * log(degree) of every item, float32 [num_items]; None where it is 0 for all."""
     if not popularity:
         return None

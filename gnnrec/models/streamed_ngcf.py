@@ -88,11 +88,11 @@ class StreamedNGCF(nn.Module):
 
     def layers(self, step: int | None = None) -> list[ops.NGCFBlocks]:
         """Every layer with the weights that it has now, with the dropout of a step of training or, by default, none."""
-        config, matrix = self.config, self.adjacency.matrix
+        config, indptr = self.config, self.adjacency.matrix.indptr
         seeds = [None] * config.layers if step is None else step_seeds(self.seed, step, config.layers).unbind()
         return [
             ops.NGCFBlocks(
-                matrix,
+                indptr,
                 *weights,
                 negative_slope=config.negative_slope,
                 dropout=config.message_dropout,

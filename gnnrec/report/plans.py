@@ -83,6 +83,8 @@ def read_plan(folder: Path, summary: Mapping[str, Any] | None) -> tuple[Plan | N
     """The plan, with what happened to its tensors, and the account of a step."""
     file, where = folder / "plan.json", str(folder / "summary.json")
     values = json_object(file)
+    if values is not None and values.get("mode") == "ranks":  # several processes: bytes alone
+        return None, None
     memory = None if summary is None or "memory" not in summary else get(summary, "memory", dict, where)
     if values is None:
         if memory is None:

@@ -3,8 +3,8 @@
 A checkpoint is a folder `step-00001234/`:
 
     GROUP.safetensors   the tensors named GROUP.NAME, under NAME: `model.safetensors` is a plain state dict
-    GROUP.0-32.safetensors  of several processes, each has written such a file: these columns of the group's matrices,
-                        the first one also what is no matrix
+    GROUP.0-32.safetensors  of several processes, each has written such files: these columns of the group's matrices,
+    GROUP.rows-0-99.safetensors  or these rows
     state.json          everything that is no tensor
     manifest.json       format, step, and bytes and SHA-256 of each file
 
@@ -39,7 +39,7 @@ MOST = 3  # checkpoints at a time: two that are kept, and the next one while it 
 _FOLDER = re.compile(r"step-(\d{8,})(?:-(\d+))?")  # the second number: the step was saved again after a resume
 _KEY = re.compile(r"([A-Za-z]\w*)\.(.+)")
 _SUFFIX = ".safetensors"
-_FILE = re.compile(rf"(\w+)(?:\.(\d+)-(\d+))?{re.escape(_SUFFIX)}")  # group and columns
+_FILE = re.compile(rf"(\w+)(?:\.(rows-)?(\d+)-\d+)?{re.escape(_SUFFIX)}")  # group and first column, or row
 _CHUNK = 1 << 20
 _ROWS = 1 << 16  # of a stored matrix at a time
 _STATE = "state.json"
@@ -87,6 +87,19 @@ class Rows:
         return self.read(slice(0, self.shape[0]))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a process has of a matrix that several write together.
+
+    Args:
+        axis: 0 for some of its rows, 1 for columns.
+        parts: matrices, by the number of their first row or column in the whole.
+    """
+
+    axis: int
+    parts: Mapping[int, torch.Tensor]
+
+
 def whole(value: torch.Tensor | Rows) -> torch.Tensor:
     """A tensor, in memory."""
     return value.whole() if isinstance(value, Rows) else value
@@ -112,11 +125,10 @@ class Checkpoint:
 def save(
     folder: str | os.PathLike[str],
     step: int,
-    tensors: Mapping[str, torch.Tensor | Rows],
+    tensors: Mapping[str, torch.Tensor | Rows | Parts],
     state: Mapping[str, Any],
     *,
     keep: int = MOST - 2,
-    columns: slice | None = None,
     others: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a checkpoint, read it back from the disk, and only then remove older ones.
@@ -128,11 +140,11 @@ def save(
     Args:
         folder: where the checkpoints lie; created where missing. One process at a time may save into it.
         step: number of steps trained so far, at least 0.
-        tensors: dense tensors by `GROUP.NAME`, of any shape and device, or `Rows`.
+        tensors: dense tensors by `GROUP.NAME`, of any shape and device, or `Rows`, or `Parts` where other processes
+            have the others.
         state: what JSON can hold; NaN and infinities too.
         keep: how many earlier checkpoints to keep.
-        columns: that the matrices have of the whole ones, where other processes have the others.
-        others: lets these `write_share` into the folder that is given, and gives what all of that return.
+        others: lets other processes `write_share` into the folder that is given, and gives what all of that return.
 
     Returns:
         The new folder: `folder/step-00001234`, or `folder/step-00001234-1` where that step had been saved before.
@@ -156,11 +168,11 @@ def save(
         remove_folder(old)
 
     with atomic_folder(path) as temporary:
-        files = _write_groups(temporary, groups, columns)
+        files = _write_groups(temporary, groups)
         if others is not None:
             files |= others(temporary)
         files[_STATE] = _write(temporary / _STATE, [encoded])
-        manifest = {"format": FORMAT, "version": VERSIONS[columns is not None], "step": step, "files": files}
+        manifest = {"format": FORMAT, "version": VERSIONS[others is not None], "step": step, "files": files}
         _write(temporary / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
     try:
         _verify(path, from_disk=True)
@@ -176,8 +188,8 @@ def save(
     return path
 
 
-def write_share(folder: Path, tensors: Mapping[str, torch.Tensor | Rows], columns: slice) -> dict[str, dict[str, Any]]:
-    """Write these columns of tensors into a folder that another process makes a checkpoint of.
+def write_share(folder: Path, tensors: Mapping[str, torch.Tensor | Rows | Parts]) -> dict[str, dict[str, Any]]:
+    """Write parts of matrices into a folder that another process makes a checkpoint of.
 
     Returns:
         Bytes and SHA-256 of each file by name, for the manifest.
@@ -186,7 +198,7 @@ def write_share(folder: Path, tensors: Mapping[str, torch.Tensor | Rows], column
         ValueError: as for `save`.
     """
     with storage_errors(folder):
-        return _write_groups(folder, _grouped(tensors), columns)
+        return _write_groups(folder, _grouped(tensors))
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:
@@ -230,7 +242,7 @@ def load(
     """
     path = Path(path)
     manifest = _verify(path)
-    shares: dict[str, dict[int, Any]] = defaultdict(dict)  # of every tensor, by the first column of each
+    shares: dict[str, dict[tuple[int, int], Any]] = defaultdict(dict)  # of every tensor, by axis and first number
     try:
         for name in manifest.files:
             if (match := _FILE.fullmatch(name)) is not None:
@@ -239,8 +251,8 @@ def load(
                         stored = _stored_rows(path / name, key, file.get_slice(key)) if as_rows else None
                         # A copy: the library's CPU tensors are views of the mapped file and would change with it.
                         found = file.get_tensor(key).to(device, copy=True) if stored is None else stored
-                        shares[f"{match[1]}.{key}"][int(match[2] or 0)] = found
-        tensors = {name: _joined([found[first] for first in sorted(found)], columns) for name, found in shares.items()}
+                        shares[f"{match[1]}.{key}"][0 if match[2] else 1, int(match[3] or 0)] = found
+        tensors = {name: _joined(found, columns) for name, found in shares.items()}
         state = json.loads((path / _STATE).read_bytes())
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, f"verifies but cannot be read: {error}") from error
@@ -283,19 +295,27 @@ def load_latest(
     )
 
 
-def _joined(parts: list[Any], columns: slice | None) -> Any:
-    """What files have of a tensor, from left to right, as one; of a matrix, these columns."""
+def _joined(shares: Mapping[tuple[int, int], Any], columns: slice | None) -> Any:
+    """What files have of a tensor, by axis and first number, as one; of a matrix, these columns."""
+    axis, parts = min(shares)[0], [shares[key] for key in sorted(shares)]
     if len(parts[0].shape) != 2 or (len(parts) == 1 and columns is None):
         return parts[0]
     wanted = columns or slice(None)
     if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts, dim=1)[:, wanted].contiguous()
-    width = sum(part.shape[1] for part in parts)
+        return torch.cat(parts, dim=axis)[:, wanted].contiguous()
+    firsts = [first if axis == 0 else 0 for _, first in sorted(shares)]
+    rows = sum(part.shape[0] for part in parts) if axis == 0 else parts[0].shape[0]
+    width = parts[0].shape[1] if axis == 0 else sum(part.shape[1] for part in parts)
 
-    def read(rows: slice) -> torch.Tensor:
-        return torch.cat([part.read(rows) for part in parts], dim=1)[:, wanted].contiguous()
+    def read(asked: slice) -> torch.Tensor:
+        found = []
+        for first, part in zip(firsts, parts, strict=True):
+            start, stop = max(asked.start - first, 0), min(asked.stop - first, part.shape[0])
+            if start < stop:
+                found.append(part.read(slice(start, stop)))
+        return torch.cat(found, dim=axis)[:, wanted].contiguous()
 
-    return Rows((parts[0].shape[0], len(range(width)[wanted])), parts[0].dtype, _ROWS, read)
+    return Rows((rows, len(range(width)[wanted])), parts[0].dtype, _ROWS, read)
 
 
 def _stored_rows(file: Path, key: str, stored: Any) -> Rows | None:
@@ -324,28 +344,31 @@ def _checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted((int(match[1]), int(match[2] or 0), path) for match, path in found)
 
 
-def _grouped(tensors: Mapping[str, torch.Tensor | Rows]) -> list[tuple[str, dict[str, Any]]]:
-    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+def _grouped(tensors: Mapping[str, torch.Tensor | Rows | Parts]) -> list[tuple[str, dict[str, Any]]]:
+    """Tensors and `Rows` of every file, by its name without the suffix."""
+    files: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"tensor name {key!r} is not GROUP.NAME, such as 'model.weight'")
+        if isinstance(tensor, Parts):
+            for first, part in tensor.parts.items():
+                kind, stop = "rows-" if tensor.axis == 0 else "", first + part.shape[tensor.axis]
+                files[f"{match[1]}.{kind}{first}-{stop}"][match[2]] = part.detach()
+            continue
         if isinstance(tensor, Rows):
-            groups[match[1]][match[2]] = tensor
+            files[match[1]][match[2]] = tensor
             continue
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise ValueError(
                 f"tensor {key!r} is {tensor.layout}, {tensor.dtype}: a checkpoint holds dense tensors only"
             )
-        groups[match[1]][match[2]] = tensor.detach()
-    return sorted(groups.items())
+        files[match[1]][match[2]] = tensor.detach()
+    return sorted(files.items())
 
 
-def _write_groups(
-    folder: Path, groups: list[tuple[str, dict[str, Any]]], columns: slice | None
-) -> dict[str, dict[str, Any]]:
-    suffix = _SUFFIX if columns is None else f".{columns.start}-{columns.stop}{_SUFFIX}"
-    return {name + suffix: _write(folder / (name + suffix), _safetensors(part)) for name, part in groups}
+def _write_groups(folder: Path, groups: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    return {name + _SUFFIX: _write(folder / (name + _SUFFIX), _safetensors(part)) for name, part in groups}
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:

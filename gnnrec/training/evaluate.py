@@ -12,6 +12,7 @@ from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.graph.union import Union
 from gnnrec.models.scorer import Ranker
 from gnnrec.ops.topk_scores import users_at_a_time
+from gnnrec.ranks import ALONE, Ranks
 from gnnrec.training.metrics import MetricAccumulator
 
 
@@ -22,14 +23,17 @@ class Evaluator:
         held_out: the interactions to be predicted.
         seen: users x items of what is left out of the ranking.
         ks: cut-offs K of the metrics.
+        ranks: that have some users each, in their order; the metrics are those of all. By default one has all.
 
     Raises:
         DataError: nothing is held out.
         ConfigError: a K beyond the number of items.
     """
 
-    def __init__(self, held_out: Interactions, seen: SparseMatrix | Union, ks: Sequence[int]) -> None:
-        if not len(held_out):
+    def __init__(
+        self, held_out: Interactions, seen: SparseMatrix | Union, ks: Sequence[int], ranks: Ranks = ALONE
+    ) -> None:
+        if not any(ranks.each(lambda: len(held_out))):
             raise DataError("holds no interaction", where=held_out.name, remedy="Evaluate on another part")
         if max(ks) > held_out.num_items:
             raise ConfigError(
@@ -37,7 +41,7 @@ class Evaluator:
                 where="evaluation.k",
                 remedy="Ask for no more than that",
             )
-        self.ks, self.seen, self.num_items = list(ks), seen, held_out.num_items
+        self.ks, self.seen, self.num_items, self.ranks = list(ks), seen, held_out.num_items, ranks
         self._held_out = user_rows(held_out.users, held_out.items, held_out.num_users, held_out.num_items)
         self.users = self._held_out.indptr.diff().nonzero()[:, 0]
 
@@ -56,4 +60,7 @@ class Evaluator:
                 ranked, _ = scorer.topk(there, k, seen.select_rows(there))
                 relevant = self._held_out.select_rows(users)
                 metrics.update(ranked.cpu().numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
+        self.ranks.doing = "an evaluation"
+        if self.ranks.size > 1:
+            metrics.share(self.ranks)
         return metrics.result()

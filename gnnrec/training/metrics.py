@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gnnrec.errors import DataError
+from gnnrec.ranks import Ranks
 
 IntArray = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.float64]
@@ -85,6 +87,15 @@ class MetricAccumulator:
         self._num_test.append(counts.astype(np.int32))
         for seen, start, stop in zip(self._seen, [0, *self.ks], self.ks):
             seen[lists[:, start:stop]] = True
+
+    def share(self, ranks: Ranks) -> None:
+        """Take the users of all ranks, each of which has had some: in the order of the ranks."""
+        width = -(-self.ks[-1] // 8)
+        hits = np.concatenate([np.empty((0, width), np.uint8), *self._hits])
+        counts = np.concatenate([np.empty(0, np.int32), *self._num_test])
+        self._hits, self._num_test = ([ranks.all_rows(torch.from_numpy(x)).numpy()] for x in (hits, counts))
+        seen = ranks.all_rows(torch.from_numpy(self._seen.view(np.uint8)))
+        self._seen = seen.view(-1, *self._seen.shape).amax(dim=0).numpy().view(bool)
 
     def result(self) -> dict[str, float]:
         """The metrics, by names such as `recall@20`.

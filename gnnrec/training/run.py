@@ -20,14 +20,17 @@ from gnnrec.data import dataset
 from gnnrec.data.interactions import Interactions
 from gnnrec.errors import CheckpointError, ConfigError, Interrupted
 from gnnrec.graph.bipartite import BipartiteGraph, user_rows
+from gnnrec.graph.rows import GraphRows
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.graph.union import Union
 from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
+from gnnrec.memtier.shares import Shares
 from gnnrec.ops import most_threads, set_num_threads
 from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import checkpoint, distributed, placing, room, rundir, runlog
+from gnnrec.training import checkpoint, division, placing, room, rundir, runlog
+from gnnrec.training.column_parallel import AllColumns
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Form, Places
 from gnnrec.training.scaling import scaled
@@ -40,7 +43,8 @@ from gnnrec.training.view import views
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model with the data it was trained on, as `evaluate` and `recommend` need them.
+    """A trained model with the data it was trained on, as `evaluate` and `recommend` need them. Where it lies in rows
+    with several ranks, each has what belongs to its users.
 
     The graph stays on the CPU, the model lies on `device`; both bring what they need to where they work. A context
     manager: what lies in files of a slow tier is gone at its end.
@@ -48,8 +52,8 @@ class Run:
 
     config: TrainConfig
     data: dataset.Dataset
-    graph: BipartiteGraph
-    model: models.Model | models.Streamed
+    graph: BipartiteGraph | GraphRows
+    model: models.Model | models.Streamed | models.Rows
     device: torch.device
     places: Places = field(default_factory=Places)
     ranks: Ranks = ALONE
@@ -61,12 +65,18 @@ class Run:
         self.places.close()
 
     def ranker(self) -> models.Ranker:
-        """The model as it is now; where other ranks have some of it, they are to ask for it, and ask it, too."""
+        """The model as it is now; where other ranks have some of it, they are to ask for it, and of columns ask it,
+        too."""
         scorer = self.model.scorer()
-        if self.ranks.backend is None:
+        if self.ranks.backend is None or isinstance(self.graph, GraphRows):
             return scorer
         assert isinstance(scorer, models.FactorScorer)
-        return distributed.AllColumns(scorer, self.ranks)
+        return AllColumns(scorer, self.ranks)
+
+    @property
+    def apart(self) -> Ranks:
+        """The ranks that each have some users, where it is so."""
+        return self.ranks if isinstance(self.graph, GraphRows) else ALONE
 
     def seen(self, *, with_valid: bool) -> SparseMatrix | Union:
         """Users x items of the training part, with the validation part where asked."""
@@ -76,7 +86,7 @@ class Run:
 def train(
     config: TrainConfig,
     run_dir: Path,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_plan: Callable[[Plan | Shares], None] = lambda plan: None,
     hopeless: Callable[[int, float], bool] | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Run, dict[str, Any]]:
@@ -105,7 +115,7 @@ def train(
         set_threads(config.threads)
     elif ranks.beside > 1:
         set_threads(max(1, most_threads() // ranks.beside))
-    run_dir, columns = Path(ranks.tell(str(run_dir))), _columns(config, ranks)
+    run_dir = Path(ranks.tell(str(run_dir)))
     if ranks.begun(str(run_dir)):
         config = replace(config, resume=True)
     ranks.first(lambda: rundir.check(config, run_dir))
@@ -113,27 +123,40 @@ def train(
     _check_cutoffs(config, data)
     with ExitStack() as opened, ExitStack() as failed:
         log = ranks.first(lambda: rundir.begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
-        graph, tier = graph_of(data.train), run_dir / rundir.TIER
-        places = placing.planned(config, graph, held_out=placing.held_out(config, data), folder=tier)
-        failed.callback(places.close)
-        if places.plan is not None:
-            on_plan(places.plan)
+        counts, facts, tier = data.counts(), _data_facts(data, config.evaluation.k), run_dir / rundir.TIER
+        graph: BipartiteGraph | GraphRows
+        if division.by_rows(config, ranks):
+            graph, data = division.cut(data, ranks)
+        else:
+            graph = graph_of(data.train)
+        columns, held_out, places = division.columns(config, ranks), placing.held_out(config, data), Places()
+        if ranks.backend is None:
+            assert isinstance(graph, BipartiteGraph)
+            places = placing.planned(config, graph, held_out=held_out, folder=tier)
+            failed.callback(places.close)
+        plan = places.plan or division.shares(config, graph, held_out, columns, ranks)
+        if plan is not None:
+            on_plan(plan)
         _check_room(config, graph, places, run_dir)
-        ranks.first(lambda: rundir.keep(config, places.plan, run_dir))
+        ranks.first(lambda: rundir.keep(config, plan, run_dir))
         ranks.begin(str(run_dir))
         restored = config.resume and checkpoint.latest(run_dir / "checkpoints") is not None
-        model, graph = placing.build(config, graph, places, device, tier, restored=restored, columns=columns)
+        model: models.Model | models.Streamed | models.Rows
+        if isinstance(graph, GraphRows):
+            model = division.build(config, graph, device)
+        else:
+            model, graph = placing.build(config, graph, places, device, tier, restored=restored, columns=columns)
         run = Run(config, data, graph, model, device, places, ranks)
         if ranks.leads:
-            facts = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
+            here = {"machine": runlog.machine(), "versions": runlog.versions(gpu=device.type == "cuda")}
             log.start(asdict(config), run_dir)
-            log.event("start", data=data.counts(), **runlog.device_facts(device), **facts)
+            log.event("start", data=counts, **runlog.device_facts(device), **here)
         position, actual = _fit(run, run_dir / "checkpoints", log, hopeless, columns)
         log.phase("testing")
         started = time.perf_counter()
         metrics = evaluate(run, ks=config.evaluation.k)
         position.eval_seconds += time.perf_counter() - started
-        summary = _summary(run, position, metrics) | _account(run.places, actual) | _exchanged(run, actual)
+        summary = _summary(run, facts, position, metrics) | _account(run.places, actual) | _exchanged(run, actual)
         log.event("end", metrics=metrics)
         if ranks.leads:
             runlog.write_summary(run_dir, summary)
@@ -141,7 +164,7 @@ def train(
     return run, summary
 
 
-def _check_room(config: TrainConfig, graph: BipartiteGraph, places: Places, run_dir: Path) -> None:
+def _check_room(config: TrainConfig, graph: BipartiteGraph | GraphRows, places: Places, run_dir: Path) -> None:
     """Raise a StorageError where disks would be full before a run whose tensors are streamed is done."""
     if places.plan is not None and places.plan.mode == "stream":
         assert config.trainer is not None
@@ -154,14 +177,6 @@ def _check_room(config: TrainConfig, graph: BipartiteGraph, places: Places, run_
         left = done.epochs_left(trainer.epochs, trainer.patience)
         saves = -(-left // trainer.checkpoint_every)
         room.check(places.plan, checkpoints, placing.tier_folder(config, run_dir / rundir.TIER), saves)
-
-
-def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:
-    """Those that this rank has of the embeddings; None where a single process was started."""
-    if ranks.backend is None:
-        return None
-    assert isinstance(config.model, LightGCNConfig)
-    return distributed.columns_of(config.model.dim, ranks.rank, ranks.size)
 
 
 def _fit(
@@ -187,7 +202,7 @@ def _fit(
     assert config.optimizer is not None
     valid = None
     if run.data.valid is not None:
-        valid = Evaluator(run.data.valid, run.graph.user_item(), config.evaluation.k)
+        valid = Evaluator(run.data.valid, run.graph.user_item(), config.evaluation.k, run.apart)
     profile = None
     if config.profile == "on":
         from gnnrec.training.profile import StepProfile  # imported where it is asked for
@@ -226,8 +241,8 @@ def evaluate(run: Run, ks: list[int]) -> dict[str, dict[str, float]]:
     scorer = run.ranker()
     metrics = {}
     if run.data.valid is not None:
-        metrics["valid"] = Evaluator(run.data.valid, run.seen(with_valid=False), ks)(scorer)
-    metrics["test"] = Evaluator(run.data.test, run.seen(with_valid=True), ks)(scorer)
+        metrics["valid"] = Evaluator(run.data.valid, run.seen(with_valid=False), ks, run.apart)(scorer)
+    metrics["test"] = Evaluator(run.data.test, run.seen(with_valid=True), ks, run.apart)(scorer)
     return metrics
 
 
@@ -282,6 +297,8 @@ def _form(run_dir: Path, device: torch.device) -> Form | None:
     file = run_dir / rundir.PLAN
     try:
         plan = json.loads(file.read_bytes())
+        if plan["mode"] == "ranks":
+            return None
         embedding, adjacency = (
             next(tensor for tensor in plan["tensors"] if tensor["name"] == name) for name in ("embedding", "graph")
         )
@@ -328,7 +345,7 @@ def graph_of(part: Interactions) -> BipartiteGraph:
     return BipartiteGraph.from_edges(part.users, part.items, part.num_users, part.num_items)
 
 
-def seen(graph: BipartiteGraph, valid: Interactions | None) -> SparseMatrix | Union:
+def seen(graph: BipartiteGraph | GraphRows, valid: Interactions | None) -> SparseMatrix | Union:
     """Users x items of the training graph, with those of the validation part where there is one."""
     if valid is None:
         return graph.user_item()
@@ -343,13 +360,19 @@ def set_threads(threads: int) -> None:
         raise ConfigError(str(error), where="threads", remedy="Leave it out to use all") from error
 
 
-def _summary(run: Run, position: Position, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": run.data.name} | run.data.counts()
-    if run.data.truth is not None:
-        history = run.data.train if run.data.valid is None else _joined(run.data.train, run.data.valid)
-        ks, truth = run.config.evaluation.k, run.data.truth
-        data["attainable"] = {f"recall@{k}": truth.best_recall(history, run.data.test, k) for k in ks}
-        data["attainable"] |= {f"ndcg@{k}": truth.best_ndcg(history, run.data.test, k) for k in ks}
+def _data_facts(data: dataset.Dataset, ks: list[int]) -> dict[str, Any]:
+    """Name and counts, and of generated data what can be attained."""
+    facts: dict[str, Any] = {"name": data.name} | data.counts()
+    if data.truth is not None:
+        history = data.train if data.valid is None else _joined(data.train, data.valid)
+        facts["attainable"] = {f"recall@{k}": data.truth.best_recall(history, data.test, k) for k in ks}
+        facts["attainable"] |= {f"ndcg@{k}": data.truth.best_ndcg(history, data.test, k) for k in ks}
+    return facts
+
+
+def _summary(
+    run: Run, data: dict[str, Any], position: Position, metrics: dict[str, dict[str, float]]
+) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "best_epoch": position.best_epoch or position.epoch,
@@ -381,8 +404,11 @@ def _exchanged(run: Run, actual: Actual) -> dict[str, Any]:
     ranks = run.ranks
     if ranks.backend is None:
         return {}
-    step = actual.totalled / actual.steps if actual.steps else None
-    return {"distributed": {"ranks": ranks.size, "backend": ranks.backend, "all_reduce_bytes_per_step": step}}
+    split = "columns" if run.apart is ALONE else "rows"
+    found: dict[str, Any] = {"ranks": ranks.size, "split": split, "backend": ranks.backend}
+    for name, count in (("all_reduce", actual.totalled), ("all_gather", actual.gathered)):
+        found[f"{name}_bytes_per_step"] = count / actual.steps if actual.steps else None
+    return {"distributed": found}
 
 
 def _joined(a: Interactions, b: Interactions) -> Interactions:

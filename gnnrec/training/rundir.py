@@ -21,6 +21,7 @@ from gnnrec.data.synthetic import PlantedModel
 from gnnrec.errors import CheckpointError, ConfigError
 from gnnrec.memtier.files import is_tier_folder
 from gnnrec.memtier.plans import Plan
+from gnnrec.memtier.shares import Shares
 from gnnrec.storage import atomic_folder, atomic_write, locked, remove_folder, storage_errors
 from gnnrec.training import runlog
 
@@ -48,13 +49,13 @@ def begin(
     return log
 
 
-def keep(config: TrainConfig, plan: Plan | None, run_dir: Path) -> None:
+def keep(config: TrainConfig, plan: Plan | Shares | None, run_dir: Path) -> None:
     """From here on it is a run. What has no plan may be tried again in this directory."""
     atomic_write(run_dir / "config.yaml", config_module.to_yaml(config).encode())
     _keep_plan(plan, run_dir / PLAN)
 
 
-def _keep_plan(plan: Plan | None, file: Path) -> None:
+def _keep_plan(plan: Plan | Shares | None, file: Path) -> None:
     """Write the plan, or remove that of the run before, which is resumed without one."""
     if plan is not None:
         atomic_write(file, (json.dumps(plan.to_dict(), indent=2) + "\n").encode())

@@ -13,6 +13,7 @@ from gnnrec import extensions
 from gnnrec.config import BPRConfig, CustomLossConfig, LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.errors import DataError
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 from gnnrec.memtier.workload import order_bytes
 from gnnrec.ops._numba import VERSION, inline
 from gnnrec.ops._parallel import consecutive, kernel
@@ -26,7 +27,9 @@ class TripleSampler:
     """Draws batches of triples; batch number `step` is a function of (seed, step) alone, so any can be replayed.
 
     Args:
-        graph: the training graph. Users without items, or with all of them, are never drawn.
+        graph: the training graph. Users without items, or with all of them, are never drawn. Of a graph whose rows lie
+            with several ranks, each draws the items for its users, and all get the same batches; sampling is then by
+            users.
         batch_size: triples in a batch; the last one of an epoch holds the rest.
         sampling: "users": a uniform user, then a uniform item of the user, as many as there are edges in an epoch (the
             code of He et al. 2020); "interactions": every edge once an epoch, shuffled.
@@ -43,7 +46,7 @@ class TripleSampler:
 
     def __init__(
         self,
-        graph: BipartiteGraph,
+        graph: BipartiteGraph | GraphRows,
         batch_size: int,
         sampling: str = "users",
         seed: int = 0,
@@ -95,6 +98,9 @@ class TripleSampler:
             triples,
         )
         triples[1:] += self.graph.num_users
+        if isinstance(self.graph, GraphRows):
+            which, _ = self.graph.here(batch[0])
+            batch[1:] = self.graph.collect(batch[0], batch[1:, which].int().T.contiguous()).T
         return (batch,)
 
     def nodes(self, batch: tuple[torch.Tensor, ...]) -> tuple[Any, Any]:
@@ -252,16 +258,10 @@ def _different(numbers: Any, size: int) -> Any:
 
 
 def build(
-    loss: LossConfig, graph: BipartiteGraph, config: TrainerConfig, seed: int, *, pinned: bool
+    loss: LossConfig, graph: BipartiteGraph | GraphRows, config: TrainerConfig, seed: int, *, pinned: bool
 ) -> TripleSampler | UserSampler:
     """The sampler of what the loss takes."""
     assert config.batch_size is not None
-    if isinstance(loss, CustomLossConfig) and loss.batches not in ("triples", "users"):
-        make, options = extensions.load("loss.batches", loss.batches), {"seed": seed, "pinned": pinned}
-        custom: TripleSampler = make(graph, config.batch_size, **options)
-        return custom
-    if isinstance(loss, CustomLossConfig) and loss.batches == "triples":
-        return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
     if isinstance(loss, BPRConfig):
         return TripleSampler(
             graph,
@@ -272,6 +272,13 @@ def build(
             popularity=loss.popularity,
             pinned=pinned,
         )
+    assert isinstance(graph, BipartiteGraph)
+    if isinstance(loss, CustomLossConfig) and loss.batches not in ("triples", "users"):
+        make, options = extensions.load("loss.batches", loss.batches), {"seed": seed, "pinned": pinned}
+        custom: TripleSampler = make(graph, config.batch_size, **options)
+        return custom
+    if isinstance(loss, CustomLossConfig) and loss.batches == "triples":
+        return TripleSampler(graph, config.batch_size, config.sampling or "users", seed, pinned=pinned)
     if not isinstance(loss, SoftmaxConfig):
         return UserSampler(graph, config.batch_size, seed=seed, pinned=pinned)
     correction = True if loss.correction is None else loss.correction
@@ -279,7 +286,7 @@ def build(
     return UserSampler(graph, config.batch_size, *drawn, seed, in_batch=loss.in_batch, pinned=pinned)
 
 
-def _chances(graph: BipartiteGraph, popularity: float) -> Any:
+def _chances(graph: BipartiteGraph | GraphRows, popularity: float) -> Any:
     """Probabilities of the items, proportional to their numbers of users, at least 1, to a power; float64 [items]."""
     chances = np.where(graph.item_degrees > 0, graph.item_degrees, 1.0).astype(np.float64) ** popularity
     return chances / chances.sum()
@@ -367,6 +374,8 @@ def _compile() -> Any:
                 user = active[below(words[0], len(active))]
                 start = indptr[user]
                 triples[0, t] = user
+                if indptr[user + 1] == start:  # the items of this user lie with another rank
+                    continue
                 triples[1, t] = items[start + below(words[1], indptr[user + 1] - start)]
             user = triples[0, t]
             negative = _draw(words[2], words[3], num_items, limits, others)

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 from gnnrec.config import LossConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
 
 STEPS = 64  # in an epoch, where the batch is open
 TOTAL_STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 24
 COLDEST = 1.27  # the temperature times the logarithm of the number of items
 
 
-def scaled(trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph) -> tuple[TrainerConfig, LossConfig]:
+def scaled(
+    trainer: TrainerConfig, loss: LossConfig, graph: BipartiteGraph | GraphRows
+) -> tuple[TrainerConfig, LossConfig]:
     """Both with numbers in place of what is None, and a softmax over all items where its negatives would be as many.
 
     batch_size: the interactions divided by STEPS: a data set of any size is learnt in about as many steps, each of

@@ -19,14 +19,15 @@ from gnnrec import device as devices
 from gnnrec.config import BPRConfig, LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError, ConfigError, GnnrecError, Interrupted, Pruned
 from gnnrec.memtier.account import Actual, by_tier
-from gnnrec.models import LightGCN, Ranker, StreamedLightGCN, StreamedNGCF, Trainable
+from gnnrec.models import LightGCN, LightGCNRows, NGCFRows, Ranker, Rows, StreamedLightGCN, StreamedNGCF, Trainable
 from gnnrec.models import Streamed as StreamedModel
 from gnnrec.ranks import ALONE, Ranks
 from gnnrec.training import checkpoint, distributed, sampler
-from gnnrec.training.distributed import ColumnParallel
+from gnnrec.training.column_parallel import ColumnParallel
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.placing import Places
 from gnnrec.training.resident import Resident
+from gnnrec.training.row_parallel import RowParallel, RowParallelLayers
 from gnnrec.training.runlog import Progress, RunLog
 from gnnrec.training.scaling import scaled
 from gnnrec.training.schedule import learning_rate
@@ -65,8 +66,8 @@ class Position:
 
 
 class Learner(Protocol):
-    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed`, `StreamedLayers` or
-    `ColumnParallel`."""
+    """A model with everything that changes it, wherever that lies: `Resident`, `Streamed`, `StreamedLayers`, or with
+    several processes `ColumnParallel`, `RowParallel` or `RowParallelLayers`."""
 
     sampler: sampler.Sampler
     device: torch.device
@@ -104,13 +105,13 @@ class Trainer:
         places: where its tensors lie, if not beside the model.
         profile: records steps.
         hopeless: is told epoch and monitored metric of each validation; where it says so, the training is given up.
-        ranks: that train together; with several, the model is a LightGCN on this rank's columns.
-        columns: these.
+        ranks: that train together; with several, the model is one on rows, or a LightGCN on this rank's columns.
+        columns: these; None for rows.
     """
 
     def __init__(
         self,
-        model: Trainable | StreamedModel,
+        model: Trainable | StreamedModel | Rows,
         config: TrainerConfig,
         loss: LossConfig,
         optimizer: OptimizerConfig,
@@ -135,7 +136,13 @@ class Trainer:
         if columns is not None:
             assert isinstance(model, LightGCN)
             assert isinstance(loss, BPRConfig)
-            self.learner = ColumnParallel(model, config, loss, optimizer, seed, ranks)
+            self.learner = ColumnParallel(model, config, loss, optimizer, seed, ranks, columns)
+        elif isinstance(model, LightGCNRows):
+            assert isinstance(loss, BPRConfig)
+            self.learner = RowParallel(model, config, loss, optimizer, seed)
+        elif isinstance(model, NGCFRows):
+            assert isinstance(loss, BPRConfig)
+            self.learner = RowParallelLayers(model, config, loss, optimizer, seed)
         elif isinstance(model, StreamedLightGCN):
             assert isinstance(loss, BPRConfig)
             self.learner = Streamed(model, config, loss, optimizer, seed)
@@ -308,7 +315,7 @@ class Trainer:
         if self._saved is not None and self._saved[0] == self.position.step:
             return self._saved[1]
         self.log.phase("saving")
-        save = checkpoint.save if self.columns is None else partial(distributed.save, self.ranks, self.columns)
+        save = checkpoint.save if self.ranks.backend is None else partial(distributed.save, self.ranks)
         path = save(self.checkpoints, self.position.step, self.learner.state(), asdict(self.position))
         self._saved = self.position.step, path
         return path

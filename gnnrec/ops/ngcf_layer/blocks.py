@@ -20,7 +20,7 @@ class NGCFBlocks:
     left out has the gradient 0.
 
     Args:
-        matrix: SparseMatrix [nodes, nodes] with scales, without values.
+        indptr: int64 [nodes + 1], the row pointers of the matrix [nodes, nodes], which has scales and no values.
         w1, b1, w2, b2: float32 [out, in] and [out].
         negative_slope, dropout, node_dropout: as for `ngcf_layer` in training.
         seed: of dropout, int64 [] on the CPU; None drops nothing.
@@ -31,7 +31,7 @@ class NGCFBlocks:
 
     def __init__(
         self,
-        matrix: SparseMatrix,
+        indptr: torch.Tensor,
         w1: torch.Tensor,
         b1: torch.Tensor,
         w2: torch.Tensor,
@@ -42,7 +42,7 @@ class NGCFBlocks:
         node_dropout: float = 0.0,
         seed: torch.Tensor | None = None,
     ) -> None:
-        _arguments.check_matrix("NGCFBlocks", matrix, symmetric=True)
+        _arguments.check_indices("NGCFBlocks", "indptr", indptr)
         for name, w in {"w1": w1, "w2": w2}.items():
             _arguments.check_dense("NGCFBlocks", name, w, w1.shape[0], w1.shape[1], (torch.float32,))
         for name, b in {"b1": b1, "b2": b2}.items():
@@ -56,7 +56,7 @@ class NGCFBlocks:
         self._columns = np.ascontiguousarray(self._weights.T)
         self._bias = (b1 + b2).detach()[None].numpy()
         self._slope = np.float32(negative_slope)
-        self._borders = passes.borders(matrix.indptr.numpy(), len(w1))
+        self._borders = passes.borders(indptr.numpy(), len(w1))
         self._partial: npt.NDArray[np.float32] | None = None
         self._partial_bias: npt.NDArray[np.float32] | None = None
 

@@ -1,0 +1,129 @@
+"""What each of several ranks takes of the memory where it computes, and what it may take.
+
+Tensors are those of `training.column_parallel` and `training.row_parallel`, with the gathers' buffers: nothing is
+streamed, so bytes alone decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from gnnrec.config import NGCFConfig
+from gnnrec.graph.rows import GraphRows
+from gnnrec.memtier.demands import RANKING, STATE, Moved
+from gnnrec.memtier.planner import PlanError
+from gnnrec.memtier.workload import FLOAT, Workload
+from gnnrec.units import in_bytes
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of one rank.
+
+    Args:
+        rank: its number.
+        machine: its name.
+        limit_bytes: that it may take: memory.limit, or its share of what is free there.
+        tensors: bytes by name.
+    """
+
+    rank: int
+    machine: str
+    limit_bytes: int
+    tensors: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(self.tensors.values())
+
+    def check(self, split: str) -> None:
+        """Raise a PlanError where they have no room."""
+        if self.bytes <= self.limit_bytes:
+            return
+        most = sorted(self.tensors.items(), key=lambda entry: -entry[1])[:3]
+        listed = ", ".join(f"{name} {in_bytes(count)}" for name, count in most)
+        other = ", or take distributed.split=rows" if split == "columns" else ""
+        raise PlanError(
+            f"takes {in_bytes(self.bytes)} ({listed}, ...) of the {in_bytes(self.limit_bytes)} that it may",
+            where=f"memory of rank {self.rank} on {self.machine}",
+            remedy=f"Start more ranks{other}; set memory.limit={ceil(self.bytes / 2**20)}MiB where it has as much; or "
+            "lower model.dim or trainer.batch_size",
+        )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of all ranks: what `plan.json` has in place of a plan.
+
+    Args:
+        split: columns or rows.
+        ranks: theirs, in their order.
+    """
+
+    split: str
+    ranks: Sequence[Share]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A table: a row a rank."""
+        return [
+            {"rank": share.rank, "machine": share.machine}
+            | {"takes": in_bytes(share.bytes), "may take": in_bytes(share.limit_bytes)}
+            for share in self.ranks
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `plan.json`, units in the names."""
+        ranks = [asdict(share) | {"bytes": share.bytes} for share in self.ranks]
+        return {"mode": "ranks", "split": self.split, "ranks": ranks}
+
+
+def of_columns(work: Workload, width: int, size: int) -> dict[str, int]:
+    """Bytes of a rank that has so many columns, by tensor.
+
+    Args:
+        work: of the whole training.
+        width: columns.
+        size: ranks.
+    """
+    numbers, items = FLOAT * work.nodes * width, FLOAT * work.items.nodes
+    sizes = dict.fromkeys(("embedding", *STATE, "final", "gradient", "work"), numbers)
+    sizes["layers"] = min(work.layers - 1, 2) * numbers if work.layers else 0  # of the forward pass
+    sizes |= {"best": numbers} if work.held_out.valid else {}
+    found = _sized(work, sizes) | {demand.name: demand.bytes for demand in work.graph(Moved(0))}
+    found["batch"] += _rows_of_batch(work, width, 3)
+    # The model as it is now, and vectors of all items, sent and put together.
+    found[RANKING] += 2 * numbers + items * (2 * ceil(work.dim / size) + 3 * work.dim)
+    return found
+
+
+def of_rows(work: Workload, graph: GraphRows) -> dict[str, int]:
+    """Bytes of a rank that has these rows, by tensor; work: of the whole training, with the rank's held-out parts."""
+    rows, nodes, users = len(graph.numbers), work.nodes, work.users.nodes
+    own, wide = FLOAT * rows * work.dim, FLOAT * work.final_dim
+    layered = isinstance(work.model, NGCFConfig)
+    sizes = dict.fromkeys(("embedding", *STATE, "gradient", "upstream"), own)
+    if layered:  # outputs and aggregates of all layers but the last, and two gradients more on the way back
+        sizes["layers"] = 2 * work.layers * own
+    sizes["everyone"] = FLOAT * nodes * work.dim
+    sizes |= {"best": own} if work.held_out.valid else {}
+    found = _sized(work, sizes)
+    found["batch"] += _rows_of_batch(work, work.final_dim, 3 + 1 / graph.ranks.size)
+    found["graph"] = 4 * graph.matrix.nnz + 20 * (rows + 1) + 20 * (nodes + 1)  # degrees, pointers and scales of all
+    found["interactions"] = 4 * len(graph.user_items) + 8 * (users + 1)
+    copied = layered or work.model.popularity  # type: ignore[union-attr]  # else all items lie in what is sent to all
+    found[RANKING] += (rows + (work.items.nodes if copied else 0)) * wide
+    return found
+
+
+def _sized(work: Workload, sizes: dict[str, int]) -> dict[str, int]:
+    """With what a batch takes, and rankings."""
+    return {demand.name: demand.bytes for demand in work.demands(sizes, Moved(0))}
+
+
+def _rows_of_batch(work: Workload, columns: int, copies: float) -> int:
+    """Rows of the batch's nodes: embeddings, final embeddings and their gradient, and what ranks send of them."""
+    return int(FLOAT * work.batch_rows()[0] * columns * copies)

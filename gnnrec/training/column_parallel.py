@@ -1,0 +1,112 @@
+"""Steps of a LightGCN whose columns lie with several ranks: each has some of them, and the graph.
+
+Propagation takes every column by itself, so ranks exchange nothing but the batch's scores, whose parts are added up:
+one number for every negative and pair, s(u, n) - s(u, p). Gradients of a rank's columns follow from these alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gnnrec import device as devices
+from gnnrec import ops
+from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
+from gnnrec.graph.sparse import SparseMatrix
+from gnnrec.models import FactorScorer, LightGCN
+from gnnrec.models.scorer import Ranking
+from gnnrec.ranks import Ranks
+from gnnrec.training import sampler
+from gnnrec.training.checkpoint import Parts
+from gnnrec.training.distributed import FOLD, Parallel, folds
+
+
+def columns_of(dim: int, rank: int, size: int) -> slice:
+    """The columns that a rank holds, of as many ranks: multiples of 16 where that leaves some for each, else even."""
+    unit = FOLD if dim % FOLD == 0 and dim >= FOLD * size else 1
+    first, last = (unit * (dim // unit * number // size) for number in (rank, rank + 1))
+    return slice(first, last)
+
+
+class ColumnParallel(Parallel):
+    """LightGCN with BPR and Adam, of which this rank has some columns. With one rank, parameters are bit-equal to those
+    of `Resident`; with several, scores are sums over ranks, whose float32 rounding is another one.
+
+    Args:
+        model: on some columns; its embeddings are trained in place.
+        config: the loop's settings.
+        loss, optimizer: their settings.
+        seed: of the sampler; every rank draws the same batches.
+        ranks: that have the other columns.
+        columns: of the model.
+    """
+
+    def __init__(
+        self,
+        model: LightGCN,
+        config: TrainerConfig,
+        loss: BPRConfig,
+        optimizer: OptimizerConfig,
+        seed: int,
+        ranks: Ranks,
+        columns: slice,
+    ) -> None:
+        nodes = len(model.embedding)
+        super().__init__(model.embedding.detach(), optimizer, ranks, nodes, [slice(0, nodes)])
+        self.model, self.loss, self.columns = model, loss, columns
+        self.sampler: sampler.Sampler = sampler.build(loss, model.graph, config, seed, pinned=False)
+        self.matrix = model.graph.norm_adjacency().to(self.device)
+        with devices.memory_errors("training", lower="model.dim", device=self.device):
+            # The gradient by the final embeddings, that by the ego embeddings, and what lies between layers.
+            self._final, self._gradient, self._work = (torch.zeros_like(self.embedding) for _ in range(3))
+
+    def scorer(self) -> AllColumns:
+        """The model as it is now."""
+        self.ranks.doing = "an evaluation"
+        return AllColumns(self.model.scorer(), self.ranks)
+
+    def part(self, matrix: torch.Tensor) -> Parts:
+        """These columns."""
+        return Parts(1, {self.columns.start: matrix})
+
+    @torch.no_grad()
+    def differentiate(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Parallel.differentiate."""
+        (triples,) = self.sampler.batch(step)
+        ego, weights = self.embedding, self.model.layer_weights
+        size = ego.shape[0], ego.shape[1]
+        batch = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest, device=self.device)
+        nodes, layers = batch.nodes, self.model.layers
+        final = ops.lightgcn_propagate(self.matrix, ego, num_layers=layers, layer_weights=weights, rows=nodes)
+        batch.add(folds(final), folds(ego[nodes]))
+        loss = batch.loss(self.ranks.total)
+        self._final.zero_()[nodes] = batch.gradient()[:, : size[1]]
+        ops.lightgcn_propagate_into(self._gradient, self._work, self.matrix, self._final, layer_weights=weights)
+        if batch.decay is not None:
+            self._gradient[nodes] += ego[nodes] * batch.decay[:, None]
+        return loss, self._gradient
+
+
+class AllColumns:
+    """Ranks with what every rank has of the vectors: each ranks for its share of the users, and all get the answer.
+
+    Vectors of all items lie with every rank, those of users come for the users who are asked about: an evaluation holds
+    (items + a block of users) x dim numbers, and exchanges (items + users) x dim. Adding up partial scores would hold
+    less, but exchange users x items.
+
+    Args:
+        part: this rank's columns.
+        ranks: that have the others.
+    """
+
+    def __init__(self, part: FactorScorer, ranks: Ranks) -> None:
+        self.ranks, self._users = ranks, part.user_factors
+        self.item_vectors = ranks.all_columns(part.item_factors)
+
+    def topk(self, users: torch.Tensor, k: int, seen: SparseMatrix | None) -> Ranking:
+        """As Scorer.topk."""
+        size, count = self.ranks.size, len(users)
+        vectors = self.ranks.all_columns(self._users[users.to(self._users.device)])
+        mine = slice(*(count * number // size for number in (self.ranks.rank, self.ranks.rank + 1)))
+        part = None if seen is None else seen.to(vectors.device).row_block(mine)
+        items, scores = ops.topk_scores(vectors[mine], self.item_vectors, k=k, seen=part)
+        return self.ranks.all_rows(items), self.ranks.all_rows(scores)

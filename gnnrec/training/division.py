@@ -1,0 +1,106 @@
+"""A training that is divided among several ranks: the graph and the data of each, its model, its memory."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from gnnrec import device as devices
+from gnnrec import models
+from gnnrec.config import LightGCNConfig, NGCFConfig, TrainConfig
+from gnnrec.data.dataset import Dataset
+from gnnrec.errors import ConfigError
+from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.rows import GraphRows
+from gnnrec.memtier.demands import HeldOut
+from gnnrec.memtier.discover import discover
+from gnnrec.memtier.shares import Share, Shares, of_columns, of_rows
+from gnnrec.memtier.workload import Workload
+from gnnrec.ranks import Ranks
+from gnnrec.training.column_parallel import columns_of
+from gnnrec.training.scaling import scaled
+
+
+def by_rows(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether several ranks have rows each."""
+    return ranks.backend is not None and config.distributed.by_rows(config.model)
+
+
+def cut(data: Dataset, ranks: Ranks) -> tuple[GraphRows, Dataset]:
+    """What this rank has, in rows, of the training graph, and of the data."""
+    ranks.doing = "the cut of the graph"
+    train = data.train
+    graph = GraphRows(train.users, train.items, train.num_users, train.num_items, ranks)
+    return graph, data.of_users(graph.own_users)
+
+
+def columns(config: TrainConfig, ranks: Ranks) -> slice | None:
+    """Those that this rank has of the embeddings; None where a single process was started, or ranks have rows."""
+    if ranks.backend is None or by_rows(config, ranks):
+        return None
+    assert isinstance(config.model, LightGCNConfig)
+    return columns_of(config.model.dim, ranks.rank, ranks.size)
+
+
+def shares(
+    config: TrainConfig, graph: BipartiteGraph | GraphRows, held_out: HeldOut, columns: slice | None, ranks: Ranks
+) -> Shares | None:
+    """What every rank takes of its memory, where that is asked for.
+
+    Args:
+        config: of the training.
+        graph: the training graph, or this rank's rows.
+        held_out: what this rank ranks.
+        columns: that it has, where it has no rows.
+        ranks: that all ask.
+
+    Raises:
+        GnnrecError: any rank has no room; GPUs compute.
+    """
+    if ranks.backend is None or config.memory.name != "auto":
+        return None
+    if devices.resolve(config.device).type == "cuda":
+        remedy = "Take memory=dram, or device=cpu"
+        raise ConfigError("does not look at the room of GPUs for several processes", where="memory=auto", remedy=remedy)
+    assert config.loss is not None
+    assert config.trainer is not None
+    trainer, loss = scaled(config.trainer, config.loss, graph)
+    settings = {"model": config.model, "loss": loss, "optimizer": config.optimizer, "trainer": trainer}
+    work = Workload.of(graph, **settings, held_out=held_out, threads=1, cache_bytes=0)
+    split = "columns" if columns is not None else "rows"
+
+    def own() -> dict[str, Any]:
+        if isinstance(graph, GraphRows):
+            tensors = of_rows(work, graph)
+        else:
+            assert columns is not None
+            tensors = of_columns(work, columns.stop - columns.start, ranks.size)
+        # In memory already, so that free memory is beside it; the adjacency of columns is not made yet.
+        held = sum(tensors[name] for name in (("graph", "interactions") if columns is None else ("interactions",)))
+        free = sum(tier.free or 0 for tier in discover() if tier.kind == "dram") // ranks.beside
+        room = min(free + held, config.memory.limit_bytes or sys.maxsize)
+        share = Share(ranks.rank, socket.gethostname(), room, tensors)
+        share.check(split)
+        return asdict(share)
+
+    return Shares(split, [Share(**found) for found in ranks.each(own)])
+
+
+def build(config: TrainConfig, graph: GraphRows, device: torch.device) -> models.Rows:
+    """The model of which this process has some nodes.
+
+    Raises:
+        ConfigError: NGCF on a GPU.
+        DeviceMemoryError: no room on the GPU.
+    """
+    with devices.memory_errors("the model", lower="model.dim"):
+        if isinstance(config.model, LightGCNConfig):
+            return models.LightGCNRows(graph, config.model, config.seed, device)
+        assert isinstance(config.model, NGCFConfig)
+        if device.type == "cuda":
+            raise ConfigError("is cuda, where rows of NGCF are for processors", where="device", remedy="Use device=cpu")
+        return models.NGCFRows(graph, config.model, config.seed, device)

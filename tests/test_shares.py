@@ -1,0 +1,109 @@
+"""What each of several ranks takes of its memory, and what it may take. The ranks are threads here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from pretend_ranks import together
+from test_run import config as run_config
+
+from gnnrec.config import DistributedConfig, LightGCNConfig, MemoryConfig, NGCFConfig, check_ranks
+from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.graph.rows import GraphRows
+from gnnrec.memtier.shares import Share
+from gnnrec.models import LightGCNRows
+from gnnrec.ranks import Ranks
+from gnnrec.report.plans import read_plan
+from gnnrec.training import division, placing, run
+
+LIGHTGCN, NGCF = LightGCNConfig(dim=32, layers=2), NGCFConfig(dim=16, layers=2)
+
+
+def config(model, split: str, **memory):
+    base = run_config()
+    trainer = replace(base.trainer, epochs=1)
+    changes = {"model": model, "trainer": trainer, "distributed": DistributedConfig(split)}
+    return replace(base, **changes, memory=MemoryConfig(name="auto", **memory))
+
+
+@pytest.mark.parametrize(("model", "split"), [(LIGHTGCN, "columns"), (LIGHTGCN, "rows"), (NGCF, "rows")])
+def test_every_rank_says_what_it_takes_before_it_trains(tmp_path, model, split):
+    def work(ranks: Ranks):
+        seen = []
+        run.train(config(model, split, limit="1GiB"), tmp_path / "run", on_plan=seen.append, ranks=ranks)
+        return seen
+
+    (shares,), (others,) = together(2, work)
+    assert shares == others
+    kept = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert kept == json.loads(json.dumps(shares.to_dict()))
+    assert (kept["mode"], kept["split"]) == ("ranks", split)
+    assert [share["rank"] for share in kept["ranks"]] == [0, 1]
+    for share in kept["ranks"]:
+        assert share["bytes"] == sum(share["tensors"].values()) <= share["limit_bytes"] <= 2**30
+    assert read_plan(tmp_path / "run", None) == (None, None)
+    assert run.evaluate(run.open_run(tmp_path / "run"), [20])  # by a single process
+
+
+def test_what_is_counted_is_what_is_held():
+    made = config(LIGHTGCN, "rows")
+    data = run.dataset.load(made.data)
+    log = data.train
+
+    def work(ranks: Ranks) -> tuple[Share, dict[str, int]]:
+        graph = GraphRows(log.users, log.items, log.num_users, log.num_items, ranks)
+        shares = division.shares(made, graph, placing.held_out(made, data), None, ranks)
+        model = LightGCNRows(graph, LIGHTGCN, 0, torch.device("cpu"))
+        matrix = graph.matrix
+        held = [matrix.indptr, matrix.indices, matrix.row_scale, matrix.col_scale, graph.numbers, graph.indptr]
+        held += [torch.from_numpy(x) for x in (graph.user_degrees, graph.item_degrees)]
+        lists = graph.user_indptr.nbytes + graph.user_items.nbytes
+        found = {"embedding": model.embedding.nbytes, "everyone": model.everyone.nbytes, "interactions": lists}
+        return shares.ranks[ranks.rank], found | {"graph": sum(x.nbytes for x in held)}
+
+    for share, found in together(2, work):
+        assert {name: share.tensors[name] for name in found} == pytest.approx(found, rel=0.01)
+        assert share.tensors["exp_avg"] == share.tensors["exp_avg_sq"] == found["embedding"]
+
+
+@pytest.mark.parametrize("split", ["columns", "rows"])
+def test_a_rank_without_room_ends_all_before_they_train(tmp_path, split):
+    says = r"memory of rank 0 on .*: takes .* of the 100\.00 KiB that it may\. Start more ranks.*memory\.limit=\dMiB"
+
+    def work(ranks: Ranks) -> None:
+        with pytest.raises(GnnrecError, match=says):
+            run.train(config(LIGHTGCN, split, limit="100KiB"), tmp_path / "run", ranks=ranks)
+
+    together(2, work)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_more_ranks_take_less_each():
+    made = config(LIGHTGCN, "rows")
+    data = run.dataset.load(made.data)
+    log = data.train
+
+    def work(ranks: Ranks) -> int:
+        graph = GraphRows(log.users, log.items, log.num_users, log.num_items, ranks)
+        share = division.shares(made, graph, placing.held_out(made, data), None, ranks).ranks[ranks.rank]
+        return sum(share.tensors[name] for name in ("embedding", "exp_avg", "exp_avg_sq", "graph"))
+
+    two, four = (together(size, work) for size in (2, 4))
+    assert max(four) < 0.65 * min(two)
+
+
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [
+        ({"folder": "/tmp"}, "memory.folder: is '/tmp'"),
+        ({"pin": {"graph": "dram"}}, "memory.pin: is"),
+        ({"panel": 16}, "memory.panel: is 16"),
+        ({"buffer": "1MiB"}, "memory.buffer: is '1MiB'"),
+    ],
+)
+def test_a_plan_that_ranks_have_no_use_for_is_refused(memory, says):
+    with pytest.raises(ConfigError, match=says):
+        check_ranks(config(LIGHTGCN, "rows", **memory), 2)
