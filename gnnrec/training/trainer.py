@@ -175,7 +175,7 @@ class Trainer:
             if not position.finished:
                 self.log.phase("loading")
                 self._warm_up()
-            while not (caught or position.finished or position.epoch == epochs):
+            while not (caught or position.finished or position.epoch >= epochs):
                 self._train_epoch(caught)
                 if not caught:
                     self._end_epoch()
