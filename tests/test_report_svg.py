@@ -36,7 +36,15 @@ def test_a_logarithmic_axis_has_numbers_and_no_formulas(x, shown):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.001, "0.001"), (1e-5, "1e-05"), (0.5, "0.5"), (64, "64"), (4096.0, "4,096"), (1e6, "1,000,000"), (1e9, "1e+09")],
+    [
+        (0.001, "0.001"),
+        (1e-5, "1e-05"),
+        (0.5, "0.5"),
+        (64, "64"),
+        (4096.0, "4,096"),
+        (1e6, "1,000,000"),
+        (1e9, "1e+09"),
+    ],
 )
 def test_numbers_of_an_axis(value, shown):
     assert number(value) == shown

@@ -100,8 +100,8 @@ def _spmm_accumulate(call: Call) -> Cost:
 
 
 def _propagate(call: Call) -> Cost:
-    if _given(call, 3):  # of some rows: how many entries these have, it does not say
-        return Cost()
+    if _given(call, 3):  # of some rows: an spmm, and a propagation by all layers but the last, are calls of their own
+        return Cost(0, 0)
     nodes, dim = call.dims[1]
     matrix, layers = _matrix(call, nodes), call.values[2].count(",")
     case = Case("", {"x": (nodes, dim)}, {"matrix": matrix, "num_layers": layers})

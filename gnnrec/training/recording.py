@@ -27,6 +27,7 @@ from gnnrec import profiler
 from gnnrec.training.trace import ENGINE_EVENT, STEP
 
 _ENTER, _EXIT = "profiler::_record_function_enter_new", "profiler::_record_function_exit"
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 # As torch's profiler names them.
 _TYPES = {
     torch.float64: "double",
@@ -79,7 +80,7 @@ class CallRecording(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         begin, kwargs = time.perf_counter_ns(), kwargs or {}
-        result = func(*args, **kwargs)
+        result = self._call(func, args, kwargs)
         name, end = func._schema.name, time.perf_counter_ns()
         if name == _ENTER:
             self._ranges.append((args[0], begin))
@@ -89,6 +90,12 @@ class CallRecording(TorchDispatchMode):
             self._events.append(("cpu_op", name, begin, end, _described([*args, *kwargs.values()])))
             self._count_backward(begin, end)
         return result
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func.namespace != "gnnrec":
+            return func(*args, **kwargs)
+        with self:  # operators of ours call others
+            return func.redispatch(_CPU, *args, **kwargs)
 
     @contextmanager
     def kernel(self, name: str, arguments: tuple[Any, ...]) -> Iterator[None]:
@@ -125,7 +132,7 @@ class CallRecording(TorchDispatchMode):
         if number < 0:
             return
         if self._backward is not None and self._backward[0] == number:
-            begin = self._backward[1]
+            begin = min(begin, self._backward[1])  # calls that an operator makes end before it does
         else:
             self._end_backward()
         self._backward = number, begin, end
