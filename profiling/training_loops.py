@@ -263,12 +263,14 @@ def propagated(s: Setting, t: Tensors) -> Step:
 
 
 def softmax_loss(s: Setting, t: Tensors) -> Step:
-    """Softmax over all items but a user's other ones, for every positive of the first batch's users, by cosines."""
+    """Softmax over all items, or the batch's negatives, but a user's other ones, for every positive of its users, by
+    cosines."""
     final, config, graph = oracles.lightgcn(s.w, t, s.layers).forward, s.loss, s.w.graph
     assert isinstance(config, SoftmaxConfig)
     assert config.temperature is not None
     temperature, popular = config.temperature, torch.from_numpy(graph.item_degrees).clamp(min=1).double().log()
-    (users,) = s.batches[0]
+    users, *drawn = s.batches[0]
+    negatives, log_counts = drawn or (torch.arange(graph.num_items), 0.0)
     part = graph.user_item().select_rows(users)
     degrees, items = part.indptr.diff(), part.indices.long()
     rows = torch.repeat_interleave(torch.arange(len(users)), degrees)
@@ -277,7 +279,8 @@ def softmax_loss(s: Setting, t: Tensors) -> Step:
         queries, keys = F.normalize(final()).split([graph.num_users, graph.num_items])
         scores = queries[users] @ keys.T / temperature + config.prior * (popular - popular.mean())
         positive = scores[rows, items]
-        others = scores.index_put((rows, items), scores.new_tensor(-torch.inf)).logsumexp(dim=1)
+        others = scores.index_put((rows, items), scores.new_tensor(-torch.inf))[:, negatives] - log_counts
+        others = others.logsumexp(dim=1)
         weights = degrees[rows].double() ** (config.user_power - 1)
         return (weights * (torch.logaddexp(positive, others[rows]) - positive)).sum() / weights.sum()
 

@@ -1,4 +1,4 @@
-"""Training whose state lies beside a GPU, in DRAM or files: the bits of one whose state lies on it.
+"""Training whose state lies beside a GPU, in DRAM, files or an own tier: the bits of one whose state lies on it.
 
 For tests/interpreter, where the GPU is pretended, and tests/gpu. Their fixture `gpu` is the device that device=cuda
 stands for, `sizes` how large the graph is and what is tried.
@@ -6,6 +6,8 @@ stands for, `sizes` how large the graph is and what is tried.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from made_up_tiers import disk, dram
 from made_up_tiers import gpu as gpu_tier
 
-from gnnrec import models, recommend
+from gnnrec import extensions, models, recommend
 from gnnrec.config import (
     BPRConfig,
     DataConfig,
@@ -26,7 +28,9 @@ from gnnrec.config import (
     TrainConfig,
     TrainerConfig,
 )
+from gnnrec.config.memory import CustomTierConfig
 from gnnrec.graph import BipartiteGraph
+from gnnrec.memtier import measure_custom
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.layout import Layout
 from gnnrec.memtier.ring import Ring
@@ -145,10 +149,27 @@ def close(found, expected):
     return all(found[part] == pytest.approx(metrics, abs=0.02) for part, metrics in expected.items())
 
 
-@pytest.mark.parametrize("files", [False, True], ids=["dram", "files"])
-def test_a_streamed_run_leaves_what_a_resident_one_does(machine, resident, tmp_path, files):
+@pytest.fixture
+def elsewhere(request, tmp_path, monkeypatch) -> tuple[MemoryConfig, str]:
+    """Memory of a kind, and the tier where state then lies."""
+    folders = [str(tmp_path / name) for name in "ab"]
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+    monkeypatch.setattr(extensions, "_allowed", {"my_package"})
+    monkeypatch.setattr(measure_custom, "SECONDS", 0.0)
+    monkeypatch.setattr(measure_custom, "_WANTED", 16 << 20)
+    own = CustomTierConfig("my_package.tiers:Striped", {"folders": folders})
+    kinds = {
+        "dram": (STREAM, "dram"),
+        "files": (replace(STREAM, folder=folders[0]), folders[0]),
+        "own": (replace(STREAM, custom=own), own.path),
+    }
+    return kinds[request.param]
+
+
+@pytest.mark.parametrize("elsewhere", ["dram", "files", "own"], indirect=True)
+def test_a_streamed_run_leaves_what_a_resident_one_does(machine, resident, tmp_path, elsewhere):
     folder, expected, theirs = resident
-    memory = MemoryConfig(name="stream", panel=16, folder=str(tmp_path / "tier")) if files else STREAM
+    memory, tier = elsewhere
     short = config(memory, trainer=TrainerConfig(epochs=1, batch_size=60, eval_every=1, monitor="recall@5"))
     run.train(short, tmp_path / "run")[0].places.close()
     done, summary = run.train(config(memory, resume=True), tmp_path / "run")
@@ -160,12 +181,12 @@ def test_a_streamed_run_leaves_what_a_resident_one_does(machine, resident, tmp_p
     assert all(torch.equal(saved[name], reference[name]) for name in saved)
     tensors = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
     for name in ("embedding", "exp_avg", "exp_avg_sq"):
-        assert tensors[name]["tier"] == (str(tmp_path / "tier") if files else "dram")
+        assert tensors[name]["tier"] == tier
         assert tensors[name]["actual_bytes_per_step"] >= 0.9 * tensors[name]["predicted_bytes_per_step"]
     assert tensors["panels"]["tier"] == "gpu0"
     for device in ("cuda", "cpu"):
         with run.open_run(tmp_path / "run", device) as opened:
-            assert isinstance(opened.model, models.StreamedLightGCN) == (files or device == "cuda")
+            assert isinstance(opened.model, models.StreamedLightGCN) == (tier != "dram" or device == "cuda")
             assert close(run.evaluate(opened, [5]), theirs["metrics"])
             log = opened.data.train
             table = recommend.recommend(opened.model.scorer(), log.user_ids, log.item_ids, None, None, 3)

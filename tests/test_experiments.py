@@ -356,3 +356,12 @@ def test_scale_measures_each_case_in_a_process_of_its_own(tmp_path_factory):
     assert table["memory"].tolist() == ["dram", "direct", "stream"]
     assert (table["interactions"] == 1200).all()
     assert said.count("measuring") == 3
+
+
+def test_sizes_stand_beside_what_is_attainable(tmp_path_factory):
+    folder, _ = shortly("sizes", tmp_path_factory)
+    table = pd.read_csv(folder / "sizes-sizes.csv")
+    assert table["recipe"].tolist() == ["large_batch", "fastest"] * 4
+    assert (table["recall@20, share"] * table["recall@20, attainable"]).tolist() == pytest.approx(table["recall@20"])
+    assert table["recall@20, share"].between(0, 1.05).all()
+    assert all((folder / f"sizes-{name}.svg").exists() for name in ("recall@20", "training"))

@@ -39,7 +39,7 @@ def test_names_are_models_and_recipes():
         ["gfcf", "synthetic", "done"],
         ["fastest", "synthetic", "done"],
     ]
-    assert found["epochs"].tolist() == [0, 4]
+    assert found["epochs"].tolist() == [0, 6]
 
 
 def test_one_that_fails_does_not_take_the_others_along():

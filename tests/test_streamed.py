@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +272,41 @@ def test_the_final_evaluation_takes_what_the_plan_counts(peak_memory, changes):
     assert 0.3 * ranking < peak < 1.1 * ranking + (8 << 20)
 
 
+@pytest.mark.parametrize("graph_in_file", [False, True], ids=["graph", "graph_in_file"])
+@pytest.mark.parametrize(
+    "model", [LightGCNConfig(dim=48, layers=2), NGCFConfig(dim=48, layers=2)], ids=["lightgcn", "ngcf"]
+)
+def test_plans_count_the_buffers_that_are_made(machine, tmp_path, monkeypatch, model, graph_in_file):
+    """Of all memory past torch's at any time of a run, with evaluations, checkpoints and the best one kept."""
+    held, peak = 0, 0
+
+    def gone(count):
+        nonlocal held
+        held -= count
+
+    class Counted(mmap.mmap):
+        def __new__(cls, number, count, *args, **options):
+            nonlocal held, peak
+            made = super().__new__(cls, number, count, *args, **options)
+            if number == -1:  # of no file
+                held += count
+                peak = max(peak, held)
+                weakref.finalize(made, gone, count)
+            return made
+
+    monkeypatch.setattr(mmap, "mmap", Counted)
+    memory = replace(STREAM, pin={"graph": str(tmp_path / "tier")}) if graph_in_file else STREAM
+    memory = replace(memory, folder=str(tmp_path / "tier"))
+    done, _ = run.train(config(memory, model=model), tmp_path / "run")
+    done.places.close()
+    bytes_of = {placement.name: placement.bytes for placement in done.places.plan.placements}
+    names = {"panels", "buffers", "file_buffers"} | ({"graph_buffers"} if graph_in_file else set())
+    counted = sum(bytes_of[name] for name in names)
+    assert bytes_of["panels"] + bytes_of["file_buffers"] < peak <= counted
+    if isinstance(model, LightGCNConfig) and not graph_in_file:
+        assert peak == counted
+
+
 @pytest.mark.parametrize("back", [None, "stream"])
 def test_a_run_goes_on_in_other_memory(machine, resident, tmp_path, back):
     """From files to DRAM and the other way; with another width of panels too."""
@@ -458,6 +495,18 @@ def test_a_disk_without_room_is_found_out_before_training(machine, tmp_path, mon
     # Two checkpoints more: the first one is there.
     with pytest.raises(StorageError, match=r"run: checkpoints \(2 of"):
         run.train(config(STREAM, resume=True), tmp_path / "run")
+    # A finished run writes none.
+    free = 5 * numbers + 8192
+    done, summary = run.train(replace(short, resume=True), tmp_path / "run")
+    done.places.close()
+    assert summary["epochs"] == 1
+    two = replace(short.trainer, epochs=2)
+    with pytest.raises(StorageError, match=r"run: checkpoints \(1 of"):
+        run.train(config(STREAM, resume=True, trainer=two), tmp_path / "run")
+    state = next((tmp_path / "run/checkpoints").glob("*/state.json"))
+    state.write_text("{")  # damaged: nobody knows what is left
+    with pytest.raises(StorageError, match=r"run: checkpoints \(1 of"):
+        run.train(replace(short, resume=True), tmp_path / "run")
     free = 0
     run.train(config(), tmp_path / "resident")
 

@@ -286,6 +286,14 @@ def test_divergence_is_an_error_with_numbers(parts, tmp_path, monkeypatch):
     assert make(parts, checkpoints=tmp_path, resume=True).position.step in (8, 16)
 
 
+def test_a_training_that_has_gone_on_for_longer_ends_at_once(parts, tmp_path):
+    trainer = make(parts, epochs=3, checkpoints=tmp_path, with_valid=False)
+    trainer.position.epoch, trainer.position.step = 2, 2 * trainer.sampler.steps_per_epoch
+    trainer._save()
+    shorter = make(parts, epochs=1, checkpoints=tmp_path, resume=True, with_valid=False)
+    assert shorter.fit().step == trainer.position.step
+
+
 def test_a_metric_that_is_not_computed(parts):
     trainer = make(parts)
     trainer.config.monitor = "recal@20"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +70,21 @@ def _speed_row(speed: Any) -> dict[str, str]:
 
 
 def _tiers(config: PlanConfig) -> list[Tier]:
-    """What is found here, calibrated, changed by the declared hardware."""
+    """What is found here, calibrated, changed by the declared hardware; and a user's own tier."""
+    from gnnrec.memtier import measure_custom
     from gnnrec.memtier.calibrate import calibrated
+    from gnnrec.memtier.custom import CustomTier
     from gnnrec.memtier.declared import what_if
     from gnnrec.memtier.discover import discover
 
     memory = config.train.memory
     named = [memory.folder, *memory.pins.values()]
     folders = [name for name in named if name is not None and "/" in name]
-    return what_if(calibrated(discover(folders or ["."])), config.hardware)
+    tiers = what_if(calibrated(discover(folders or ["."])), config.hardware)
+    if memory.custom.path is not None:
+        with CustomTier(memory.custom, run="gnnrec plan") as own:
+            tiers.append(measure_custom.measured(own, partial(print, flush=True)))
+    return tiers
 
 
 def _workload(config: PlanConfig, tiers: list[Tier]) -> Workload:

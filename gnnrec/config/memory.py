@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from gnnrec.config.checks import at_least, one_of, positive
+from gnnrec import extensions
+from gnnrec.config.checks import at_least, mapping, one_of, positive
 from gnnrec.errors import ConfigError
 from gnnrec.units import parse_bytes
 
@@ -32,6 +34,23 @@ class SimulateConfig:
 
 
 @dataclass
+class CustomTierConfig:
+    """A tier of a user's own package, for what is streamed."""
+
+    path: str | None = None
+    options: Any = None  # dict[str, Any] | None
+
+    def validate(self) -> None:
+        """Raise a ConfigError for a value that cannot be used, or has no effect, or code that is not allowed."""
+        if self.path is not None:
+            extensions.check("memory.custom.path", self.path)
+        elif self.options is not None:
+            remedy = "Name the tier that takes them, or leave them out"
+            raise ConfigError("has no effect without memory.custom.path", where="memory.custom.options", remedy=remedy)
+        mapping("memory.custom.options", self.options)
+
+
+@dataclass
 class MemoryConfig:
     """Where the embeddings, the optimizer's state and the graph lie."""
 
@@ -42,6 +61,7 @@ class MemoryConfig:
     panel: int | None = None
     buffer: str | None = None
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    custom: CustomTierConfig = field(default_factory=CustomTierConfig)
 
     @property
     def pins(self) -> dict[str, str]:
@@ -69,6 +89,7 @@ class MemoryConfig:
         one_of("memory.name", self.name, MODES)
         _ = self.limit_bytes, self.buffer_bytes
         self.simulate.validate()
+        self.custom.validate()
         if self.panel is not None and (self.panel < 16 or self.panel % 16):
             remedy = "It must be a multiple of 16: scores are summed 16 columns at a time, for equal bits at any width"
             raise ConfigError(f"is {self.panel}", where="memory.panel", remedy=remedy)
@@ -79,9 +100,17 @@ class MemoryConfig:
             "panel": STREAMED,
             "buffer": STREAMED,
             "simulate": STREAMED,
+            "custom": STREAMED,
         }
         given = {name: getattr(self, name) for name in effects} | {"pin": self.pins or None, "simulate": self.slower}
+        given["custom"] = self.custom.path
         for name, modes in effects.items():
             if given[name] is not None and self.name not in modes:
                 remedy = f"Leave it out, or take memory={' or memory='.join(modes)}"
                 raise ConfigError(f"has no effect with memory={self.name}", where=f"memory.{name}", remedy=remedy)
+        if self.custom.path is not None and self.slower is not None:
+            found, remedy = (
+                "has no effect on memory.custom",
+                "Leave one of them out: an own tier is as slow as its code",
+            )
+            raise ConfigError(found, where="memory.simulate", remedy=remedy)

@@ -14,6 +14,7 @@ from gnnrec.memtier.layout import BLOCK_BYTES
 
 STATE = ("exp_avg", "exp_avg_sq")
 RANKING = "ranking"
+FINAL = "final"  # embeddings, mapped for processors to rank
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Demand:
     accesses: tuple[Access, ...] = ()
     movable: bool = False
     held: bool = False
+
+    @property
+    def moved(self) -> float:
+        """Bytes in a step."""
+        return sum(access.bytes for access in self.accesses)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Streamed:
         beside: what of the demands is moved meanwhile too: by the last layer of the backward pass.
         files: what lies elsewhere, and what is moved of it; beside a GPU, from and to the GPU.
         matrices: of the blocks that a buffer of the ring has room for.
+        in_files: matrices; each has a buffer of a block for passes over all of it, as checkpoints make.
         block_bytes: of such a block, about.
         passes: the parts that the step consists of, where it is no single one.
         graph_reads: of a graph whose columns are among the files, bytes that are read while nothing else needs to be,
@@ -80,6 +87,7 @@ class Streamed:
     update: tuple[Access, ...]
     files: tuple[Demand, ...]
     matrices: int
+    in_files: int
     beside: tuple[Access, ...] = ()
     block_bytes: int = BLOCK_BYTES
     passes: tuple[Pass, ...] = ()

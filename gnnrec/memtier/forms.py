@@ -7,7 +7,7 @@ from math import ceil
 
 from gnnrec.config import NGCFConfig
 from gnnrec.memtier.costs import Access
-from gnnrec.memtier.demands import STATE, Demand, Moved, Pass, Streamed
+from gnnrec.memtier.demands import FINAL, STATE, Demand, Moved, Pass, Streamed
 from gnnrec.memtier.layout import ROWS_BYTES, columns_block_bytes
 from gnnrec.memtier.ring import read_only
 from gnnrec.memtier.workload import FLOAT, SELECTED, Workload
@@ -28,7 +28,8 @@ def state(workload: Workload) -> Streamed:
     update = tuple(access for demand in ("gradient", "embedding", *STATE) for access in optimizer.of(demand))
     files = tuple(Demand(name, workload.sizes()[name], optimizer.of(name)) for name in STATE)
     demands = (*workload.graph(moved), *workload.demands(sizes, moved))
-    return Streamed(workload.dim, 1, sum(demand.bytes for demand in files), demands, update, files, len(files))
+    size, count = sum(demand.bytes for demand in files), len(files)
+    return Streamed(workload.dim, 1, size, demands, update, files, count, count)
 
 
 def with_graph_in_file(workload: Workload, form: Streamed, alignment: int = 4096, readers: int = 2) -> Streamed:
@@ -87,16 +88,17 @@ def lightgcn(workload: Workload, panel: int) -> Streamed:
         (Access("to_gpu", numbers), Access("from_gpu", numbers)) if workload.on_gpu else (Access("mixed", 2 * numbers),)
     )
     files = [Demand(name, numbers, ways) for name in ("embedding", *STATE)]
-    files.append(Demand("final", numbers))  # for evaluation, mapped
     if workload.held_out.valid:
         files.append(Demand("best", numbers))
+    matrices = len(files)
+    files.append(Demand(FINAL, numbers))
     update = (Access("mixed", 6 * numbers),)
     if workload.on_gpu:  # pointers of blocks of rows, and which rows of them are short
         sizes["row_blocks"] = 16 * workload.nodes
     demands = (*workload.graph(moved), *workload.demands(sizes, moved))
     last = Moved(workload.cache_bytes)
     workload.propagate(last, "panels", "panels", panel, FLOAT, times=panels, layers=min(workload.layers, 1))
-    return Streamed(panel, panels, 3 * dense, demands, update, tuple(files), 3, last.accesses())
+    return Streamed(panel, panels, 3 * dense, demands, update, tuple(files), 3, matrices, last.accesses())
 
 
 def ngcf(workload: Workload, panel: int) -> Streamed:
@@ -173,7 +175,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
     parts = min(max(workload.nodes // CHUNK_ROWS, 1), CHUNKS)
     sizes |= {"weights": (4 * workload.layers + parts) * 2 * (workload.dim + 1) * workload.dim * FLOAT}
     lying = {"embedding": 1, STATE[0]: 1, STATE[1]: 1, "layers": inner, "aggregates": max(inner, 1)}
-    lying |= {"gradient": min(inner, 1), "final": workload.layers + 1, "best": bool(workload.held_out.valid)}
+    lying |= {"gradient": min(inner, 1), FINAL: workload.layers + 1, "best": bool(workload.held_out.valid)}
     return Streamed(
         panel,
         panels,
@@ -182,6 +184,7 @@ def ngcf(workload: Workload, panel: int) -> Streamed:
         total.of("buffers"),
         tuple(Demand(name, count * numbers, files.of(name)) for name, count in lying.items() if count),
         max(5, 4 * panels),
+        sum(count for name, count in lying.items() if name != FINAL),
         block_bytes=ROWS_BYTES // panels,
         passes=tuple(passes),
     )

@@ -7,15 +7,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import replace
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gnnrec.memtier.files import TierFile, TierFolder, aligned
+from gnnrec.memtier.files import Access, TierFile, aligned
 from gnnrec.memtier.layout import ITEM, Layout
 from gnnrec.memtier.placement import map_file
+
+
+class BlockFile(Protocol):
+    """A place of a fixed size that blocks are read from and written to, by several threads: `files.TierFile`, or
+    `custom.CustomStore`."""
+
+    def read(self, offset: int, buffer: npt.NDArray[Any]) -> None: ...
+    def write(self, offset: int, buffer: npt.NDArray[Any]) -> None: ...
+
+
+class BlockFolder(Protocol):
+    """Where such places are made: `files.TierFolder`, or `custom.CustomTier`."""
+
+    access: Access
+
+    def create(self, name: str, size: int) -> BlockFile: ...
 
 
 class BlockMatrix(ABC):
@@ -76,9 +92,9 @@ class PanelMatrix(BlockMatrix):
         layout: its parts.
     """
 
-    def __init__(self, folder: TierFolder, name: str, layout: Layout) -> None:
+    def __init__(self, folder: BlockFolder, name: str, layout: Layout) -> None:
         super().__init__(name, layout)
-        self.file: TierFile = folder.create(f"{name}.bin", layout.file_bytes)
+        self.file: BlockFile = folder.create(f"{name}.bin", layout.file_bytes)
         self._buffer = aligned(layout.block_bytes)
 
     def column_panels(self) -> list[PanelMatrix]:

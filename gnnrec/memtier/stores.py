@@ -11,7 +11,7 @@ import torch
 from gnnrec.memtier.copies import pinned
 from gnnrec.memtier.files import TierFolder
 from gnnrec.memtier.layout import Layout
-from gnnrec.memtier.matrices import BlockMatrix, PanelMatrix, empty, mapped
+from gnnrec.memtier.matrices import BlockFolder, BlockMatrix, PanelMatrix, empty, mapped
 from gnnrec.memtier.ring import Ring, StreamTimes
 from gnnrec.memtier.staging import Held, HostMatrix, Staged
 from gnnrec.memtier.stream import Stream
@@ -45,15 +45,19 @@ class FileStore:
         folder: where they are made.
         ring: buffers in DRAM, and threads; as large on a GPU.
         device: that computes.
+        blocks: where matrices are made that nobody maps, if not there.
     """
 
-    def __init__(self, folder: TierFolder, ring: Ring, device: torch.device = CPU) -> None:
+    def __init__(
+        self, folder: TierFolder, ring: Ring, device: torch.device = CPU, blocks: BlockFolder | None = None
+    ) -> None:
         self.folder, self.ring, self.device = folder, ring, device
+        self.blocks = blocks or folder
         self.times = StreamTimes()  # of all streams
 
     def matrix(self, name: str, layout: Layout) -> PanelMatrix:
         """As Store.matrix."""
-        return PanelMatrix(self.folder, name, layout)
+        return PanelMatrix(self.blocks, name, layout)
 
     def dense(self, name: str, rows: int, columns: int) -> torch.Tensor:
         """As Store.dense, mapped."""

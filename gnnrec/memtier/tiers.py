@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 KINDS = ("gpu", "dram", "numa", "pmem", "devdax", "file")  # numa: a node without processors, CXL or PMEM as memory
+CUSTOM = "custom"  # the kind of one that a user's own package has, see `gnnrec.memtier.custom`
 PATTERNS = ("read", "write", "mixed", "gather", "scatter", "to_gpu", "from_gpu")
 PROVENANCES = ("measured", "declared", "simulated", "prior")  # prior: what the firmware says (HMAT)
 
@@ -41,8 +42,8 @@ class Tier:
 
     Args:
         name: unique on this machine, as `memory.pin` takes it: gpu0, dram (dram0, dram1 with several nodes), node2,
-            pmem0, dax0.0, or the path of a folder.
-        kind: one of KINDS.
+            pmem0, dax0.0, the path of a folder, or of code.
+        kind: one of KINDS, or CUSTOM.
         capacity, free: bytes; None where the system does not say.
         granularity: bytes of the least that is moved at a time: a cache line, a page, a block.
         persistent: whether contents survive the power.

@@ -195,6 +195,16 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     return found[-1][2] if found else None
 
 
+def latest_state(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint holds beside its tensors, not verified; empty where it cannot be read, or is none."""
+    path = latest(folder)
+    try:
+        state = {} if path is None else json.loads((path / _STATE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def count(folder: Path) -> int:
     """How many checkpoints there are in `folder`, not verified."""
     return len(_checkpoints(folder))

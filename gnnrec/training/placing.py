@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,14 +26,15 @@ from gnnrec.config import (
 )
 from gnnrec.data.dataset import Dataset
 from gnnrec.graph.bipartite import BipartiteGraph
-from gnnrec.memtier import calibrate, conditions, planner
+from gnnrec.memtier import calibrate, conditions, measure_custom, planner
 from gnnrec.memtier.adjacency import FileAdjacency
 from gnnrec.memtier.costs import cache_held, product_flops
+from gnnrec.memtier.custom import CustomTier
 from gnnrec.memtier.demands import STATE, HeldOut
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.files import Throttle, TierFolder, remove_leftovers
 from gnnrec.memtier.layout import BLOCK_BYTES, ROWS_BYTES, Layout
-from gnnrec.memtier.matrices import PanelMatrix
+from gnnrec.memtier.matrices import BlockFolder, PanelMatrix
 from gnnrec.memtier.placement import Arena, Placed
 from gnnrec.memtier.plans import Plan
 from gnnrec.memtier.ring import Ring
@@ -81,6 +83,7 @@ class Places:
     home: str = ""
     run: str = ""
     files: TierFolder | None = None  # of what is streamed
+    custom: CustomTier | None = None  # instead of it, of what is not mapped
     placed: dict[str, Placed] = field(default_factory=dict)  # what lies on a tier as it is
     _arenas: dict[str, Arena] = field(default_factory=dict)
     _open: ExitStack = field(default_factory=ExitStack)
@@ -111,16 +114,29 @@ class Places:
 
     def stream(self, shape: Sequence[int]) -> Stream | None:
         """Adam's moments of a matrix [rows, dim] in files, where the plan streams these alone."""
-        if self.files is None or self.plan is None or self.plan.ring is None:
+        if self.plan is None or self.plan.mode != "stream" or self.plan.ring is None:
             return None
         rows, dim = shape
-        layout = Layout.of(rows, dim, dim, self.files.access.alignment)
-        return Stream([PanelMatrix(self.files, name, layout) for name in STATE], self.plan.ring)
+        layout = Layout.of(rows, dim, dim, self.blocks.access.alignment)
+        return Stream([PanelMatrix(self.blocks, name, layout) for name in STATE], self.plan.ring)
+
+    @property
+    def blocks(self) -> BlockFolder:
+        """Where matrices lie that are streamed."""
+        found = self.custom or self.files
+        assert found is not None
+        return found
 
     def open_files(self, folder: Path, throttle: Throttle | None) -> TierFolder:
         """The folder for what is streamed."""
         self.files = self._open.enter_context(TierFolder(folder, run=self.run, throttle=throttle))
         return self.files
+
+    def open_custom(self, memory: MemoryConfig) -> CustomTier | None:
+        """The tier of a user's own package, where one is named."""
+        if memory.custom.path is not None and self.custom is None:
+            self.custom = self._open.enter_context(CustomTier(memory.custom, run=self.run))
+        return self.custom
 
     def close(self) -> None:
         """Give up everything that was laid elsewhere; no tensor of it may be used any more."""
@@ -145,7 +161,8 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, held_out: HeldOut, fo
     if memory.name == "dram":
         return Places()
     on_gpu, memory = devices.resolve(config.device).type != "cpu", normalised(memory)
-    files = None if on_gpu and memory.folder is None else tier_folder(config, folder)
+    beside = on_gpu and memory.folder is None and memory.custom.path is None
+    files = None if beside else tier_folder(config, folder)
     if memory.name != "direct" and files is not None:
         memory = replace(memory, folder=str(files))
     named = [*filter(None, [files]), *(Path(name) for name in memory.pins.values() if "/" in name)]
@@ -154,7 +171,29 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, held_out: HeldOut, fo
             name.mkdir(parents=True, exist_ok=True)
         remove_leftovers(name)  # of a killed run, before free space is looked at
     tiers = calibrate.calibrated(discover(named))
-    wanted, kind = {*map(str, named), *memory.pins.values()}, "gpu" if on_gpu else "dram"
+    with ExitStack() as failed:
+        places = Places(run=str(folder.parent))
+        failed.callback(places.close)
+        own = places.open_custom(memory)
+        # Beside an own tier, files are not streamed.
+        wanted = {*([] if own else map(str, named)), *memory.pins.values()}
+        tiers = _measured(tiers, wanted, "gpu" if on_gpu else "dram")
+        if own is not None:
+            tiers.append(measure_custom.measured(own, partial(print, flush=True)))
+        found = planner.plan(workload(config, graph, tiers, held_out=held_out), tiers, memory)
+        places.plan, places.tiers = found, {tier.name: tier for tier in tiers}
+        places.home = found.place("batch").tier
+        failed.pop_all()
+    if found.mode != "stream":
+        places.close()  # an own tier is not used
+    if found.mode == "dram" and files is not None:
+        with suppress(OSError):  # not empty, or somebody's
+            files.rmdir()
+    return places
+
+
+def _measured(tiers: Sequence[Tier], wanted: set[str], kind: str) -> list[Tier]:
+    """The tiers, those measured now that are of this kind or wanted by name and never were."""
     unknown = [
         tier
         for tier in tiers
@@ -162,20 +201,16 @@ def planned(config: TrainConfig, graph: BipartiteGraph, *, held_out: HeldOut, fo
         and not tier.unavailable
         and (tier.kind == kind or {tier.name, tier.where} & wanted)
     ]
-    if unknown:
-        names = " and ".join(tier.name for tier in unknown)
-        print(f"measuring {names} for the plan, once on this machine: {CALIBRATION_SECONDS:.0f} s", flush=True)
-        measured = calibrate.measure(unknown, seconds=CALIBRATION_SECONDS)
-        calibrate.keep(measured)
-        for tier in measured:  # also what could not be measured in the time there was
-            print(f"{tier.name}: {tier.facts[calibrate.FACT]}", flush=True)
-        now = {tier.name: tier for tier in measured}
-        tiers = [now.get(tier.name, tier) for tier in tiers]
-    found = planner.plan(workload(config, graph, tiers, held_out=held_out), tiers, memory)
-    if found.mode == "dram" and files is not None:
-        with suppress(OSError):  # not empty, or somebody's
-            files.rmdir()
-    return Places(found, {tier.name: tier for tier in tiers}, found.place("batch").tier, str(folder.parent))
+    if not unknown:
+        return list(tiers)
+    names = " and ".join(tier.name for tier in unknown)
+    print(f"measuring {names} for the plan, once on this machine: {CALIBRATION_SECONDS:.0f} s", flush=True)
+    measured = calibrate.measure(unknown, seconds=CALIBRATION_SECONDS)
+    calibrate.keep(measured)
+    for tier in measured:  # also what could not be measured in the time there was
+        print(f"{tier.name}: {tier.facts[calibrate.FACT]}", flush=True)
+    now = {tier.name: tier for tier in measured}
+    return [now.get(tier.name, tier) for tier in tiers]
 
 
 def held_out(config: TrainConfig, data: Dataset) -> HeldOut:
@@ -285,7 +320,7 @@ def build(
         model.embedding.data = places.allocate("embedding", made, made.dtype).copy_(made)
     else:
         place(model, device)
-    if plan is not None and plan.mode == "stream":
+    if plan is not None and plan.mode == "stream" and places.open_custom(config.memory) is None:
         places.open_files(tier_folder(config, folder), _throttle(config))
     return model, graph
 
@@ -309,9 +344,10 @@ def streamed(
         beside = HostStore(device, form.ring.buffer_bytes)
         return models.StreamedLightGCN(graph, config.model, beside, host_layout(rows, dim, panel), seed)
     files = places.open_files(tier_folder(config, form.folder), _throttle(config))
-    store, adjacency = FileStore(files, form.ring, device), None
+    store = FileStore(files, form.ring, device, places.open_custom(config.memory))
+    adjacency = None
     block_bytes = ROWS_BYTES * panel // dim if isinstance(config.model, NGCFConfig) else BLOCK_BYTES
-    layout = Layout.of(rows, dim, panel, files.access.alignment, block_bytes)
+    layout = Layout.of(rows, dim, panel, store.blocks.access.alignment, block_bytes)
     if form.graph_in_file:
         adjacency = FileAdjacency(files, graph, form.ring, store.times)
         graph = adjacency.graph

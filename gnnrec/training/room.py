@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gnnrec.errors import StorageError
+from gnnrec.extensions import is_path
 from gnnrec.memtier.demands import STATE
 from gnnrec.memtier.plans import Plan
 from gnnrec.storage import remove_leftovers, storage_errors
@@ -32,7 +33,8 @@ def check(plan: Plan, checkpoints: Path, folder: Path, saves: int) -> None:
         remove_leftovers(checkpoints)  # of a save that was killed, which the next one would remove
     count = max(min(checkpoint.MOST - checkpoint.count(checkpoints), saves), 0)
     streamed = [placement for placement in plan.placements if placement.mode == "stream"]
-    files = sum(placement.bytes for placement in streamed if not in_dram(placement.tier))
+    elsewhere = [placement for placement in streamed if in_dram(placement.tier) or is_path(placement.tier)]
+    files = sum(placement.bytes for placement in streamed if placement not in elsewhere)
     written = [
         (checkpoints.parent, count * one, f"checkpoints ({count} of {in_bytes(one)})"),
         (folder, files, f"streamed tensors ({in_bytes(files)})"),

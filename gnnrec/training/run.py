@@ -148,8 +148,12 @@ def _check_room(config: TrainConfig, graph: BipartiteGraph, places: Places, run_
         assert config.loss is not None
         trainer, _ = scaled(config.trainer, config.loss, graph)
         assert trainer.epochs is not None
-        saves = -(-trainer.epochs // trainer.checkpoint_every)
-        room.check(places.plan, run_dir / "checkpoints", placing.tier_folder(config, run_dir / rundir.TIER), saves)
+        checkpoints = run_dir / "checkpoints"
+        state = checkpoint.latest_state(checkpoints) if config.resume else {}
+        done = Position(epoch=state.get("epoch", 0), worse=state.get("worse", 0))
+        left = done.epochs_left(trainer.epochs, trainer.patience)
+        saves = -(-left // trainer.checkpoint_every)
+        room.check(places.plan, checkpoints, placing.tier_folder(config, run_dir / rundir.TIER), saves)
 
 
 def _columns(config: TrainConfig, ranks: Ranks) -> slice | None:

@@ -59,6 +59,10 @@ class Position:
     compile_seconds: float = 0.0
     eval_seconds: float = 0.0
 
+    def epochs_left(self, epochs: int, patience: int) -> int:
+        """How many a training of so many still has from here: none once validation has stopped it."""
+        return max(epochs - self.epoch, 0) if self.worse < patience else 0
+
 
 class Learner(Protocol):
     """A model with everything that changes it, wherever that lies: `Resident`, `Streamed`, `StreamedLayers` or
@@ -318,8 +322,7 @@ class Trainer:
             self.position = Position(**saved.state)
         except TypeError as error:
             raise CheckpointError(f"holds another state: {error}", where=str(saved.path)) from error
-        # More epochs than the finished run had: go on, unless validation had stopped it.
-        if self.position.worse < self.config.patience and self.position.epoch < self.epochs:
+        if self.position.epochs_left(self.epochs, self.config.patience):  # more than the finished run had
             self.position.finished = False
 
 

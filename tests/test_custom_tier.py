@@ -1,0 +1,476 @@
+"""A tier of a user's own package: the whole life of a run on it, and what is said where it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from made_up_tiers import disk, dram
+from test_streamed import config, whole
+
+from gnnrec import extensions, models, recommend
+from gnnrec.cli.plan import plan, show
+from gnnrec.config import LightGCNConfig, MemoryConfig, NGCFConfig, SimulateConfig, SoftmaxConfig, TrainerConfig
+from gnnrec.config.memory import CustomTierConfig
+from gnnrec.config.recipes import CONF
+from gnnrec.errors import ConfigError, StorageError
+from gnnrec.memtier import calibrate, discover, measure_custom
+from gnnrec.memtier.custom import CustomTier
+from gnnrec.memtier.files import aligned
+from gnnrec.memtier.planner import PlanError
+from gnnrec.training import checkpoint, placing, run
+from gnnrec.training.trainer import Trainer
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+STRIPED = "my_package.tiers:Striped"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def tiers(monkeypatch):
+    """The example's tiers, where they are found and may be run; measured in no more than what a plan needs."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(extensions, "_allowed", {"my_package"})
+    monkeypatch.setattr(measure_custom, "SECONDS", 0.0)
+    monkeypatch.setattr(measure_custom, "_WANTED", 16 * MIB)
+    monkeypatch.setattr(measure_custom, "_RUN_SECONDS", 0.002)
+    from my_package import tiers
+
+    return tiers
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with 16 GiB of DRAM, and a disk wherever a folder is named."""
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram(), *map(disk, folders)])
+    monkeypatch.setattr(placing.calibrate, "calibrated", list)
+
+
+def added(tiers, monkeypatch, made) -> str:
+    """Put a class into the example's module; gives its path."""
+    made.__module__ = tiers.__name__
+    monkeypatch.setattr(tiers, made.__name__, made, raising=False)
+    return f"{tiers.__name__}:{made.__name__}"
+
+
+def stream(folder: Path, path: str = STRIPED, **changes) -> MemoryConfig:
+    """A stream into two folders, in stripes much smaller than blocks."""
+    options = {"folders": [str(folder / "a"), str(folder / "b")], "stripe": 8192}
+    given = {"panel": 16, "buffer": "1MiB"} | changes
+    return MemoryConfig("stream", custom=CustomTierConfig(path, options), **given)
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resident") / "run"
+    return *run.train(config(), folder), folder
+
+
+def test_a_run_on_an_own_tier_is_that_in_memory(tiers, machine, resident, tmp_path, capsys):
+    """Planned, trained, resumed, evaluated, recommended from; nothing stays in its folders."""
+    expected, theirs, reference = resident
+    one = replace(config().trainer, epochs=1)
+    run.train(config(stream(tmp_path), trainer=one), tmp_path / "run")[0].places.close()
+    done, summary = run.train(config(stream(tmp_path), resume=True), tmp_path / "run", on_plan=show)
+    with done:
+        assert torch.equal(whole(done.model.embedding), expected.model.embedding)
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            assert {"embedding.bin", "exp_avg.bin", "exp_avg_sq.bin"} <= {path.name for path in folder.iterdir()}
+            assert not (folder / "final.bin").exists()  # what is mapped lies in a file of gnnrec's
+            assert not (folder / "calibration").exists()
+            assert (folder / "embedding.bin").stat().st_size >= done.model.layout.file_bytes // 2
+        assert [path.name for path in (tmp_path / "run/tier").glob("*.bin")] == ["final.bin"]
+    for folder in (tmp_path / "a", tmp_path / "b", tmp_path / "run/tier"):
+        assert [path.name for path in folder.iterdir()] == [".gnnrec-tier.lock"]
+    assert summary["metrics"] == theirs["metrics"]
+    saved, other = (checkpoint.load_latest(path / "checkpoints")[0] for path in (tmp_path / "run", reference))
+    assert saved.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(saved.tensors[name], other.tensors[name]) for name in saved.tensors)
+
+    said = capsys.readouterr().out
+    assert f"measuring {STRIPED} for the plan" in said
+    assert re.search(rf"embedding .*{STRIPED} .*stream", said)
+    assert re.search(rf"{STRIPED} .*mixed .*measured", said)
+    account = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
+    for name in ("embedding", "exp_avg", "exp_avg_sq"):
+        assert account[name]["tier"] == STRIPED
+        assert account[name]["actual_bytes_per_step"] >= 0.9 * account[name]["predicted_bytes_per_step"]
+        assert account[name]["actual_seconds_per_step"] > 0
+    assert account["final"]["tier"] == str(tmp_path / "run/tier")
+
+    with run.open_run(tmp_path / "run") as opened:
+        assert isinstance(opened.model, models.StreamedLightGCN)
+        assert (tmp_path / "a/embedding.bin").exists()
+        assert run.evaluate(opened, [20]) == theirs["metrics"]
+        log = opened.data.train
+        tables = recommend.embeddings(opened.model.scorer(), log.user_ids, log.item_ids)
+        assert tables["items"].equals(
+            recommend.embeddings(expected.model.scorer(), log.user_ids, log.item_ids)["items"]
+        )
+        with pytest.raises(StorageError, match="another run keeps its tensors in this folder"):
+            run.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "streamed"),
+    [
+        ({"model": NGCFConfig(dim=32, layers=2, message_dropout=0.1)}, {"embedding", "exp_avg", "layers", "gradient"}),
+        ({"model": LightGCNConfig(dim=16, layers=1), "loss": SoftmaxConfig()}, {"exp_avg", "exp_avg_sq"}),
+    ],
+    ids=["ngcf", "moments"],
+)
+def test_other_models_on_an_own_tier(tiers, machine, tmp_path, changes, streamed):
+    panel = 16 if "embedding" in streamed else None
+    here, theirs = run.train(config(**changes), tmp_path / "here")
+    done, summary = run.train(config(stream(tmp_path, panel=panel), **changes), tmp_path / "run")
+    with done:
+        found = done.model.embedding
+        assert torch.equal(whole(found) if panel else found, here.model.embedding)
+    assert summary["metrics"] == theirs["metrics"]
+    assert streamed <= {entry["tensor"] for entry in summary["memory"]["tensors"] if entry["tier"] == STRIPED}
+    with run.open_run(tmp_path / "run") as opened:
+        assert run.evaluate(opened, [20]) == summary["metrics"]
+
+
+def test_what_a_killed_run_has_left_is_removed(tiers, machine, resident, tmp_path):
+    with CustomTier(stream(tmp_path).custom, run="killed") as own:
+        own.create("embedding.bin", 8192)
+        left = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    for path, content in left.items():
+        path.write_bytes(content)
+    done, _ = run.train(config(stream(tmp_path)), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
+
+
+def test_rates_that_it_declares_are_taken_and_said(tiers, machine, tmp_path, monkeypatch, capsys):
+    class Declared(tiers.Striped):
+        read_gb_per_s, write_gb_per_s = 0.5, 0.25
+
+    done, summary = run.train(
+        config(stream(tmp_path, added(tiers, monkeypatch, Declared))), tmp_path / "run", on_plan=show
+    )
+    done.places.close()
+    said = capsys.readouterr().out
+    assert "measuring" not in said
+    assert "declared, from read and write" in said
+    kept = json.loads((tmp_path / "run/plan.json").read_text())
+    assert kept["transfers"] == {"readers": 2, "writers": 2, "phased": False}
+    (embedding,) = (tensor for tensor in kept["tensors"] if tensor["name"] == "embedding")
+    numbers = 1100 * 48 * 4
+    assert embedding["seconds_per_step"] == pytest.approx(numbers / 0.5e9 + numbers / 0.25e9)
+    assert summary["memory"]["mode"] == "stream"
+
+
+def test_a_plan_without_training(tiers, machine, tmp_path, monkeypatch, capsys):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    monkeypatch.setattr(discover, "discover", lambda folders: [dram(), disk(tmp_path)])
+    monkeypatch.setattr(calibrate, "calibrated", list)
+    options = f"memory.custom.options={{folders: [{tmp_path / 'a'}, {tmp_path / 'b'}]}}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = compose("plan", overrides=["memory=stream", f"memory.custom.path={STRIPED}", options])
+    plan(OmegaConf.to_container(values, resolve=True), tmp_path, "")
+    said = capsys.readouterr().out
+    assert re.search(rf"exp_avg .*{STRIPED} .*stream", said)
+    assert re.search(rf"final .*{re.escape(str(tmp_path))[:20]}", said)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".gnnrec-tier.lock"]
+
+
+def test_auto_takes_memory_first_and_leaves_it(tiers, machine, tmp_path):
+    memory, loop = replace(stream(tmp_path, panel=None), name="auto"), TrainerConfig(epochs=1, batch_size=100)
+    _, summary = run.train(config(memory, trainer=loop), tmp_path / "run")
+    assert summary["memory"]["mode"] == "dram"
+    with CustomTier(memory.custom):
+        pass  # nobody has it any more
+    needed = sum(entry["bytes"] for entry in summary["memory"]["tensors"])
+    less = replace(memory, limit=f"{int(0.9 * needed)}", buffer="64KiB")
+    done, summary = run.train(config(less, trainer=loop), tmp_path / "less")
+    done.places.close()
+    assert summary["memory"]["mode"] == "stream"
+    assert STRIPED in {entry["tier"] for entry in summary["memory"]["tensors"]}
+
+
+def test_the_plan_counts_the_room_it_has(tiers, machine, tmp_path, monkeypatch):
+    class Full(tiers.Striped):
+        free = 64 * MIB
+
+    path = added(tiers, monkeypatch, Full)
+    large = config(stream(tmp_path, path), model=LightGCNConfig(dim=4096, layers=1))
+    with pytest.raises(PlanError, match=rf"no placement fits: {path} needs 68.75 MiB and has 64.00 MiB"):
+        run.train(large, tmp_path / "run")
+    Full.free = 63 * MIB
+    with pytest.raises(StorageError, match=rf"{path}: has 63.00 MiB free, 64.00 MiB are needed to try it"):
+        run.train(large, tmp_path / "run")
+    pinned = stream(tmp_path, pin={"graph": STRIPED})
+    with pytest.raises(ConfigError, match=rf"streams into {STRIPED}, against memory.pin.graph={STRIPED}"):
+        run.train(config(pinned), tmp_path / "run")
+    monkeypatch.setattr(placing, "discover", lambda folders: [dram()])
+    with pytest.raises(ConfigError, match=r"memory.custom: there is no folder for files that are mapped"):
+        run.train(config(stream(tmp_path)), tmp_path / "run")
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("way", "what", "words"),
+    [
+        ("write", OSError(errno.EIO, "made up"), r"failed: Input/output error \(EIO\)\. It is the tier that memory"),
+        ("read", TimeoutError("no answer"), r"failed: no answer\. It is the tier"),
+        ("read", 4096, r": 4096 of \d+ bytes were moved\. Its read must move all of a buffer, and return how many"),
+        ("write", None, r": None of \d+ bytes were moved\. Its write must"),
+    ],
+    ids=["errno", "words", "short", "none"],
+)
+def test_a_failing_tier_leaves_the_last_checkpoint(tiers, machine, resident, tmp_path, monkeypatch, way, what, words):
+    breaking, step = SimpleNamespace(now=False), Trainer._step
+
+    class Breaking(tiers.Striped):
+        def create(self, name, size):
+            store = super().create(name, size)
+            real = getattr(store, way)
+
+            def transfer(offset, buffer):
+                if not breaking.now:
+                    return real(offset, buffer)
+                if isinstance(what, Exception):
+                    raise what
+                return what
+
+            monkeypatch.setattr(store, way, transfer)
+            return store
+
+    def broken(trainer, number):
+        breaking.now = number == 12
+        return step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    memory = stream(tmp_path, added(tiers, monkeypatch, Breaking))
+    with pytest.raises(StorageError, match=rf"^my_package.tiers:Breaking, \w+\.bin: {way} at byte \d+ ?{words}"):
+        run.train(config(memory), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".gnnrec-tier.lock"]
+    monkeypatch.setattr(Trainer, "_step", step)
+    breaking.now = False
+    done, _ = run.train(config(memory, resume=True), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
+
+
+def test_a_tier_without_room_for_all_stores(tiers, machine, tmp_path, monkeypatch):
+    class Small(tiers.Striped):
+        def create(self, name, size):
+            if name == "exp_avg_sq.bin":
+                raise OSError(errno.ENOSPC, "made up")
+            return super().create(name, size)
+
+    words = r"Small, exp_avg_sq.bin: create of 221184 bytes failed: No space left on device \(ENOSPC\)"
+    with pytest.raises(StorageError, match=words):
+        run.train(config(stream(tmp_path, added(tiers, monkeypatch, Small))), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [".gnnrec-tier.lock"]
+
+
+class Memory:
+    """A tier in this process's memory that does all that it must."""
+
+    alignment, capacity, free = 512, None, None
+
+    def __init__(self, *, run: str) -> None:
+        self.run = run
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def create(self, name, size):
+        content = np.zeros(size, np.uint8)
+
+        def read(offset, buffer):
+            buffer[:] = content[offset : offset + len(buffer)]
+            return len(buffer)
+
+        def write(offset, buffer):
+            content[offset : offset + len(buffer)] = buffer
+            return len(buffer)
+
+        return SimpleNamespace(read=read, write=write, flush=lambda: None, close=lambda: None)
+
+
+def test_a_tier_that_is_nothing_but_what_it_must_be(tiers, machine, resident, tmp_path, monkeypatch):
+    memory = MemoryConfig("stream", panel=48, custom=CustomTierConfig(added(tiers, monkeypatch, Memory)))
+    done, _ = run.train(config(memory), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
+
+
+def forgetful(self, name, size):
+    """Stores whose second half is their first."""
+    store = Memory.create(self, name, size)
+    return SimpleNamespace(**vars(store) | {"read": lambda offset, buffer: store.read(offset % (size // 2), buffer)})
+
+
+def raising(self, *error):
+    raise OSError(errno.EACCES, "made up")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"alignment": 0}, ConfigError, r"memory.custom.path: PATH has 0 for alignment. Let it be bytes, at least 1"),
+        ({"alignment": "4k"}, ConfigError, r"PATH has '4k' for alignment"),
+        ({"capacity": -1}, ConfigError, r"PATH has -1 for capacity. Let it be bytes, or None"),
+        ({"free": 1e9}, ConfigError, r"PATH has 1000000000.0 for free"),
+        (
+            {"read_gb_per_s": 1.0},
+            ConfigError,
+            r"PATH has None for write_gb_per_s. Let it be above 0, as the other rate",
+        ),
+        ({"read_gb_per_s": 1.0, "write_gb_per_s": "2"}, ConfigError, r"PATH has '2' for write_gb_per_s"),
+        (
+            {"create": lambda self, name, size: SimpleNamespace(read=None, write=None)},
+            ConfigError,
+            r"create of PATH makes a SimpleNamespace without flush, close. See CONTRIBUTING.md",
+        ),
+        ({"create": forgetful}, StorageError, r"PATH, calibration: .* bytes at byte \d+ come back wrong"),
+        ({"__enter__": raising}, StorageError, r"PATH: open failed: Permission denied \(EACCES\)"),
+        ({"__exit__": raising}, StorageError, r"PATH: close failed: Permission denied \(EACCES\)"),
+        ({"__init__": lambda self, *, run, size: None}, ConfigError, r"memory.custom.options: PATH cannot be called"),
+    ],
+)
+def test_a_tier_that_is_none(tiers, tmp_path, monkeypatch, changes, error, words):
+    path = added(tiers, monkeypatch, type("Wrong", (Memory,), changes))
+    expected = words.replace("PATH", path)
+    with pytest.raises(error, match=expected), CustomTier(CustomTierConfig(path)) as own:
+        measure_custom.measured(own, lambda words: None)
+
+
+@pytest.mark.parametrize("name", ["alignment", "capacity", "free", "create"])
+def test_what_a_tier_lacks_is_named(tiers, monkeypatch, name):
+    content = {key: value for key, value in vars(Memory).items() if key not in (name, "__dict__", "__weakref__")}
+    path = added(tiers, monkeypatch, type("Lacking", (), content))
+    with (
+        pytest.raises(ConfigError, match=rf"{path} makes a Lacking without {name}"),
+        CustomTier(CustomTierConfig(path)),
+    ):
+        pass
+
+
+def test_an_error_on_the_way_out_hides_none(tiers, monkeypatch):
+    path = added(tiers, monkeypatch, type("Closing", (Memory,), {"__exit__": raising}))
+    with pytest.raises(ZeroDivisionError), CustomTier(CustomTierConfig(path)):
+        _ = 1 / 0
+
+
+def test_the_examples_stripes(tiers, tmp_path):
+    folders = [str(tmp_path / name) for name in "abc"]
+    with tiers.Striped(folders, stripe=4096, run="test") as striped:
+        store = striped.create("x", 10 * 4096)
+        content = np.random.default_rng(0).integers(0, 256, 40960, np.uint8)
+        written, found = (aligned(40960) for _ in range(2))
+        written[:] = content
+        assert store.write(0, written) == 40960
+        assert store.read(8192, found[:16384]) == 16384
+        assert np.array_equal(found[:16384], content[8192:24576])
+        store.flush()
+        assert [file.size for file in store.files] == 3 * [4 * 4096]
+        space = os.statvfs(tmp_path)
+        assert striped.free <= space.f_blocks * space.f_frsize  # folders on one disk are not three disks
+        store.close()
+        assert not (tmp_path / "a/x").exists()
+    for given in ({"folders": []}, {"folders": folders, "stripe": 5000}):
+        with pytest.raises(ConfigError, match=r"memory.custom.options: \d folders, stripes of"), tiers.Striped(**given):
+            pass
+
+
+# What may be run
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        (MemoryConfig(custom=CustomTierConfig(STRIPED)), "memory.custom: has no effect with memory=dram"),
+        (MemoryConfig("direct", custom=CustomTierConfig(STRIPED)), "memory.custom: has no effect with memory=direct"),
+        (
+            MemoryConfig("stream", custom=CustomTierConfig(options={"folders": []})),
+            "memory.custom.options: has no effect without memory.custom.path",
+        ),
+        (
+            MemoryConfig("stream", custom=CustomTierConfig(STRIPED, ["a"])),
+            "memory.custom.options: is ['a']. Give options by their names",
+        ),
+        (
+            MemoryConfig("stream", custom=CustomTierConfig(STRIPED), simulate=SimulateConfig(1.0, 1.0)),
+            "memory.simulate: has no effect on memory.custom",
+        ),
+        (
+            MemoryConfig("stream", custom=CustomTierConfig("other.tiers:Tier")),
+            "memory.custom.path: is 'other.tiers:Tier', which would run code of other; allowed are my_package",
+        ),
+    ],
+)
+def test_options_that_cannot_be(tiers, memory, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        memory.validate()
+
+
+FAULTY = """
+from my_package.tiers import Striped
+
+
+class Dying(Striped):
+    def create(self, name, size):
+        store, writes = super().create(name, size), iter(range(60))
+        real = store.write
+
+        def write(offset, buffer):
+            if name == "exp_avg.bin" and next(writes, None) is None:
+                raise OSError(5, "made up")
+            return real(offset, buffer)
+
+        store.write = write
+        return store
+"""
+
+
+def test_the_command_line_allows_and_refuses(tmp_path):
+    """A tier that dies: one message, exit code 2, the checkpoint stays. Its run's config allows itself nothing."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    paths = f"{tmp_path}:{EXAMPLES}:{os.environ.get('PYTHONPATH', '')}"
+    data = "data.synthetic={num_users: 60, num_items: 40, num_interactions: 900, communities: 2}"
+    options = f"memory.custom.options={{folders: [{tmp_path / 'a'}, {tmp_path / 'b'}]}}"
+    rest = ["model.dim=32", "trainer.epochs=60", "trainer.batch_size=500", "trainer.checkpoint_every=1"]
+
+    def gnnrec(*args, allowed):
+        environment = {key: value for key, value in os.environ.items() if key != extensions.VARIABLE}
+        environment |= {"PYTHONPATH": paths} | ({extensions.VARIABLE: allowed} if allowed else {})
+        command = [sys.executable, "-m", "gnnrec", *args]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    train = ["train", data, "memory=stream", "memory.custom.path=faulty:Dying", options, *rest, "hydra.run.dir=run"]
+    refused = gnnrec(*train, allowed="my_package")
+    assert refused.returncode == 2
+    assert "which would run code of faulty; allowed are my_package" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    died = gnnrec(*train, allowed="faulty")
+    assert died.returncode == 2, died.stderr
+    assert re.search(r"^gnnrec: faulty:Dying, exp_avg\.bin: write at byte \d+ failed: .*EIO", died.stderr, re.M)
+    assert "Traceback" not in died.stderr
+    assert re.search(r"faulty:Dying .*measured", died.stdout)
+    assert checkpoint.latest(tmp_path / "run/checkpoints") is not None
+    evaluated = gnnrec("evaluate", "run=run", allowed="")
+    assert evaluated.returncode == 2
+    assert "memory.custom.path: is 'faulty:Dying', which would run code of faulty" in evaluated.stderr
+    assert gnnrec("evaluate", "run=run", allowed="faulty").returncode == 0
