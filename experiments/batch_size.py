@@ -22,7 +22,7 @@ import output
 from gnnrec.data import dataset
 from gnnrec.errors import ConfigError
 from gnnrec.report.cells import Table
-from gnnrec.report.svg import Figure, figure, legend, line
+from gnnrec.report.svg import Figure, figure, legend, line, logarithmic
 from gnnrec.storage import atomic_write
 from gnnrec.training.trainer import DivergedError
 
@@ -123,7 +123,7 @@ def figures(result: dict[str, Any]) -> list[Figure]:
             for number, (label, mine) in enumerate(lines.items()):
                 axes.plot([run["batch"] for run in mine], list(map(value, mine)), **line(number, f" {label}"))
             axes.set_xlabel("interactions in a batch")
-            output.logarithmic(axes, *logs)
+            logarithmic(axes, *logs)
             legend(axes)
 
         return figure(name, title, draw, 3.6, transparent=False)

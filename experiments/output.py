@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,6 @@ from gnnrec.report.render import as_csv, as_markdown
 from gnnrec.report.svg import Figure
 from gnnrec.storage import atomic_write, storage_errors
 from gnnrec.training import runlog
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SHORT = "**The short form: whether it works, not what it finds.**"
 N = TypeVar("N", int, float)
@@ -108,15 +105,6 @@ def condition_table(found: Iterable[Mapping[str, Any]]) -> Table:
 def day(time: float) -> str:
     """Of seconds since 1970."""
     return datetime.fromtimestamp(time, UTC).date().isoformat()
-
-
-def logarithmic(axes: Axes, *names: str) -> None:
-    """Make these axes of a plot, x or y, logarithmic with plain numbers: the report's style sets no formulas."""
-    for name in names:
-        axes.set(**{f"{name}scale": "log"})
-        axis = getattr(axes, f"{name}axis")
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
 
 
 def write(

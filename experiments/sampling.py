@@ -35,7 +35,7 @@ import output
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.report.cells import MODELLED, Cell, Table
 from gnnrec.report.fields import get
-from gnnrec.report.svg import Figure, figure, legend, line
+from gnnrec.report.svg import Figure, figure, legend, line, logarithmic
 from gnnrec.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def drawn(rows: Sequence[Row]) -> Figure:
             label = f" {way}, {workers} worker{'s' * (workers > 1)}"
             axes.plot([one["layers"] for one in mine], [one["epoch_seconds"] for one in mine], **line(number, label))
         axes.set(xlabel="layers", ylabel="seconds an epoch")
-        output.logarithmic(axes, "y")
+        logarithmic(axes, "y")
         axes.xaxis.get_major_locator().set_params(integer=True)
         legend(axes, 1)
 

@@ -36,7 +36,7 @@ from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.memtier.account import account
 from gnnrec.memtier.demands import HeldOut
 from gnnrec.report.cells import Table
-from gnnrec.report.svg import Figure, figure, legend, line
+from gnnrec.report.svg import Figure, figure, legend, line, logarithmic
 from gnnrec.storage import atomic_write
 from gnnrec.training import placing, runlog
 from gnnrec.training.trainer import Trainer
@@ -245,7 +245,7 @@ def figures(result: dict[str, Any]) -> list[Figure]:
             points = [row["interactions"] for row in mine], [row["seconds_per_step"] for row in mine]
             axes.plot(*points, **line(number, f" {series}, {memory}"))
         axes.set(xlabel="interactions", ylabel="seconds of a step")
-        output.logarithmic(axes, "x", "y")
+        logarithmic(axes, "x", "y")
         legend(axes)
 
     return [figure("steps", "Seconds of a step by interactions", draw, 3.2, transparent=False)] if rows else []

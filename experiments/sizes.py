@@ -10,7 +10,7 @@ import pandas as pd
 from output import table
 
 from gnnrec.report.cells import Table
-from gnnrec.report.svg import Figure, figure, legend, line
+from gnnrec.report.svg import Figure, figure, legend, line, logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +43,8 @@ def _drawn(rows: list[dict[str, Any]], name: str, title: str) -> Figure:
             mine = [row for row in rows if row["recipe"] == recipe]
             axes.plot([row["users"] for row in mine], [row[name] for row in mine], **line(number, f" {recipe}"))
         axes.set_xlabel("users")
-        axes.set_xscale("log")
-        if name == "training":
-            axes.set_yscale("log")
-        else:
+        logarithmic(axes, *("x", "y") if name == "training" else ("x",))
+        if name != "training":
             axes.set_ylim(0, 1.05)
         legend(axes)
 

@@ -23,7 +23,7 @@ import output
 from gnnrec.data import dataset
 from gnnrec.errors import ConfigError
 from gnnrec.report.cells import Table
-from gnnrec.report.svg import INK, Figure, figure, legend, line
+from gnnrec.report.svg import INK, Figure, figure, legend, line, logarithmic
 from gnnrec.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def figures(result: dict[str, Any]) -> list[Figure]:
             for published, model, dashes in ((LIGHTGCN, "LightGCN", "--"), (NGCF, "NGCF", ":")):
                 axes.axhline(published[name], color=INK, alpha=0.5, linestyle=dashes, label=f"{model} as published")
             axes.set_xlabel("seconds of training")
-            output.logarithmic(axes, "x")
+            logarithmic(axes, "x")
             legend(axes, columns=1)
 
         return figure(name.partition("@")[0], f"Test {name} by seconds", draw, 4.2, transparent=False)

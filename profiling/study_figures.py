@@ -11,7 +11,7 @@ from study_records import Json
 from study_tables import by_class
 
 from gnnrec.report.profiles import CLASSES
-from gnnrec.report.svg import SERIES, Figure, figure, legend, line
+from gnnrec.report.svg import SERIES, Figure, figure, legend, line, logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def footprints(content: Json) -> Iterator[Figure]:
         return lambda row: row[name] / 2**20
 
     curves = {" ours": of("all_dram_bytes"), " edge-wise, at least": of("edge_wise_dram_bytes")}
-    yield from _over(content, "dim", "footprints", "Memory of tensors by width", "MiB", curves, logarithmic=True)
+    yield from _over(content, "dim", "footprints", "Memory of tensors by width", "MiB", curves, steep=True)
 
 
 def costs(content: Json) -> Iterator[Figure]:
@@ -74,7 +74,7 @@ def costs(content: Json) -> Iterator[Figure]:
         step = {"": lambda row: 1e3 * row["seconds_per_step"]}
         yield from _over(content, factor, f"step-{factor}", f"A step by {factor}, all in DRAM", "ms", step)
     both = {" a step": lambda row: row["seconds_per_step"], " an epoch": epoch_seconds}
-    yield from _over(content, "batch", "batch", "A step and an epoch by batch", "seconds", both, logarithmic=True)
+    yield from _over(content, "batch", "batch", "A step and an epoch by batch", "seconds", both, steep=True)
 
 
 def rates(content: Json) -> Iterator[Figure]:
@@ -103,7 +103,7 @@ def _over(
     unit: str,
     curves: Mapping[str, Callable[[Json], float]],
     *,
-    logarithmic: bool = False,
+    steep: bool = False,
 ) -> Iterator[Figure]:
     """Lines over a factor of what is all in DRAM, one for each model and quantity; nothing for a single value."""
     done = [row for row in content["cells"] if (row["placement"], row["status"]) == ("dram", "done")]
@@ -118,15 +118,14 @@ def _over(
     def draw(axes: Axes) -> None:
         for number, (label, points) in enumerate(lines):
             axes.plot(*zip(*points, strict=True), **line(number, label))
-        if factor != "layers":
-            axes.set_xscale("log")
-        if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
+        if steep:
+            logarithmic(axes, "y")
         else:
             axes.set_ylim(bottom=0)
+        if factor != "layers":
+            logarithmic(axes, "x")
         axes.set_xticks(places, [f"{place:,}" for place in places])
-        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axes.tick_params(axis="x", which="minor", bottom=False)
         axes.set_xlabel(factor)
         axes.set_ylabel(unit)
         legend(axes, columns=1)

@@ -101,6 +101,32 @@ def test_tensorboard(package: Any, tmp_path: Path) -> None:
     assert module.calls[-1][0] == "close"
 
 
+def test_tensorboard_shows_a_step_once_that_a_killed_run_had_done_too(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps, loss in ((range(1, 41), 0.5), (range(21, 61), 0.25)):  # killed at 40, its checkpoint was of 20
+        with RunLog(tmp_path, trackers.trackers(["tensorboard"])) as log:
+            log.start(CONFIG, tmp_path)
+            for step in steps:
+                log.event("epoch", epoch=step, step=step, loss=loss, train_seconds=3.0, valid={"recall@20": 0.5})
+            if steps[-1] == 60:
+                log.event("end", step=60, metrics={"test": {"recall@20": 0.125}})
+    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "tensors": 0})
+    found.Reload()
+    losses = [(event.step, event.value) for event in found.Scalars("train/loss")]
+    assert losses == [(step, 0.5 if step <= 20 else 0.25) for step in range(1, 61)]
+    assert [(event.step, event.value) for event in found.Scalars("test/recall_at_20")] == [(60, 0.125)]
+    words = [event.tensor_proto.string_val[0].decode() for event in found.Tensors("config/text_summary")]
+    assert words[0].splitlines()[1] == "    model.name: lightgcn"
+
+
+def test_the_metrics_of_a_finished_run_that_is_resumed_are_of_its_last_step(package: Any, tmp_path: Path) -> None:
+    module = package("mlflow")
+    with RunLog(tmp_path, trackers.trackers(["mlflow"])) as log:
+        log.start(CONFIG, tmp_path)
+        log.event("end", step=8, metrics={"test": {"recall@20": 0.5}})
+    assert module.called("log_metrics") == [(({"test/recall_at_20": 0.5},), {"step": 8})]
+
+
 def test_mlflow(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = package("mlflow")
     monkeypatch.setattr(trackers.MLflow, "MOST", 3)

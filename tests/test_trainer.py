@@ -258,6 +258,16 @@ def test_resuming_a_finished_run_changes_nothing(parts, tmp_path):
     assert torch.equal(again.model.embedding, first.model.embedding)
 
 
+def test_resuming_with_fewer_epochs_than_are_done_trains_no_more(parts, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20)
+        with pytest.raises(Interrupted):
+            make(parts, checkpoints=tmp_path).fit()
+    again = make(parts, checkpoints=tmp_path, resume=True, epochs=1)
+    assert again.position.epoch > 1
+    assert again.fit().step == 21
+
+
 def test_divergence_is_an_error_with_numbers(parts, tmp_path, monkeypatch):
     real = ops.bpr_loss
 

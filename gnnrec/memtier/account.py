@@ -80,17 +80,18 @@ def account(plan: Plan, actual: Actual) -> dict[str, Any]:
     found |= {"predicted_seconds_per_step": plan.step_seconds, "actual_seconds_per_step": step, "deviation": deviation}
     if actual.moved and actual.steps:
         found |= {"transfer_seconds_per_step": actual.transferring / steps}
-        found |= {"waiting_seconds_per_step": actual.waiting / steps, "hidden_share": _hidden(actual)}
+        found |= {"waiting_seconds_per_step": actual.waiting / steps}
+        found["hidden_share"] = hidden(actual.seconds, actual.transferring, actual.waiting)
     if deviation is not None and abs(deviation) > TOLERANCE:
         found["likely_cause"] = _cause(plan, actual)
     return found
 
 
-def _hidden(actual: Actual) -> float:
+def hidden(seconds: float, transferring: float, waiting: float) -> float:
     """Of the shorter of computation and transfers, the share that went on beside the other."""
-    computing = actual.seconds - actual.waiting
-    shorter = min(computing, actual.transferring)
-    return (computing + actual.transferring - actual.seconds) / shorter if shorter > 0 else 0.0
+    computing = seconds - waiting
+    shorter = min(computing, transferring)
+    return (computing + transferring - seconds) / shorter if shorter > 0 else 0.0
 
 
 def _cause(plan: Plan, actual: Actual) -> str:

@@ -22,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gnnrec import ops
+from gnnrec import ops, profiler
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, aligned
 from gnnrec.memtier.layout import BLOCK_BYTES, ITEM, columns_block_bytes
 from gnnrec.memtier.placement import map_file
 from gnnrec.memtier.ring import Ring, RingOfBuffers, StreamTimes, read_only
+
+_SELECTING = "gnnrec::select_rows"  # in a profile
 
 Part = tuple[slice, SparseMatrix]  # which of the rows that were asked for, and their matrix [rows, nodes]
 
@@ -81,14 +83,16 @@ class HeldAdjacency:
         """As Adjacency.rows; a GPU's schedule is waited for, and so made once."""
         block = self._blocks.get(rows.start)
         if block is None:
-            block = self.matrix.row_block(rows)
+            with profiler.kernel(_SELECTING):
+                block = self.matrix.row_block(rows)
         if self.matrix.device.type != "cpu":
             self._blocks[rows.start] = block
         return [(slice(0, rows.stop - rows.start), block)]
 
     def chosen(self, nodes: torch.Tensor) -> Iterable[Part]:
         """As Adjacency.chosen."""
-        return [(slice(0, len(nodes)), self.matrix.select_rows(nodes))]
+        with profiler.kernel(_SELECTING):
+            return [(slice(0, len(nodes)), self.matrix.select_rows(nodes))]
 
     def propagate(
         self, out: torch.Tensor, work: torch.Tensor, x: torch.Tensor, layer_weights: list[float]
@@ -155,7 +159,8 @@ class FileAdjacency:
             here = slice(start, min(rows.stop, block.stop))
             self._next = here.stop % nodes
             first, *entries = self.matrix.indptr[[block.start, start, here.stop]].tolist()
-            part = self.matrix.row_block(here, columns[slice(*(entry - first for entry in entries))])
+            with profiler.kernel(_SELECTING):
+                part = self.matrix.row_block(here, columns[slice(*(entry - first for entry in entries))])
             try:
                 yield slice(start - rows.start, here.stop - rows.start), part
             finally:
@@ -176,7 +181,9 @@ class FileAdjacency:
         def every() -> Iterator[Part]:
             return self.rows(slice(0, self.matrix.shape[0]))
 
-        return ops.lightgcn_propagate_blocks(out, work, every, x, layer_weights=layer_weights)
+        matrix = [self.matrix.indptr, self.matrix.indices, self.matrix.row_scale, self.matrix.col_scale]
+        with profiler.kernel("gnnrec::lightgcn_propagate", matrix, x, layer_weights, None):
+            return ops.lightgcn_propagate_blocks(out, work, every, x, layer_weights=layer_weights)
 
     def read(self) -> tuple[int, float]:
         """As Adjacency.read."""
@@ -198,7 +205,9 @@ class _Chosen:
         for rows, part in self.adjacency.rows(slice(0, self.adjacency.matrix.shape[0])):
             first, last = torch.searchsorted(self.nodes, torch.tensor([rows.start, rows.stop])).tolist()
             if first < last:
-                yield slice(first, last), part.select_rows(self.nodes[first:last] - rows.start)
+                with profiler.kernel(_SELECTING):
+                    chosen = part.select_rows(self.nodes[first:last] - rows.start)
+                yield slice(first, last), chosen
 
 
 @dataclass(frozen=True)

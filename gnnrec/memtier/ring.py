@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from gnnrec import profiler
 from gnnrec.memtier.files import Direction, aligned
 
 FEWEST = 4  # buffers: one at work, one that is read, one that is written, one to spare
@@ -148,17 +149,18 @@ class RingOfBuffers(ABC):
     def close(self, *, drain: bool = True) -> None:
         """End the threads and give up the buffers, by default after everything is written that was computed. The next
         block is the first."""
-        try:
-            if drain:
-                self.drain()
-        finally:
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-            for thread in self._threads:
-                thread.join()
-            self._slots, self._threads = [], []
-            self._reset()
+        with profiler.kernel(profiler.WAITING):
+            try:
+                if drain:
+                    self.drain()
+            finally:
+                with self._changed:
+                    self._closing = True
+                    self._changed.notify_all()
+                for thread in self._threads:
+                    thread.join()
+                self._slots, self._threads = [], []
+                self._reset()
 
     def _open(self) -> None:
         self.opened += 1
@@ -171,13 +173,18 @@ class RingOfBuffers(ABC):
     def _take(self, number: int) -> Slot:
         """Wait for the next block, which must be the one of this number in its round. No more than `buffers` can be
         taken at a time."""
-        if not self._threads:
-            self._open()
+        with profiler.kernel(profiler.WAITING):
+            if not self._threads:
+                self._open()
+            return self._wait_for(number)
+
+    def _wait_for(self, number: int) -> Slot:
+        started = time.perf_counter()
         with self._changed:
             position = self._use
             assert position % self._total == number, "blocks must be taken in their order"
             self._use += 1
-            slot, started = self._slot(position), time.perf_counter()
+            slot = self._slot(position)
             self._wait_until(lambda: slot.ready)
             slot.ready = False
             self.times.waiting += time.perf_counter() - started

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnrec.report.profiles import Operator, Profile
 from gnnrec.report.records import Run
-from gnnrec.report.svg import INK, SERIES, Figure, figure, legend, line, stamped
+from gnnrec.report.svg import INK, SERIES, Figure, figure, legend, line, logarithmic, stamped
 from gnnrec.units import in_bytes
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ def roofline(run: Run) -> Figure:
     profile, shown, bandwidths = run.profile, placed(run.profile), roofs(run.profile)
 
     def draw(axes: Axes) -> None:
-        from matplotlib.ticker import LogLocator
-
         intensities = [intensity for _, intensity, _ in shown]
         ends = min(intensities) / 4, max(intensities) * 4
         if profile.products is not None and bandwidths:  # as far as where the slowest roof ends
@@ -81,12 +79,7 @@ def roofline(run: Run) -> Figure:
             inside = "none" if operator.direction == "backward" else colour
             how: Any = {"color": colour, "markerfacecolor": inside, "markersize": 7, "label": label}
             axes.plot(intensity, gflop_per_s, _MARKERS[number], **how)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
+        logarithmic(axes, "x", "y")
         axes.set_xlabel("operations a byte")
         axes.set_ylabel(stamped(run, "GFLOP/s"))
         legend(axes, columns=1)

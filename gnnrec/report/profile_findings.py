@@ -26,7 +26,6 @@ _HELPS = {
     IO: "A faster disk for memory.folder, or a larger memory.limit.",
     OTHER: "Steps are short beside what Python takes for them: a larger trainer.batch_size.",
 }
-_OF_STREAMED = "Of a streamed run that holds kernels too, since some are no operators; its account tells them apart."
 
 
 class Finding(NamedTuple):
@@ -53,7 +52,7 @@ def recorded(run: Run) -> Iterator[Finding]:
     longest = sorted(seconds, key=lambda kind: -seconds[kind])
     parts = ", ".join(f"{kind} {seconds[kind] / profile.step_seconds:.0%}" for kind in longest[:NAMED])
     words = f"{stamp(run)}A recorded step took {in_seconds(profile.step_seconds)}: {parts}"
-    yield Finding(f"{words} (of {profile.steps} steps).", _helps(run, profile, longest[0]))
+    yield Finding(f"{words} (of {profile.steps} steps).", _helps(run, longest[0]))
     yield _bounds(run, profile)
     for operator in profile.operators:
         if of_measured(profile, operator) is not None and profile.is_memory_bound(operator) is not False:
@@ -61,10 +60,8 @@ def recorded(run: Run) -> Iterator[Finding]:
             return
 
 
-def _helps(run: Run, profile: Profile, kind: str) -> str:
+def _helps(run: Run, kind: str) -> str:
     """Against the class that takes most of a step."""
-    if kind == OTHER and profile.moved:
-        return _OF_STREAMED
     if kind == SPMM and run.settings.get("storage") == "float32":
         return f"trainer.storage=bfloat16 halves its bytes. {_HELPS[kind]}"
     return _HELPS.get(kind, "")

@@ -22,7 +22,7 @@ def classes(runs: Sequence[Run]) -> Table:
     counts = [run.profile.steps if run.profile else None for run in runs]
     lines.append(line(runs, "steps that were recorded", "", counts))
     note = (
-        "Of steps that the profiler watched, its own time included. What is outside of any operator counts as other. "
+        "Of recorded steps, with what recording takes. What is outside of any operator counts as other. "
         "On a GPU the time is that of kernels."
     )
     return beside("classes", "A step by class of operator", runs, lines, note)

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gnnrec.errors import GnnrecError
 from gnnrec.report.cells import STAMP
@@ -23,6 +23,7 @@ INK = "#101112"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _IN_PAGE = {INK: "var(--ink)"} | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)}
 _DASHES = ("-", "--", ":", "-.")  # lines differ by these too
+FEW = 1000  # times the smallest number of a logarithmic axis: up to there it has places between powers of ten
 _WIDTH = 4.6  # inches, of 96 pixels on a screen: about that of a phone
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -92,6 +93,27 @@ def line(number: int, label: str) -> dict[str, Any]:
     """How the line of a run by its number looks."""
     colour, dashes = SERIES[number % len(SERIES)], _DASHES[number % len(_DASHES)]
     return {"color": colour, "linestyle": dashes, "label": label, "marker": "o", "markersize": 3.5}
+
+
+def logarithmic(axes: Axes, *ways: Literal["x", "y"]) -> None:
+    """Make axes of what is drawn logarithmic, with numbers at powers of ten; where these are few, at twice and five
+    times them too; where there is none, at equal distances. matplotlib's own labels of such an axis are formulas, which
+    are not set here."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
+
+    for way in ways:
+        axes.set(**{f"{way}scale": "log"})
+        axis = {"x": axes.xaxis, "y": axes.yaxis}[way]
+        low, high = axis.get_data_interval()
+        powers = LogLocator(subs=(1.0, 2.0, 5.0) if high < FEW * low else (1.0,))
+        axis.set_major_locator(AutoLocator() if high < 10 * low else powers)
+        axis.set_major_formatter(lambda value, _: number(value))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def number(value: float) -> str:
+    """For a place on an axis: 0.001, 4,096."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 and value == round(value) else f"{value:g}"
 
 
 def legend(axes: Axes, columns: int = 2) -> None:

@@ -18,7 +18,7 @@ from gnnrec.report.fields import elided
 from gnnrec.report.profile_findings import Finding
 from gnnrec.report.records import Run, read_run
 from gnnrec.report.sections import Section, Text
-from gnnrec.report.svg import SERIES, Figure, figure, legend, line
+from gnnrec.report.svg import SERIES, Figure, figure, legend, line, logarithmic, number
 from gnnrec.units import in_seconds
 
 if TYPE_CHECKING:
@@ -251,16 +251,16 @@ def _over(
 
     def draw(axes: Axes) -> None:
         if len(groups) <= LINES:
-            for number, (others, points) in enumerate(groups.items()):
+            for position, (others, points) in enumerate(groups.items()):
                 label = " " + ", ".join(f"{other.rpartition('.')[2]}={value}" for other, value in others)
-                axes.plot(*zip(*sorted(points), strict=True), **line(number, label))
+                axes.plot(*zip(*sorted(points), strict=True), **line(position, label))
         else:
             points = [point for group in groups.values() for point in group]
             axes.plot(*zip(*points, strict=True), "o", color=SERIES[0], markersize=4)
         places = sorted({float(values[name]) for values in settings})
         if places[0] > 0 and places[-1] > WIDE * places[0]:
-            axes.set_xscale("log")
-        axes.set_xticks(places, [f"{place:g}" for place in places])
+            logarithmic(axes, "x")
+        axes.set_xticks(places, [number(place) for place in places])
         axes.minorticks_off()
         axes.set_xlabel(name)
         if 1 < len(groups) <= LINES:

@@ -142,6 +142,20 @@ def _ngcf_backward(call: Call) -> Cost:
     return Cost(ngcf.backward_bytes(case, _size(call, 2)), _ngcf_flop(case, 1 if aggregates else 2, 2))
 
 
+def _dense(call: Call) -> Cost:
+    """The dense part of a layer of NGCF, of some rows: features and aggregates, output, norms, weights."""
+    (rows, dim), out = call.dims[0], call.dims[1][1]
+    numbers = rows * (2 * dim + out + 1) + 2 * out * dim + out
+    return Cost(numbers * _size(call, 0), 4 * rows * dim * out)
+
+
+def _dense_backward(call: Call) -> Cost:
+    """Both gradients written beside what `_dense` moves, the output's gradient read; of the weights' too."""
+    (rows, dim), out = call.dims[0], call.dims[1][1]
+    numbers = rows * (4 * dim + 2 * out + 1) + 4 * out * dim + out
+    return Cost(numbers * _size(call, 0), 8 * rows * dim * out)
+
+
 def _bpr_case(call: Call, first: int) -> Case:
     """final, ego, triples, reg and hardest begin at argument `first`."""
     final, ego, triples = call.dims[first : first + 3]
@@ -231,6 +245,9 @@ _COUNTS: dict[str, Callable[[Call], Cost]] = {
     "gnnrec::sddmm": _sddmm,
     "gnnrec::ngcf_layer": _ngcf,
     "gnnrec::ngcf_layer_backward": _ngcf_backward,
+    "gnnrec::ngcf_aggregate": _spmm,
+    "gnnrec::ngcf_dense": _dense,
+    "gnnrec::ngcf_dense_backward": _dense_backward,
     "gnnrec::bpr_loss": _bpr,
     "gnnrec::bpr_loss_backward": _bpr_backward,
     "gnnrec::softmax_loss": _softmax,

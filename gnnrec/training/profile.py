@@ -1,13 +1,12 @@
 """`profile=on`: where the time and the bytes of training steps go, in `profile.json` and `trace.json`.
 
-A bounded number of steps is recorded by torch's profiler, which sees every operator, since all are torch.library's.
+A bounded number of steps is recorded, see `recording`, with every operator, since all are torch.library's or say so.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numba
 import torch
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import record_function
 
 from gnnrec.memtier import calibrate
-from gnnrec.memtier.account import Actual
+from gnnrec.memtier.account import Actual, hidden
 from gnnrec.memtier.costs import Access, UnknownRateError, bandwidth, product_flops
 from gnnrec.memtier.discover import discover
 from gnnrec.memtier.tiers import Tier
 from gnnrec.storage import atomic_write
-from gnnrec.training import trace
+from gnnrec.training import recording, trace
 from gnnrec.training.runlog import peak_rss_bytes, rss_bytes
 from gnnrec.training.sampler import Sampler
 
@@ -56,7 +55,7 @@ class StepProfile:
         self._skip, self._left = 0, STEPS  # steps before, and those that are to be recorded
         self._first: int | None = None
         self._end = 0.0
-        self._profiler: torch.profiler.profile | None = None
+        self._recording: recording.Recording | None = None
         self._trace = b'{"traceEvents": []}'
         self._started, self._every = time.perf_counter(), APART
         self._memory: list[dict[str, float]] = []
@@ -72,8 +71,8 @@ class StepProfile:
         try:
             yield
         finally:
-            if self._profiler is not None:
-                self._stop(self._profiler, learner)
+            if self._recording is not None:
+                self._stop(self._recording, learner)
             learner.sampler = plain
             self.sample()
 
@@ -84,14 +83,13 @@ class StepProfile:
         if self._skip or not self._left:
             self._skip = max(self._skip - 1, 0)
             return learner.step(step, lr)
-        profiler = self._profiler or self._start(learner, step)
-        with record_function(trace.STEP):
+        recorded = self._recording or self._start(learner, step)
+        with recorded.step():
             loss = learner.step(step, lr)
-            self._synchronize()
         self._left -= 1
         if not self._left or time.perf_counter() > self._end:
             self._left = 0
-            self._stop(profiler, learner)
+            self._stop(recorded, learner)
         return loss
 
     def sample(self) -> None:
@@ -115,33 +113,19 @@ class StepProfile:
         content = json.dumps(self._content() | {"trace": name}, indent=1)
         atomic_write(self.folder / PROFILE, content.encode())
 
-    def _start(self, learner: Learner, step: int) -> torch.profiler.profile:
-        self._synchronize()
-        activities = [ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-        profiler = self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
-        profiler.start()
+    def _start(self, learner: Learner, step: int) -> recording.Recording:
+        self._recording = recording.begin(self._device, self.folder)
         self._first, self._before = step, _Transfers(learner.actual)
         self._end = time.perf_counter() + SECONDS
-        return profiler
+        return self._recording
 
-    def _stop(self, profiler: torch.profiler.profile, learner: Learner) -> None:
-        self._after, self._profiler = _Transfers(learner.actual), None
-        profiler.stop()
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".tmp-trace-") as folder:
-            file = Path(folder) / TRACE
-            profiler.export_chrome_trace(str(file))
-            self._trace = file.read_bytes()
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+    def _stop(self, recorded: recording.Recording, learner: Learner) -> None:
+        self._after, self._recording = _Transfers(learner.actual), None
+        self._trace = recorded.end()
 
     def _content(self) -> dict[str, Any]:
         found = trace.rows_of(json.loads(self._trace)["traceEvents"])
         transfers = self._after.since(self._before)
-        trace.waited(found.rows, transfers["waiting_seconds"])
         steps = max(found.steps, 1)
         rows = [_row(key, row, steps, found.seconds) for key, row in found.rows.items()]
         content: dict[str, Any] = {"device": self._device.type, "steps": found.steps, "first_step": self._first}
@@ -207,7 +191,7 @@ class _Transfers:
     """What a stream had moved when this was made."""
 
     def __init__(self, actual: Actual) -> None:
-        self.seconds = {"transferring_seconds": actual.transferring, "waiting_seconds": actual.waiting}
+        self.actual = actual
         names = ("read_bytes", "write_bytes", "read_seconds", "write_seconds")
         self.files = {file: {name: getattr(moved, name) for name in names} for file, moved in actual.moved.items()}
 
@@ -217,7 +201,15 @@ class _Transfers:
             {"file": file} | {name: count - before.files.get(file, {}).get(name, 0) for name, count in moved.items()}
             for file, moved in self.files.items()
         ]
-        return {name: seconds - before.seconds[name] for name, seconds in self.seconds.items()} | {"files": files}
+        seconds, transferring, waiting = (
+            getattr(self.actual, name) - getattr(before.actual, name) for name in ("seconds", "transferring", "waiting")
+        )
+        return {
+            "transferring_seconds": transferring,
+            "waiting_seconds": waiting,
+            "hidden_share": hidden(seconds, transferring, waiting) if files else None,
+            "files": files,
+        }
 
 
 def _row(key: trace.Key, row: trace.Row, steps: int, seconds: float) -> dict[str, Any]:

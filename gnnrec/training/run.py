@@ -157,7 +157,7 @@ def train(
         metrics = evaluate(run, ks=config.evaluation.k)
         position.eval_seconds += time.perf_counter() - started
         summary = _summary(run, facts, position, metrics) | _account(run.places, actual) | _exchanged(run, actual)
-        log.event("end", metrics=metrics)
+        log.event("end", step=position.step, metrics=metrics)
         if ranks.leads:
             runlog.write_summary(run_dir, summary)
         failed.pop_all()

@@ -11,20 +11,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gnnrec.profiler import WAITING
 from gnnrec.training.op_costs import Call, Cost, cost
 
 STEP, SAMPLING = "gnnrec step", "gnnrec sampling"  # names of the ranges that are recorded
+ENGINE_EVENT = "autograd::engine"  # as torch's profiler begins the names of what autograd does
 REST, ENGINE, IDLE = "python / other", "autograd engine", "no kernel"
-WAITING = "waiting for transfers"
 
 SPMM, SDDMM, GEMM, FUSED = "SpMM", "SDDMM", "GEMM", "SpMM + GEMM"
 LOSS, OPTIMIZER, DRAWS, IO, ELEMENTS, OTHER = "loss", "optimizer", "sampling", "I/O", "element-wise", "other"
 _OWN = {
-    SPMM: "spmm spmm_accumulate spmm_extreme_backward lightgcn_propagate",
+    SPMM: "spmm spmm_accumulate spmm_extreme_backward lightgcn_propagate ngcf_aggregate",
     FUSED: "ngcf_layer ngcf_layer_backward",
     SDDMM: "sddmm",
-    GEMM: "matmul matmul_weight",
-    LOSS: "bpr_loss bpr_loss_backward softmax_loss softmax_loss_backward uniformity_loss uniformity_loss_backward",
+    GEMM: "matmul matmul_weight ngcf_dense ngcf_dense_backward",
+    LOSS: "bpr_loss bpr_loss_backward bpr_grouping softmax_loss softmax_loss_backward uniformity_loss "
+    "uniformity_loss_backward",
     OPTIMIZER: "adam_step",
     ELEMENTS: "perturb",
 }
@@ -146,18 +148,6 @@ def rows_of(events: Iterable[Mapping[str, Any]]) -> Profile:
     return Profile(rows, len(steps), seconds, {} if kernels else layers.seconds)
 
 
-def waited(rows: dict[Key, Row], seconds: float) -> None:
-    """Give the time that steps waited for transfers a row of its own. No operator waits: Python around them does."""
-    if seconds <= 0:
-        return
-    target = rows.setdefault(Key(WAITING, None, IO), Row(bytes=None, flop=None))
-    around = [row for key, row in rows.items() if key.operator == REST or key.operator.startswith("Optimizer.")]
-    for row in sorted(around, key=lambda row: -row.seconds):
-        part = min(row.seconds, seconds - target.seconds)
-        row.seconds -= part
-        target.seconds += part
-
-
 def _closed(events: list[Mapping[str, Any]], *, only_steps: bool, differentiated: bool) -> Iterator[_Frame]:
     """The events of a thread as they end, those within steps where asked."""
     stack: list[_Frame] = []
@@ -184,6 +174,8 @@ def _key(event: Mapping[str, Any], around: Key | None, *, differentiated: bool) 
         return Key(name, _direction(around, differentiated=differentiated), _CLASSES.get(name, OTHER))
     if name == SAMPLING:
         return Key(SAMPLING, None, DRAWS)
+    if name == WAITING:
+        return Key(WAITING, None, IO)
     if around is not None and around.operator.startswith("gnnrec::"):
         return None
     if event["cat"] == "user_annotation":
@@ -207,7 +199,7 @@ def _direction(around: Key | None, *, differentiated: bool) -> str | None:
 
 
 def _is_engine(name: str) -> bool:
-    return name.startswith("autograd::engine")
+    return name.startswith(ENGINE_EVENT)
 
 
 def _cost(event: Mapping[str, Any]) -> Cost:

@@ -63,6 +63,7 @@ class Tracker(Logger, ABC):
             numbers = {"train/loss": fields["loss"], "train/seconds": fields["train_seconds"], "epoch": fields["epoch"]}
             self._give(numbers | {f"valid/{name}": value for name, value in fields["valid"].items()})
         elif event == "end":
+            self._step = fields.get("step", self._step)  # of a finished run that is resumed nothing else says it
             parts = {"valid": "best_valid", "test": "test"}
             metrics = fields["metrics"]
             self._give({f"{parts[part]}/{name}": metrics[part][name] for part in metrics for name in metrics[part]})
@@ -99,12 +100,18 @@ class TensorBoard(Tracker):
     name, module = "tensorboard", "torch.utils.tensorboard"
 
     def _open(self, config: Mapping[str, Any], run_dir: Path) -> None:
-        self._writer = self._package.SummaryWriter(log_dir=str(run_dir / "tensorboard"), flush_secs=10)
+        self._folder = run_dir / "tensorboard"
+        self._resumed = self._folder.exists()
+        self._writer = self._package.SummaryWriter(log_dir=str(self._folder), flush_secs=10)
         self._opened = True
         # Markdown: what is indented by four is shown as it stands.
         self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in flat(config).items()))
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
+        if self._resumed:  # what a run that was killed had written beyond its checkpoint is left out from here on
+            self._writer.close()
+            self._writer = self._package.SummaryWriter(log_dir=str(self._folder), purge_step=step, flush_secs=10)
+            self._resumed = False
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
@@ -114,7 +121,8 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of MLflow: in files of the working directory, unless MLFLOW_TRACKING_URI names a server.
+    """A run of MLflow: where that has it by itself, in `mlflow.db` of the working directory, unless MLFLOW_TRACKING_URI
+    says otherwise.
 
     It goes on with the same run when training is resumed, by the number that is kept in the run's directory.
     """

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from gnnrec import device as devices
+from gnnrec import profiler
 from gnnrec.ops.bpr_loss import cpu
+
+_GROUPING = "gnnrec::bpr_grouping"  # of the batch by node, which `bpr_loss_backward` does itself
 
 
 class BPRPanels:
@@ -39,18 +42,18 @@ class BPRPanels:
         hardest: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        nodes, numbers = triples.to(device).unique(return_inverse=True)
-        self.nodes = nodes
+        with profiler.kernel(_GROUPING):
+            self.nodes, self._numbers = triples.to(device).unique(return_inverse=True)
         self.decay: torch.Tensor | None = None
         self._reg, self._hardest = reg, hardest
         self._final: list[torch.Tensor] = []
         self._batch: Any
-        if devices.on_gpu(nodes):
+        if devices.on_gpu(self.nodes):
             from gnnrec.ops.bpr_loss import cuda
 
-            self._batch = cuda.Panels(numbers, len(nodes), size, reg, hardest)
+            self._batch = cuda.Panels(self._numbers, len(self.nodes), size, reg, hardest)
         else:
-            self._batch = cpu.Panels(numbers.numpy(), len(nodes), reg, hardest)
+            self._batch = cpu.Panels(self._numbers.numpy(), len(self.nodes), reg, hardest)
 
     def add(self, final: torch.Tensor, ego: torch.Tensor | None) -> None:
         """Take the next columns of the final and of the ego embeddings of `nodes`, float32 [m, columns] each; None
@@ -64,7 +67,9 @@ class BPRPanels:
             found = " and ".join(str(list(x.shape)) for x in (final, ego) if x is not None)
             raise ValueError(f"BPRPanels: must be [{len(self.nodes)}, a multiple of 16], got {found}")
         self._final.append(final)
-        self._batch.add(final, ego)
+        squares = (final, 0.0) if ego is None else (ego, self._reg)
+        with profiler.kernel("gnnrec::bpr_loss", final, squares[0], self._numbers, squares[1], self._hardest):
+            self._batch.add(final, ego)
 
     def loss(self, total: Callable[..., None] | None = None) -> torch.Tensor:
         """The loss of the batch, float32, after the last panel.
@@ -76,7 +81,8 @@ class BPRPanels:
                 know the ones before the other, for each of them.
         """
         loss: torch.Tensor
-        loss, self.decay = self._batch.loss(None if total is None else self._totals(total))
+        with profiler.kernel(_GROUPING):
+            loss, self.decay = self._batch.loss(None if total is None else self._totals(total))
         return loss
 
     def _totals(self, total: Callable[..., None]) -> torch.Tensor | None:
@@ -94,5 +100,6 @@ class BPRPanels:
         right again; the panel is then forgotten."""
         final = self._final.pop(0)
         result = torch.empty_like(final)
-        self._batch.fill_gradient(final, result)
+        with profiler.kernel("gnnrec::bpr_loss_backward", None, final, final, self._numbers, 0.0, self._hardest):
+            self._batch.fill_gradient(final, result)
         return result

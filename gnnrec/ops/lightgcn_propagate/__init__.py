@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gnnrec import device as devices
+from gnnrec import profiler
 from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
@@ -85,7 +86,9 @@ def lightgcn_propagate_into(
     _arguments.check_dense("lightgcn_propagate_into", "x", x, rows=matrix.shape[0])
     _check_given("lightgcn_propagate_into", x, out, work)
     _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work)
-    return _fill(_arguments.pack(matrix), x, [float(weight) for weight in layer_weights], out, work)
+    inputs = _arguments.pack(matrix), x, [float(weight) for weight in layer_weights]
+    with profiler.kernel("gnnrec::lightgcn_propagate", *inputs, None):
+        return _fill(*inputs, out, work)
 
 
 def lightgcn_propagate_blocks(

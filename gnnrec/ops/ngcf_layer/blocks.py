@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gnnrec import profiler
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments, _dropout
 from gnnrec.ops.ngcf_layer import cpu, passes
@@ -85,10 +86,12 @@ class NGCFBlocks:
         _arguments.check_matrix("NGCFBlocks", part)
         _arguments.check_dense("NGCFBlocks", "x", x, part.shape[1], None, (torch.float32,))
         _arguments.check_dense("NGCFBlocks", "out", out, len(numbers), x.shape[1], (torch.float32,))
-        arrays = _arguments.matrix_arrays(_arguments.pack(part), torch.float32)
-        target = out.numpy()
-        base = target if backward else None
-        passes.aggregate(arrays, x.numpy(), target, np.float32, self._dropout, base, backward, numbers.numpy())
+        packed, target = _arguments.pack(part), out.numpy()
+        base, added = (target, out) if backward else (None, None)
+        # As spmm has its arguments.
+        with profiler.kernel("gnnrec::ngcf_aggregate", packed, [], x, None, "sum", 1.0, added):
+            arrays = _arguments.matrix_arrays(packed, torch.float32)
+            passes.aggregate(arrays, x.numpy(), target, np.float32, self._dropout, base, backward, numbers.numpy())
 
     def forward(
         self, numbers: torch.Tensor, own: torch.Tensor, sums: torch.Tensor
@@ -98,7 +101,8 @@ class NGCFBlocks:
         out, norms = torch.empty(len(own), self.shape[0]), torch.empty(len(own))
         drop = self._dropout.seed, *self._dropout.of_messages(np.float32)
         inputs = numbers.numpy(), own.numpy(), sums.numpy(), self._columns, self._bias, self._slope, *drop
-        cpu.compile_dense(*self.shape[::-1])(-(-len(out) // cpu.PIECE), *inputs, out.numpy(), norms.numpy())
+        with profiler.kernel("gnnrec::ngcf_dense", own, out):
+            cpu.compile_dense(*self.shape[::-1])(-(-len(out) // cpu.PIECE), *inputs, out.numpy(), norms.numpy())
         return out, norms
 
     def backward(
@@ -126,23 +130,16 @@ class NGCFBlocks:
             self._partial_bias = np.zeros((count, 2, len(self._weights)), np.float32)
         upstream, grad_own, grad_sums = np.empty_like(arrays[2]), np.empty_like(arrays[0]), np.empty_like(arrays[0])
         drop = self._dropout.seed, *self._dropout.of_messages(np.float32)
-        run = cpu.compile_dense_backward(*self.shape[::-1])
-        settings = self._weights, self._slope, *drop
-        run(
-            -(-len(upstream) // cpu.PIECE),
-            numbers.numpy(),
-            *arrays[:2],
-            *settings,
-            *arrays[2:],
-            upstream,
-            grad_own,
-            grad_sums,
-        )
+        pieces, settings = -(-len(upstream) // cpu.PIECE), (self._weights, self._slope, *drop)
         places = np.searchsorted(numbers.numpy(), self._borders)
         chunks = np.flatnonzero(np.diff(places))
         parts = np.column_stack([chunks, places[chunks], places[chunks + 1]])
-        run = cpu.compile_weight_gradients(*self.shape[::-1])
-        run(len(parts) * cpu.slices_of(self.shape[0]), parts, *arrays[:2], upstream, self._partial, self._partial_bias)
+        slices, partial = len(parts) * cpu.slices_of(self.shape[0]), (self._partial, self._partial_bias)
+        with profiler.kernel("gnnrec::ngcf_dense_backward", own, out):
+            run = cpu.compile_dense_backward(*self.shape[::-1])
+            run(pieces, numbers.numpy(), *arrays[:2], *settings, *arrays[2:], upstream, grad_own, grad_sums)
+            run = cpu.compile_weight_gradients(*self.shape[::-1])
+            run(slices, parts, *arrays[:2], upstream, *partial)
         return torch.from_numpy(grad_own), torch.from_numpy(grad_sums)
 
     def gradients(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,41 @@
+"""Kernels that are no operators of torch.library are recorded as if they were, while a recording goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+WAITING = "waiting for transfers"
+
+
+class Recording(Protocol):
+    """What wants to know of such kernels."""
+
+    def kernel(self, name: str, arguments: tuple[Any, ...]) -> AbstractContextManager[None]:
+        """Around a kernel, with the arguments that an operator of this name has."""
+        ...
+
+
+_recording: Recording | None = None
+
+
+def kernel(name: str, *arguments: Any) -> AbstractContextManager[None]:
+    """Around what computes without an operator of its own, or waits. Costs nothing while nobody records.
+
+    Args:
+        name: in a profile; that of the operator whose work it does, where there is one.
+        arguments: of that operator, as far as its bytes and operations follow from them; None for the others.
+    """
+    return nullcontext() if _recording is None else _recording.kernel(name, arguments)
+
+
+@contextmanager
+def told(recording: Recording) -> Iterator[None]:
+    """While it lasts, a recording is told of kernels."""
+    global _recording
+    _recording, before = recording, _recording
+    try:
+        yield
+    finally:
+        _recording = before
