@@ -3,7 +3,8 @@
 On a CPU torch's profiler would change what it measures. It keeps small pieces of memory of every call until it ends,
 and these come to lie between the results of the step: freed, a result is no longer large enough for the next one of its
 size, which takes fresh memory. On Gowalla each recorded step had 35 to 70 MB of page faults that no other step has,
-most of them in the backward pass. What is kept here are Python's objects, which lie elsewhere.
+most of them in the backward pass. What is kept here are Python's objects, which lie elsewhere. One thing differs still:
+while calls are dispatched to a mode, autograd adds gradients up in new memory (aten::add), not in place (aten::add_).
 """
 
 from __future__ import annotations
