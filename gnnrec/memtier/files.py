@@ -42,7 +42,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 _IN_MEMORY = ("tmpfs", "ramfs")
 _LOG = "look into the system's log (dmesg)"
 _FREE = "Free some space there, or take another folder"
-_REMEDIES = {
+REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
     errno.EFBIG: "Raise the limit on file sizes (ulimit -f), or take another file system",
@@ -419,7 +419,7 @@ def _fallocate(descriptor: int, size: int) -> None:
 
 
 def _remedy(error: OSError) -> str:
-    return _REMEDIES.get(error.errno or 0, f"The device or its file system refuses: {_LOG}, or take another folder")
+    return REMEDIES.get(error.errno or 0, f"The device or its file system refuses: {_LOG}, or take another folder")
 
 
 def _access(folder: Path) -> Access:
