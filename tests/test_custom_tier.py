@@ -545,9 +545,31 @@ def test_the_examples_stripes(tiers, tmp_path):
         assert striped.free <= space.f_blocks * space.f_frsize  # folders on one disk are not three disks
         store.close()
         assert not (tmp_path / "a/x").exists()
-    for given in ({"folders": []}, {"folders": folders, "stripe": 5000}):
-        with pytest.raises(ConfigError, match=r"memory.custom.options: \d folders, stripes of"), tiers.Striped(**given):
-            pass
+        striped.create("x", 4096).write(0, written[:4096])  # its name is free again, as its room is
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".gnnrec-tier.lock"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"folders": []}, r"folders: is \[\]. Give a list of folders, none of them twice"),
+        ({"folders": "ab"}, r"folders: is 'ab'"),
+        ({"folders": [1]}, r"folders: is \[1\]"),
+        ({"folders": ["a", "b/../a"]}, r"folders: is \['a', 'b/../a'\]"),
+        ({"folders": ["a"], "stripe": "1MiB"}, "stripe: is '1MiB'. Give a number of bytes"),
+        ({"folders": ["a"], "stripe": 4096.0}, "stripe: is 4096.0"),
+        ({"folders": ["a"], "stripe": 0}, "stripe: is 0"),
+        ({"folders": ["a"], "stripe": 5000}, "stripe: is 5000. Give a multiple of 4096 bytes"),
+    ],
+)
+def test_stripes_that_cannot_be(tiers, tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(ConfigError, match=f"memory.custom.options.{words}"),
+        CustomTier(CustomTierConfig(STRIPED, given)),
+    ):
+        pass
+    assert not list(tmp_path.glob("[!a]*"))
 
 
 # What may be run
