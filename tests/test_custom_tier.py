@@ -28,9 +28,12 @@ from gnnrec.config.memory import CustomTierConfig
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, StorageError
 from gnnrec.memtier import calibrate, discover, measure_custom
+from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.custom import CustomTier
 from gnnrec.memtier.files import aligned
 from gnnrec.memtier.planner import PlanError
+from gnnrec.report.findings import findings
+from gnnrec.report.records import read_runs
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Trainer
 
@@ -104,12 +107,12 @@ def test_a_run_on_an_own_tier_is_that_in_memory(tiers, machine, resident, tmp_pa
     assert f"measuring {STRIPED} for the plan" in said
     assert re.search(rf"embedding .*{STRIPED} .*stream", said)
     assert re.search(rf"{STRIPED} .*mixed .*measured", said)
-    account = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
+    entries = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
     for name in ("embedding", "exp_avg", "exp_avg_sq"):
-        assert account[name]["tier"] == STRIPED
-        assert account[name]["actual_bytes_per_step"] >= 0.9 * account[name]["predicted_bytes_per_step"]
-        assert account[name]["actual_seconds_per_step"] > 0
-    assert account["final"]["tier"] == str(tmp_path / "run/tier")
+        assert entries[name]["tier"] == STRIPED
+        assert entries[name]["actual_bytes_per_step"] >= 0.9 * entries[name]["predicted_bytes_per_step"]
+        assert entries[name]["actual_seconds_per_step"] > 0
+    assert entries["final"]["tier"] == str(tmp_path / "run/tier")
 
     with run.open_run(tmp_path / "run") as opened:
         assert isinstance(opened.model, models.StreamedLightGCN)
@@ -173,6 +176,16 @@ def test_rates_that_it_declares_are_taken_and_said(tiers, machine, tmp_path, mon
     numbers = 1100 * 48 * 4
     assert embedding["seconds_per_step"] == pytest.approx(numbers / 0.5e9 + numbers / 0.25e9)
     assert summary["memory"]["mode"] == "stream"
+    # What is said of slow transfers is nothing that calibration, or memory.folder, would change.
+    found, late = done.places.plan, 10 * done.places.plan.step_seconds
+    cause = account(found, Actual(1, late, transferring=late, waiting=late))["likely_cause"]
+    assert "an own tier's rates are those that it declares" in cause
+    assert "calibrate" not in cause
+    (kept,) = read_runs([str(tmp_path / "run")])
+    (bound,) = (name for name in kept.plan.resources if name.endswith(" (stream)") and "Declared" in name)
+    kept = replace(kept, plan=replace(kept.plan, binding=bound))
+    (said,) = [find.helps for find in findings(kept) if "By its plan" in find.text]
+    assert said.startswith("A faster disk (memory.folder) or tier of one's own (memory.custom) (")
 
 
 def test_a_plan_without_training(tiers, machine, tmp_path, monkeypatch, capsys):
