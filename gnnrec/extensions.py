@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from gnnrec.errors import ConfigError
@@ -80,21 +81,27 @@ def load(where: str, path: str | None) -> Any:
     return found
 
 
-def make(where: str, path: str | None, needs: tuple[str, ...], *args: Any, **options: Any) -> Any:
-    """What the class or function of this path makes of the arguments.
+def make(
+    where: str, path: str | None, needs: tuple[str, ...], options: Mapping[str, Any] | None, *args: Any, **given: Any
+) -> Any:
+    """What the class or function of this path makes of the arguments, and of the options that a user gives.
 
     Raises:
-        ConfigError: as `load`; it takes other arguments, or what it makes lacks one of the attributes `needs`.
+        ConfigError: as `load`; it takes other arguments, or what it makes lacks one of the attributes `needs`; an
+            option is one of the arguments.
     """
     import inspect
 
-    maker = load(f"{where}.path", path)
+    maker, options = load(f"{where}.path", path), options or {}
+    if taken := sorted(given.keys() & options.keys()):
+        remedy = "Leave it out: gnnrec gives it"
+        raise ConfigError(f"is {options[taken[0]]!r}", where=f"{where}.options.{taken[0]}", remedy=remedy)
     try:
-        inspect.signature(maker).bind(*args, **options)
+        inspect.signature(maker).bind(*args, **given, **options)
     except TypeError as error:
         remedy = f"Correct {where}.options; it is called as {maker.__name__}{inspect.signature(maker)}"
         raise ConfigError(f"{path} cannot be called: {error}", where=f"{where}.options", remedy=remedy) from error
-    made = maker(*args, **options)
+    made = maker(*args, **given, **options)
     if missing := [name for name in needs if not hasattr(made, name)]:
         found = f"{path} makes a {type(made).__name__} without {', '.join(missing)}"
         raise ConfigError(found, where=f"{where}.path", remedy="See CONTRIBUTING.md for what it must have")

@@ -212,8 +212,7 @@ def best_precision(device: torch.device) -> torch.dtype:
 def build(config: LossConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> Loss:
     """The loss that `config` names."""
     if isinstance(config, CustomLossConfig):
-        options = config.options or {}
-        custom: Loss = extensions.make("loss", config.path, (), graph, cosine=cosine, device=device, **options)
+        custom: Loss = extensions.make("loss", config.path, (), config.options, graph, cosine=cosine, device=device)
         return custom
     if isinstance(config, SoftmaxConfig):
         return Softmax(config, graph, cosine, device)

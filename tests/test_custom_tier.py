@@ -8,7 +8,10 @@ import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,9 +28,12 @@ from gnnrec.config.memory import CustomTierConfig
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError, StorageError
 from gnnrec.memtier import calibrate, discover, measure_custom
+from gnnrec.memtier.account import Actual, account
 from gnnrec.memtier.custom import CustomTier
 from gnnrec.memtier.files import aligned
 from gnnrec.memtier.planner import PlanError
+from gnnrec.report.findings import findings
+from gnnrec.report.records import read_runs
 from gnnrec.training import checkpoint, placing, run
 from gnnrec.training.trainer import Trainer
 
@@ -101,12 +107,12 @@ def test_a_run_on_an_own_tier_is_that_in_memory(tiers, machine, resident, tmp_pa
     assert f"measuring {STRIPED} for the plan" in said
     assert re.search(rf"embedding .*{STRIPED} .*stream", said)
     assert re.search(rf"{STRIPED} .*mixed .*measured", said)
-    account = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
+    entries = {entry["tensor"]: entry for entry in summary["memory"]["tensors"]}
     for name in ("embedding", "exp_avg", "exp_avg_sq"):
-        assert account[name]["tier"] == STRIPED
-        assert account[name]["actual_bytes_per_step"] >= 0.9 * account[name]["predicted_bytes_per_step"]
-        assert account[name]["actual_seconds_per_step"] > 0
-    assert account["final"]["tier"] == str(tmp_path / "run/tier")
+        assert entries[name]["tier"] == STRIPED
+        assert entries[name]["actual_bytes_per_step"] >= 0.9 * entries[name]["predicted_bytes_per_step"]
+        assert entries[name]["actual_seconds_per_step"] > 0
+    assert entries["final"]["tier"] == str(tmp_path / "run/tier")
 
     with run.open_run(tmp_path / "run") as opened:
         assert isinstance(opened.model, models.StreamedLightGCN)
@@ -170,6 +176,16 @@ def test_rates_that_it_declares_are_taken_and_said(tiers, machine, tmp_path, mon
     numbers = 1100 * 48 * 4
     assert embedding["seconds_per_step"] == pytest.approx(numbers / 0.5e9 + numbers / 0.25e9)
     assert summary["memory"]["mode"] == "stream"
+    # What is said of slow transfers is nothing that calibration, or memory.folder, would change.
+    found, late = done.places.plan, 10 * done.places.plan.step_seconds
+    cause = account(found, Actual(1, late, transferring=late, waiting=late))["likely_cause"]
+    assert "an own tier's rates are those that it declares" in cause
+    assert "calibrate" not in cause
+    (kept,) = read_runs([str(tmp_path / "run")])
+    (bound,) = (name for name in kept.plan.resources if name.endswith(" (stream)") and "Declared" in name)
+    kept = replace(kept, plan=replace(kept.plan, binding=bound))
+    (said,) = [find.helps for find in findings(kept) if "By its plan" in find.text]
+    assert said.startswith("A faster disk (memory.folder) or tier of one's own (memory.custom) (")
 
 
 def test_a_plan_without_training(tiers, machine, tmp_path, monkeypatch, capsys):
@@ -227,7 +243,11 @@ def test_the_plan_counts_the_room_it_has(tiers, machine, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("way", "what", "words"),
     [
-        ("write", OSError(errno.EIO, "made up"), r"failed: Input/output error \(EIO\)\. It is the tier that memory"),
+        (
+            "write",
+            OSError(errno.EIO, "made up", "/a/b"),
+            r"failed: Input/output error \(EIO\), /a/b\. The device failed",
+        ),
         ("read", TimeoutError("no answer"), r"failed: no answer\. It is the tier"),
         ("read", 4096, r": 4096 of \d+ bytes were moved\. Its read must move all of a buffer, and return how many"),
         ("write", None, r": None of \d+ bytes were moved\. Its write must"),
@@ -319,7 +339,67 @@ def test_a_tier_that_is_nothing_but_what_it_must_be(tiers, machine, resident, tm
 def forgetful(self, name, size):
     """Stores whose second half is their first."""
     store = Memory.create(self, name, size)
-    return SimpleNamespace(**vars(store) | {"read": lambda offset, buffer: store.read(offset % (size // 2), buffer)})
+    return changed(store, read=lambda offset, buffer: store.read(offset % (size // 2), buffer))
+
+
+def changed(store, **methods):
+    return SimpleNamespace(**vars(store) | methods)
+
+
+def write_behind(self, name, size):
+    """Stores that show what was written once they are flushed."""
+    store, behind = Memory.create(self, name, size), []
+
+    def write(offset, buffer):
+        behind.append((offset, buffer.copy()))
+        return len(buffer)
+
+    def flush():
+        while behind:
+            store.write(*behind.pop(0))
+
+    return changed(store, write=write, flush=flush)
+
+
+def keeping(self, name, size):
+    """Stores that take what is in a buffer when it is read."""
+    store, behind = Memory.create(self, name, size), []
+
+    def write(offset, buffer):
+        behind.append((offset, buffer))
+        return len(buffer)
+
+    def read(offset, buffer):
+        for one in behind:
+            store.write(*one)
+        return store.read(offset, buffer)
+
+    return changed(store, write=write, read=read)
+
+
+def seeking(self, name, size):
+    """Stores with one position, as of a file that several threads share."""
+    store, at = Memory.create(self, name, size), SimpleNamespace()
+
+    def positioned(move):
+        def moved(offset, buffer):
+            at.now = offset
+            time.sleep(0.002)
+            return move(at.now, buffer)
+
+        return moved
+
+    return changed(store, read=positioned(store.read), write=positioned(store.write))
+
+
+def aliased(self, name, size):
+    """Stores of four blocks, whose second halves lie in one place."""
+    store, half = Memory.create(self, name, size), size // 8
+
+    def halves(move):
+        return lambda offset, buffer: move(offset, buffer[:half]) + move(half, buffer[half:])
+
+    return changed(store, read=halves(store.read), write=halves(store.write))
 
 
 def raising(self, *error):
@@ -329,7 +409,8 @@ def raising(self, *error):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"alignment": 0}, ConfigError, r"memory.custom.path: PATH has 0 for alignment. Let it be bytes, at least 1"),
+        ({"alignment": 0}, ConfigError, r"memory.custom.path: PATH has 0 for alignment. Let it be bytes, 1 to"),
+        ({"alignment": 8 * MIB}, ConfigError, r"PATH has 8388608 for alignment. Let it be bytes, 1 to 4194304"),
         ({"alignment": "4k"}, ConfigError, r"PATH has '4k' for alignment"),
         ({"capacity": -1}, ConfigError, r"PATH has -1 for capacity. Let it be bytes, or None"),
         ({"free": 1e9}, ConfigError, r"PATH has 1000000000.0 for free"),
@@ -340,11 +421,25 @@ def raising(self, *error):
         ),
         ({"read_gb_per_s": 1.0, "write_gb_per_s": "2"}, ConfigError, r"PATH has '2' for write_gb_per_s"),
         (
+            {"read_gb_per_s": inf, "write_gb_per_s": 1.0},
+            ConfigError,
+            r"PATH has inf for read_gb_per_s. Let it be above 0",
+        ),
+        ({"read_gb_per_s": nan, "write_gb_per_s": 1.0}, ConfigError, r"PATH has nan for read_gb_per_s"),
+        (
             {"create": lambda self, name, size: SimpleNamespace(read=None, write=None)},
             ConfigError,
-            r"create of PATH makes a SimpleNamespace without flush, close. See CONTRIBUTING.md",
+            r"create of PATH makes a SimpleNamespace without flush, close. See gnnrec/memtier/custom.py",
         ),
-        ({"create": forgetful}, StorageError, r"PATH, calibration: .* bytes at byte \d+ come back wrong"),
+        *(
+            ({"create": create}, StorageError, r"PATH, calibration: .* bytes at byte \d+ come back wrong")
+            for create in (forgetful, write_behind, keeping, seeking, aliased)
+        ),
+        (
+            {"__enter__": lambda self: None},
+            ConfigError,
+            r"__enter__ of PATH makes a NoneType without create, alignment",
+        ),
         ({"__enter__": raising}, StorageError, r"PATH: open failed: Permission denied \(EACCES\)"),
         ({"__exit__": raising}, StorageError, r"PATH: close failed: Permission denied \(EACCES\)"),
         ({"__init__": lambda self, *, run, size: None}, ConfigError, r"memory.custom.options: PATH cannot be called"),
@@ -373,6 +468,79 @@ def test_an_error_on_the_way_out_hides_none(tiers, monkeypatch):
     with pytest.raises(ZeroDivisionError), CustomTier(CustomTierConfig(path)):
         _ = 1 / 0
 
+    def failing(self, name, size):
+        def write(offset, buffer):
+            raise OSError(errno.EIO, "made up", "/a/b")
+
+        return changed(Memory.create(self, name, size), write=write, close=lambda: raising(self))
+
+    path = added(tiers, monkeypatch, type("Failing", (Memory,), {"create": failing}))
+    words = rf"{path}, calibration: write at byte 0 failed: Input/output error \(EIO\), /a/b\. The device failed"
+    with pytest.raises(StorageError, match=words), CustomTier(CustomTierConfig(path)) as own:
+        measure_custom.measured(own, lambda words: None)
+
+
+def test_a_store_that_lacks_a_method_is_closed(tiers, monkeypatch):
+    closed = []
+
+    def create(self, name, size):
+        return SimpleNamespace(read=None, write=None, close=lambda: closed.append(name))
+
+    path = added(tiers, monkeypatch, type("Lacking", (Memory,), {"create": create}))
+    with (
+        pytest.raises(ConfigError, match=rf"create of {path} makes a SimpleNamespace without flush"),
+        CustomTier(CustomTierConfig(path)) as own,
+    ):
+        own.create("embedding.bin", 8192)
+    assert closed == ["embedding.bin"]
+
+
+def test_what_a_tier_says_of_itself_may_come_from_a_library(tiers, monkeypatch):
+    """Of a function with a yield, in numbers of numpy."""
+
+    @contextmanager
+    def opened(*, run, path, where):
+        made = Memory(run=run)
+        made.alignment, made.free, made.read_gb_per_s, made.write_gb_per_s = np.int64([512, 1 << 40, 3, 2])
+        yield made
+
+    path = added(tiers, monkeypatch, opened)
+    # These options are names of gnnrec's own arguments, too.
+    with CustomTier(CustomTierConfig(path, {"path": "/a", "where": "b"}), run="me") as own:
+        tier = measure_custom.measured(own, lambda words: None)
+    assert json.dumps([tier.granularity, tier.free, tier.capacity]) == f"[512, {1 << 40}, null]"
+    assert [(rate.pattern, rate.gb_per_s) for rate in tier.rates] == [("read", 3.0), ("write", 2.0)]
+    config = CustomTierConfig(path, {"path": "/a", "where": "b", "run": "mine"})
+    with pytest.raises(ConfigError, match=r"memory.custom.options.run: is 'mine'. Leave it out"), CustomTier(config):
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 4), (60.0, 12)])
+def test_a_slow_tier_is_tried_with_what_the_time_allows(tiers, monkeypatch, seconds, blocks):
+    moves = []
+
+    def create(self, name, size):
+        store = Memory.create(self, name, size)
+
+        def counted(move, way):
+            return lambda *block: moves.append(way) or move(*block)
+
+        return changed(store, read=counted(store.read, "r"), write=counted(store.write, "w"))
+
+    path = added(tiers, monkeypatch, type("Counted", (Memory,), {"create": create}))
+    monkeypatch.setattr(measure_custom, "_WANTED", 12 * 4 * MIB)
+    with CustomTier(CustomTierConfig(path)) as own:
+        monkeypatch.setattr(measure_custom, "SECONDS", 0.0)
+        monkeypatch.setattr(measure_custom, "_RUN_SECONDS", 0.0)
+        tried = measure_custom.measured(own, lambda words: None)
+        assert tried.facts["calibration"].startswith("3 figures, blocks of 4.00 MiB in 16.00 MiB")
+        assert len(moves) == 4 + 4 + 3 * 6 * 4  # written, read back; figures of a block a thread
+        moves.clear()
+        own._made.read_gb_per_s = own._made.write_gb_per_s = 1.0
+        monkeypatch.setattr(measure_custom, "SECONDS", seconds)
+        measure_custom.measured(own, lambda words: None)
+        assert (moves.count("w"), moves.count("r")) == (blocks, blocks)
+
 
 def test_the_examples_stripes(tiers, tmp_path):
     folders = [str(tmp_path / name) for name in "abc"]
@@ -390,9 +558,31 @@ def test_the_examples_stripes(tiers, tmp_path):
         assert striped.free <= space.f_blocks * space.f_frsize  # folders on one disk are not three disks
         store.close()
         assert not (tmp_path / "a/x").exists()
-    for given in ({"folders": []}, {"folders": folders, "stripe": 5000}):
-        with pytest.raises(ConfigError, match=r"memory.custom.options: \d folders, stripes of"), tiers.Striped(**given):
-            pass
+        striped.create("x", 4096).write(0, written[:4096])  # its name is free again, as its room is
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".gnnrec-tier.lock"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"folders": []}, r"folders: is \[\]. Give a list of folders, none of them twice"),
+        ({"folders": "ab"}, r"folders: is 'ab'"),
+        ({"folders": [1]}, r"folders: is \[1\]"),
+        ({"folders": ["a", "b/../a"]}, r"folders: is \['a', 'b/../a'\]"),
+        ({"folders": ["a"], "stripe": "1MiB"}, "stripe: is '1MiB'. Give a number of bytes"),
+        ({"folders": ["a"], "stripe": 4096.0}, "stripe: is 4096.0"),
+        ({"folders": ["a"], "stripe": 0}, "stripe: is 0"),
+        ({"folders": ["a"], "stripe": 5000}, "stripe: is 5000. Give a multiple of 4096 bytes"),
+    ],
+)
+def test_stripes_that_cannot_be(tiers, tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(ConfigError, match=f"memory.custom.options.{words}"),
+        CustomTier(CustomTierConfig(STRIPED, given)),
+    ):
+        pass
+    assert not list(tmp_path.glob("[!a]*"))
 
 
 # What may be run

@@ -109,7 +109,17 @@ def test_own_losses_take_the_samplers_that_are_there(tmp_path, allowed):
 )
 def test_a_path_that_cannot_be_used(path, says, allowed):
     with pytest.raises(ConfigError, match=re.escape(says)):
-        extensions.make("model", path, (), "graph", seed=0)
+        extensions.make("model", path, (), None, "graph", seed=0)
+
+
+def test_an_option_that_gnnrec_gives(tmp_path, allowed):
+    with pytest.raises(ConfigError, match=r"model.options.seed: is 3. Leave it out: gnnrec gives it"):
+        run.train(config(tmp_path, model=replace(MODEL, options={"dim": 8, "seed": 3})), tmp_path / "seed")
+    with pytest.raises(ConfigError, match=r"loss.options.cosine: is True. Leave it out"):
+        run.train(config(tmp_path, loss=replace(LOSS, options={"cosine": True})), tmp_path / "cosine")
+    for name in ("where", "path", "needs", "graph"):
+        with pytest.raises(ConfigError, match=rf"model.options: my_package.models:OneHop cannot be called: .*'{name}'"):
+            run.train(config(tmp_path, model=replace(MODEL, options={"dim": 8, name: 3})), tmp_path / name)
 
 
 def test_batches_that_are_not_there(allowed):
@@ -123,7 +133,9 @@ def test_what_a_model_lacks_is_named(allowed):
     with pytest.raises(
         ConfigError, match=r"model.path: my_package.losses:Hinge makes a Hinge without embedding, scorer"
     ):
-        extensions.make("model", "my_package.losses:Hinge", ("embedding", "scorer"), None, cosine=False, device=None)
+        extensions.make(
+            "model", "my_package.losses:Hinge", ("embedding", "scorer"), {}, None, cosine=False, device=None
+        )
 
 
 def test_a_reader_that_returns_something_else(tmp_path, allowed, monkeypatch):

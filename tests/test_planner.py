@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from gnnrec import extensions
 from gnnrec.cli.plan import plan as app
 from gnnrec.config import (
     BPRConfig,
@@ -25,7 +26,7 @@ from gnnrec.config import (
     SoftmaxConfig,
     TrainerConfig,
 )
-from gnnrec.config.memory import MemoryConfig, SimulateConfig
+from gnnrec.config.memory import CustomTierConfig, MemoryConfig, SimulateConfig
 from gnnrec.config.recipes import CONF
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
@@ -742,6 +743,44 @@ def test_remedies_before_a_smaller_model():
         plan(of, [small, uncalibrated], MemoryConfig("stream"))
     with pytest.raises(PlanError, match=r"leave out memory.buffer"):
         plan(of, [small, DISK], MemoryConfig("stream", buffer="1GiB", panel=16))
+
+
+def offered(of: Workload, tiers: list[Tier], memory: MemoryConfig) -> list[str]:
+    """The remedies, but for more room."""
+    with pytest.raises(PlanError) as error:
+        plan(of, tiers, memory)
+    found = str(error.value).partition("In this order: ")[2].split(", or ")
+    return [remedy for remedy in found if " more in " not in remedy]
+
+
+def test_remedies_beside_an_own_tier_work(monkeypatch):
+    path = "my_package.tiers:Striped"
+    monkeypatch.setattr(extensions, "_allowed", {"my_package"})
+    own, memory = tier(path, 2, 10 * MIB, kind="custom"), MemoryConfig("stream", folder="/disk")
+    memory = replace(memory, custom=CustomTierConfig(path))
+    node, large = replace(NODE, free=4 << 30), workload(1_000_000)
+    # memory=direct, which would fit, does not go with it.
+    dram = replace(DRAM, free=1100 * MIB)
+    assert offered(large, [dram, node, DISK, own], memory) == ["leave out memory.custom", "memory=auto"]
+    # Nobody has measured the folder: it would be, were there no other tier; but not for what is mapped.
+    unknown = replace(DISK, rates=())
+    assert offered(large, [dram, unknown, own], memory) == ["leave out memory.custom"]
+    alone = replace(memory, name="auto", limit="200MiB")
+    assert not [remedy for remedy in offered(large, [dram, unknown, own], alone) if "calibrate" in remedy]
+    assert "gnnrec calibrate" in offered(large, [dram, replace(node, rates=()), unknown, own], alone)
+    # Nor does memory=direct go with a simulated device.
+    slow = MemoryConfig("stream", simulate=SimulateConfig(1.0, 1.0))
+    assert "memory=direct" in offered(
+        large, [dram, node, replace(DISK, free=MIB)], replace(slow, simulate=SimulateConfig())
+    )
+    assert "memory=direct" not in offered(large, [dram, node, replace(DISK, free=MIB)], slow)
+
+
+def test_a_tier_may_be_too_fast_to_be_timed():
+    path = "my_package.tiers:Striped"
+    own = tier(path, 1e308, kind="custom", direct=False)
+    memory = MemoryConfig("stream", folder="/disk", custom=CustomTierConfig(path))
+    assert plan(workload(), [DRAM, DISK, own], memory).place("embedding").tier == path
 
 
 def test_what_is_held_already_counts_against_the_limit_alone():

@@ -137,7 +137,7 @@ def test_bits_are_those_of_memory_for_every_width_and_ring(graph, tmp_path, case
 
 
 def test_what_is_read_between_steps_belongs_to_them(graph, tmp_path):
-    gb_per_s, steps = 0.02, 3
+    gb_per_s, steps, started = 0.02, 3, time.perf_counter()
     with TierFolder(tmp_path / "tier", throttle=Throttle(gb_per_s, gb_per_s)) as folder:
         model = streamed(graph, folder, LightGCNConfig(dim=48, layers=1), 48, Ring(1 << 26))
         trainer = Trainer(model, TrainerConfig(epochs=1, batch_size=500), BPRConfig(), OptimizerConfig(), seed=1)
@@ -152,7 +152,8 @@ def test_what_is_read_between_steps_belongs_to_them(graph, tmp_path):
     of_step = sum(model.layout.place(0, block)[1] for block in range(model.layout.blocks))
     assert [(moved.read_bytes, moved.write_bytes) for moved in found.moved.values()] == 3 * [2 * (steps * of_step,)]
     # The writes after the last step are in no step.
-    assert 0.9 * (2 * steps - 1) < found.transferring * gb_per_s * 1e9 / (3 * of_step) < 3 * 2 * steps
+    assert 0.9 * (2 * steps - 1) < found.transferring * gb_per_s * 1e9 / (3 * of_step)
+    assert found.transferring < time.perf_counter() - started
 
 
 def test_parts_of_matrices_are_those_of_the_whole(graph):
@@ -421,6 +422,15 @@ def test_a_finished_run_is_resumed_without_a_step(machine, tmp_path):
         done.places.close()
     assert summary["memory"]["actual_seconds_per_step"] is None
     assert "likely_cause" not in summary["memory"]
+
+
+@pytest.mark.parametrize("state", [{"epoch": None}, {"epoch": "2", "worse": []}, [1]])
+def test_a_damaged_position_is_passed_over(machine, resident, tmp_path, state):
+    run.train(config(STREAM), tmp_path / "run")[0].places.close()
+    (checkpoint.latest(tmp_path / "run/checkpoints") / "state.json").write_text(json.dumps(state))
+    done, _ = run.train(config(STREAM, resume=True), tmp_path / "run")
+    with done:
+        assert torch.equal(whole(done.model.embedding), resident[0].model.embedding)
 
 
 def test_numbers_that_overflow_are_seen(graph, tmp_path):

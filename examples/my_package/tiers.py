@@ -26,6 +26,13 @@ class Striped:
     """
 
     def __init__(self, folders: list[str], stripe: int = 1 << 20, *, run: str = "") -> None:
+        # Options of a config may be anything.
+        several = isinstance(folders, list) and all(isinstance(folder, str) for folder in folders)
+        if not several or not 0 < len(folders) == len({os.path.realpath(folder) for folder in folders}):
+            where, remedy = "memory.custom.options.folders", "Give a list of folders, none of them twice"
+            raise ConfigError(f"is {folders!r}", where=where, remedy=remedy)
+        if not isinstance(stripe, int) or stripe < 1:
+            raise ConfigError(f"is {stripe!r}", where="memory.custom.options.stripe", remedy="Give a number of bytes")
         self.folders, self.stripe = [TierFolder(folder, run=run) for folder in folders], stripe
         self._open = ExitStack()
 
@@ -33,10 +40,9 @@ class Striped:
         with ExitStack() as failed:
             for folder in self.folders:
                 failed.enter_context(folder)
-            if not self.folders or self.stripe < 1 or self.stripe % self.alignment:
-                found = f"{len(self.folders)} folders, stripes of {self.stripe} bytes"
-                remedy = f"Give at least one folder, and a multiple of {self.alignment} bytes"
-                raise ConfigError(found, where="memory.custom.options", remedy=remedy)
+            if self.stripe % self.alignment:
+                where, remedy = "memory.custom.options.stripe", f"Give a multiple of {self.alignment} bytes"
+                raise ConfigError(f"is {self.stripe}", where=where, remedy=remedy)
             self._open = failed.pop_all()
         return self
 
@@ -46,7 +52,7 @@ class Striped:
     @property
     def alignment(self) -> int:
         """Bytes: what the pickiest disk takes."""
-        return max((folder.access.alignment for folder in self.folders), default=1)
+        return max(folder.access.alignment for folder in self.folders)
 
     @property
     def capacity(self) -> int:
@@ -75,7 +81,8 @@ class Striped:
 
 
 class Stripes:
-    """A store: stripe number n is in file n modulo their number."""
+    """A store: stripe number n is in file n modulo their number. The disks of a block are waited for one after the
+    other: several at a time are kept busy by blocks that training moves at the same time."""
 
     def __init__(self, files: list[TierFile], stripe: int) -> None:
         self.files, self.stripe = files, stripe

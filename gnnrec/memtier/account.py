@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gnnrec.extensions import is_path
 from gnnrec.memtier.files import Traffic
 from gnnrec.memtier.plans import Plan
 from gnnrec.units import in_seconds
@@ -113,4 +114,7 @@ def _cause(plan: Plan, actual: Actual) -> str:
         return f"{words}: {why}; run gnnrec calibrate on an idle machine"
     words = f"transfers took {in_seconds(transferring)} a step where {in_seconds(streamed)} were predicted"
     why = "the device is faster than it was" if transferring < streamed else "something else uses the device"
-    return f"{words}: {why}, or its cache behaves in another way; run gnnrec calibrate again"
+    words = f"{words}: {why}, or its cache behaves in another way"
+    if any(is_path(placement.tier) for placement in plan.placements if placement.mode == "stream"):
+        return f"{words}; an own tier's rates are those that it declares, or are measured for every plan anew"
+    return f"{words}; run gnnrec calibrate again"

@@ -60,7 +60,7 @@ class Choices:
         if not homes:
             raise ConfigError(f"there is no usable tier of kind {kind}", where="memory", remedy="See gnnrec tiers")
         self.home = max(homes, key=lambda tier: tier.free or tier.capacity or 0)
-        own = [tier for tier in usable if tier.kind == CUSTOM]
+        own = [tier for tier in usable if tier.kind == CUSTOM and tier.name == memory.custom.path]
         # A GPU's kernels take tensors on it alone; blocks come to it from DRAM, or from a folder that is named.
         others = [] if workload.on_gpu else [tier for tier in usable if tier.kind not in ("gpu", CUSTOM)]
         others = [tier for tier in others if tier != self.home]

@@ -42,7 +42,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 _IN_MEMORY = ("tmpfs", "ramfs")
 _LOG = "look into the system's log (dmesg)"
 _FREE = "Free some space there, or take another folder"
-_REMEDIES = {
+REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
     errno.EFBIG: "Raise the limit on file sizes (ulimit -f), or take another file system",
@@ -329,10 +329,10 @@ class TierFolder:
         path = self.path / name
         if not _NAME.fullmatch(name) or name == MARKER:
             raise ValueError(f"{name!r} cannot be the name of a file in {self.path}")
-        if name in self._files or os.path.lexists(path):
+        if os.path.lexists(path):  # a name is free again once its file is removed
             remedy = "Remove it if nobody needs it, or take another folder: only files that gnnrec made are overwritten"
             raise StorageError("is in the way", where=str(path), remedy=remedy)
-        self._write_marker([*self._files, name])  # first: what a killed run leaves is always named
+        self._write_marker([*dict.fromkeys([*self._files, name])])  # first: what a killed run leaves is always named
         self._files[name] = TierFile(path, size, self.access, self.throttle)
         return self._files[name]
 
@@ -419,7 +419,7 @@ def _fallocate(descriptor: int, size: int) -> None:
 
 
 def _remedy(error: OSError) -> str:
-    return _REMEDIES.get(error.errno or 0, f"The device or its file system refuses: {_LOG}, or take another folder")
+    return REMEDIES.get(error.errno or 0, f"The device or its file system refuses: {_LOG}, or take another folder")
 
 
 def _access(folder: Path) -> Access:

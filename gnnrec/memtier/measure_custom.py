@@ -1,7 +1,7 @@
 """Figures of a user's own tier: what it declares, or what its own stores reach with blocks as training moves them.
 
 They are taken anew for every plan, and not kept: nobody knows when code, or what lies behind it, has changed. Whatever
-it declares, bytes are written and read back first.
+it declares, bytes are written and read back first, as training does it: by several threads, and not flushed between.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +31,7 @@ _WANTED = 256 << 20  # bytes of the store: caches of the user's tier are its own
 _SHARE = 4  # it takes at most the free bytes divided by this
 _FEWEST = max(THREADS)  # blocks
 _RUN_SECONDS = 0.05
+_FILLING = 0.2  # of the time at most goes into writing what is tried, and as much into reading it back
 
 
 def measured(own: CustomTier, tell: Callable[[str], None]) -> Tier:
@@ -47,22 +47,21 @@ def measured(own: CustomTier, tell: Callable[[str], None]) -> Tier:
     """
     tier = own.tier()
     block = -(-BLOCK_BYTES // tier.granularity) * tier.granularity
-    size = _FEWEST * block if tier.rates else _WANTED
-    size = size if tier.free is None else min(size, tier.free // _SHARE)
+    size = _WANTED if tier.free is None else min(_WANTED, tier.free // _SHARE)
     count = size // (_FEWEST * block) * _FEWEST
     if not count:
         found = f"has {in_bytes(tier.free or 0)} free, {in_bytes(_SHARE * _FEWEST * block)} are needed to try it"
         raise StorageError(found, where=own.name, remedy="Free some space there, or leave memory.custom.path out")
-    with closing(own.store("calibration", count * block)) as store:
+    with own.store("calibration", count * block) as store:
         blocks = _Blocks(store, block, count)
         if not tier.rates:
             tell(f"measuring {own.name} for the plan: {SECONDS:.0f} s")
-        blocks.fill()
+        watch = Stopwatch(time.perf_counter() + SECONDS, lambda figure: None)
+        blocks.fill(_FILLING * SECONDS)
         if tier.rates:
             return replace(tier, facts={FACT: "declared by its class"})
-        watch = Stopwatch(time.perf_counter() + SECONDS, lambda figure: None)
         rates, missing = watch.rates(blocks.figures(), least=len(KINDS))
-    words = f"{len(rates)} figures, blocks of {in_bytes(block)} in {in_bytes(count * block)}"
+    words = f"{len(rates)} figures, blocks of {in_bytes(block)} in {in_bytes(blocks.count * block)}"
     words = "; ".join(filter(None, [words, missing]))
     return replace(tier, provenance="measured", rates=tuple(rates), facts={FACT: words})
 
@@ -74,31 +73,24 @@ class _Blocks:
         self.store, self.size, self.count = store, size, count
         self._at = 0  # the next block
         self._in_run = _FEWEST  # blocks
-        self._buffers = [aligned(size) for _ in range(max(THREADS))]
-        random = np.random.default_rng(0)
-        for buffer in self._buffers:
-            buffer[:] = np.frombuffer(random.bytes(size), np.uint8)
+        self._buffers = [aligned(size) for _ in range(_FEWEST)]
+        self._random = np.frombuffer(np.random.default_rng(0).bytes(size), np.uint8)
 
-    def fill(self) -> None:
-        """Write every block, each with bytes of its own, and read them back.
+    def fill(self, seconds: float) -> None:
+        """Write blocks, no two of which have a byte in common at the same place, and read them back: all there are, or
+        what so many seconds allow each way. What was not written does not count any more.
 
         Raises:
             StorageError: other bytes come back.
         """
-        written, found = self._buffers[0], aligned(self.size)
         started = time.perf_counter()
-        for number in range(self.count):
-            self._stamp(number)
-            self.store.write(number * self.size, written)
+        self.count = self._in_rounds(self._write, started + seconds)
+        taken = time.perf_counter() - started
+        self._in_rounds(self._check, time.perf_counter() + seconds)
+        started = time.perf_counter()
         self.store.flush()
-        in_run = self.count * _RUN_SECONDS / (time.perf_counter() - started)
-        self._in_run = max(2, int(in_run) // _FEWEST) * _FEWEST
-        for number in range(self.count):
-            self._stamp(number)
-            self.store.read(number * self.size, found)
-            if wrong := int((written != found).sum()):
-                words = f"{wrong} of {self.size} bytes at byte {number * self.size} come back wrong"
-                raise StorageError(words, where=self.store.where, remedy="Mend what its read or write does")
+        in_run = self.count * _RUN_SECONDS / (taken + time.perf_counter() - started)
+        self._in_run = max(1, int(in_run) // _FEWEST) * _FEWEST
 
     def figures(self) -> Iterator[Figure]:
         """All, those first that no plan can do without."""
@@ -106,8 +98,28 @@ class _Blocks:
             for pattern, kinds in KINDS.items():
                 yield Figure(pattern, partial(self._run, kinds, threads), threads)
 
-    def _stamp(self, number: int) -> None:
-        self._buffers[0][:8].view(np.int64)[0] = number
+    def _in_rounds(self, work: Callable[[int], None], until: float) -> int:
+        """Do this with the number of every block, of several at a time; returns how many there was time for."""
+        with ThreadPoolExecutor(_FEWEST) as pool:
+            for first in range(0, self.count, _FEWEST):
+                if first and time.perf_counter() > until:
+                    return first
+                list(pool.map(work, range(first, first + _FEWEST)))
+        return self.count
+
+    def _write(self, number: int) -> None:
+        buffer = self._buffers[number % _FEWEST]
+        np.add(self._random, np.uint8(number), out=buffer)  # _WANTED has fewer blocks than a byte has values
+        self.store.write(number * self.size, buffer)
+
+    def _check(self, number: int) -> None:
+        found = self._buffers[number % _FEWEST]
+        found[:] = 0  # what is not read is not what was written last
+        self.store.read(number * self.size, found)
+        if wrong := np.count_nonzero(found - self._random != number):
+            words = f"{wrong} of {self.size} bytes at byte {number * self.size} come back wrong"
+            remedy = "Mend what its read or write does: several threads call them, and nobody flushes between"
+            raise StorageError(words, where=self.store.where, remedy=remedy)
 
     def _run(self, kinds: str, threads: int) -> int:
         """Move blocks of `kinds` ("r", "w" or "rw") in turn, from where the last run stopped; returns the bytes."""

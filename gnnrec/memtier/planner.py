@@ -52,7 +52,10 @@ def plan(workload: Workload, tiers: Sequence[Tier], memory: MemoryConfig) -> Pla
 
     def fits(workload: Workload, memory: MemoryConfig) -> bool:
         try:
+            memory.validate()
             return _Problem(workload, tiers, memory).best() is not None
+        except UnknownRateError:  # of a stream: its tier is asked once there is room; it is measured then
+            return memory.name == "stream"
         except GnnrecError:
             return False
 
@@ -149,7 +152,7 @@ class _Problem:
         if memory.name == "stream" and not (pairs or last):
             found = f"streams into {' or '.join(tier.name for tier in tiers) or 'no file'}, against"
             pins = ", ".join(f"memory.pin.{tensor}={name}" for tensor, name in memory.pins.items())
-            remedy = "Pin embedding, exp_avg and exp_avg_sq, also with the graph, or both moments alone, to that folder"
+            remedy = "Pin embedding, exp_avg and exp_avg_sq, also with the graph, or both moments alone, there"
             raise ConfigError(f"{found} {pins or 'memory.folder'}", where="memory=stream", remedy=remedy)
         return pairs, last
 
@@ -187,7 +190,7 @@ class _Problem:
             step += sum(self.pace.of_pass(one, streamed, files, ring.bytes) for one in streamed.passes)
             return self._plan("stream", placements, resources, step, demands, streamed.panel, self._used(files, ring))
         update = placements[len(streamed.demands)].seconds
-        transfer = resources[f"{files.name} (stream)"]
+        transfer = resources.get(f"{files.name} (stream)", 0.0)
         compute = sum(resources.values()) - transfer - update
         graph = [self.pace.passing(files, Access("read", count)) for count in streamed.graph_reads]
         hidden = hidden_share(ring.bytes, streamed.panel_bytes, *self.pace.ways(files))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil
 
-from gnnrec.config.memory import MemoryConfig
+from gnnrec.config.memory import CustomTierConfig, MemoryConfig
 from gnnrec.memtier.choices import Choices
 from gnnrec.memtier.costs import calibrate
 from gnnrec.memtier.workload import GROUP, Workload
@@ -28,11 +28,13 @@ def remedies(
     if needed and memory.limit is not None and choices.could_have(needed):
         yield f"memory.limit={ceil(needed / 2**20)}MiB"
     for tier in choices.uncalibrated:
-        yield calibrate(tier)
+        if not (choices.mapped and tier.kind == "file"):  # nothing is streamed into files beside an own tier
+            yield calibrate(tier)
     for key, without in (
         ("buffer", replace(memory, buffer=None)),
         ("panel", replace(memory, panel=None)),
         ("pin", replace(memory, pin={})),
+        ("custom", replace(memory, custom=CustomTierConfig())),
     ):
         if without != memory and fits(workload, without):
             yield f"leave out memory.{key}"

@@ -51,7 +51,7 @@ def build(config: ModelConfig, graph: BipartiteGraph, seed: int = 0, columns: sl
     if isinstance(config, GFCFConfig):
         return GFCF(graph, factors=config.factors, ideal_weight=config.ideal_weight, seed=seed)
     if isinstance(config, CustomModelConfig):
-        custom: LightGCN = extensions.make("model", config.path, NEEDED, graph, seed=seed, **(config.options or {}))
+        custom: LightGCN = extensions.make("model", config.path, NEEDED, config.options, graph, seed=seed)
         return custom
     if isinstance(config, NGCFConfig):
         return NGCF(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from gnnrec.report.plans import Plan
-from gnnrec.report.profile_findings import Finding, recorded, stamp
+from gnnrec.report.profile_findings import FASTER, Finding, recorded, stamp
 from gnnrec.report.records import Run
 from gnnrec.report.tables import best, deviates, epoch_seconds, spent
 from gnnrec.units import in_bytes, in_seconds
@@ -95,9 +95,7 @@ def _step(run: Run) -> Iterator[Finding]:
     if account.hidden_share is not None:
         words += f"; {account.hidden_share:.0%} of the shorter of computation and transfers went on beside the other"
     bound = "transfers" if waiting > WAITING * step else "computation"
-    helps = (
-        "A faster disk for memory.folder, or memory=auto with a larger memory.limit." if bound == "transfers" else ""
-    )
+    helps = f"{FASTER}, or memory=auto with a larger memory.limit." if bound == "transfers" else ""
     yield Finding(f"{words}: bound by {bound}.", helps)
 
 
@@ -120,7 +118,7 @@ def _helps(plan: Plan) -> str:
         streamed = [tensor for tensor in by_seconds if tensor.mode == "stream"]
         moved = in_bytes(sum(tensor.predicted_bytes for tensor in streamed))
         size = in_bytes(sum(tensor.bytes for tensor in streamed))
-        return f"A faster disk for memory.folder ({moved} pass through it in a step), or {size} more memory.limit."
+        return f"{FASTER} ({moved} pass through it in a step), or {size} more memory.limit."
     most = next(tensor for tensor in by_seconds if tensor.tier == plan.binding and tensor.mode == "direct")
     words = f"{most.name} takes {in_seconds(most.predicted_seconds)} of it. "
     if plan.steps_per_epoch > 1:

@@ -15,6 +15,7 @@ from gnnrec.units import in_seconds
 NAMED = 3  # classes, the longest
 NEAR = 0.7  # of the measured bandwidth: what is as near has little left to gain from it
 
+FASTER = "A faster disk (memory.folder) or tier of one's own (memory.custom)"  # whichever transfers go to
 _HELPS = {
     SPMM: "A smaller model.dim or fewer model.layers.",
     FUSED: "A smaller model.dim or fewer model.layers.",
@@ -23,7 +24,7 @@ _HELPS = {
     OPTIMIZER: "A larger trainer.batch_size: its cost is that of a step, whatever the batch. "
     "optimizer.state_dtype=bfloat16 moves fewer bytes.",
     DRAWS: "Fewer loss.negatives, or more threads.",
-    IO: "A faster disk for memory.folder, or a larger memory.limit.",
+    IO: f"{FASTER}, or a larger memory.limit.",
     OTHER: "Steps are short beside what Python takes for them: a larger trainer.batch_size.",
 }
 

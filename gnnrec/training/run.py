@@ -173,7 +173,8 @@ def _check_room(config: TrainConfig, graph: BipartiteGraph | GraphRows, places: 
         assert trainer.epochs is not None
         checkpoints = run_dir / "checkpoints"
         state = checkpoint.latest_state(checkpoints) if config.resume else {}
-        done = Position(epoch=state.get("epoch", 0), worse=state.get("worse", 0))
+        # Not verified yet: one that is damaged is passed over later.
+        done = Position(**{name: state[name] for name in ("epoch", "worse") if isinstance(state.get(name), int)})
         left = done.epochs_left(trainer.epochs, trainer.patience)
         saves = -(-left // trainer.checkpoint_every)
         room.check(places.plan, checkpoints, placing.tier_folder(config, run_dir / rundir.TIER), saves)
