@@ -82,7 +82,7 @@ class CallRecording(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """What torch keeps its compiler away with takes a second to import, in the first step; `_SKIP` takes nothing."""
+        """What torch keeps its compiler off with takes a second to import, in the first step; `_SKIP` takes nothing."""
         return False
 
     @classmethod
