@@ -518,10 +518,10 @@ def test_on_a_gpu_the_time_is_that_of_kernels():
 
 
 def test_what_computes_with_no_numbers_is_not_element_wise():
-    names = ("_local_scalar_dense", "_unsafe_view", "_unique2", "arange", "add", "of_a_user")
-    calls = [event(f"aten::{name}", 10 * k, 5) for k, name in enumerate(names[:-1])] + [event("mine::of_a_user", 60, 5)]
+    names = ("_local_scalar_dense", "_unsafe_view", "_unique2", "arange", "t", "tanh", "add", "of_a_user")
+    calls = [event(f"aten::{name}", 10 * k, 5) for k, name in enumerate(names[:-1])] + [event("mine::of_a_user", 80, 5)]
     kinds = {key.operator.partition("::")[2]: key.kind for key in trace.rows_of([step(0, 100), *calls]).rows}
-    assert [kinds[name] for name in names] == ["other"] * 4 + ["element-wise", "other"]
+    assert [kinds[name] for name in names] == ["other"] * 5 + ["element-wise"] * 2 + ["other"]
 
 
 def test_waiting_within_a_kernel_is_taken_from_it():

@@ -40,7 +40,7 @@ _CLASSES |= dict.fromkeys(_PRODUCTS, GEMM)
 # What moves, makes or looks at tensors without computing with their numbers is no element-wise operator.
 _NO_NUMBERS = re.compile(
     r"aten::(empty|new_|zeros|ones|full|_to_copy|to|copy_|clone|contiguous|item|view|reshape|slice|select|narrow|cat"
-    r"|stack|split|detach|as_strided|expand|permute|transpose|t|numpy_T|unsqueeze|squeeze|rand|index|embedding|sort"
+    r"|stack|split|detach|as_strided|expand|permute|transpose|t$|numpy_T|unsqueeze|squeeze|rand|index|embedding|sort"
     r"|unique|_unique|arange|_unsafe_view|_local_scalar_dense|lift|is_|result_type|alias|resolve_)"
 )
 _NO_OPERATORS = ("torch::", "prim::", "profiler::")
