@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 WAITING = "waiting for transfers"
@@ -17,7 +18,7 @@ class Recording(Protocol):
         ...
 
 
-_recording: Recording | None = None
+_recording: ContextVar[Recording | None] = ContextVar("_recording", default=None)  # of this thread
 
 
 def kernel(name: str, *arguments: Any) -> AbstractContextManager[None]:
@@ -27,15 +28,15 @@ def kernel(name: str, *arguments: Any) -> AbstractContextManager[None]:
         name: in a profile; that of the operator whose work it does, where there is one.
         arguments: of that operator, as far as its bytes and operations follow from them; None for the others.
     """
-    return nullcontext() if _recording is None else _recording.kernel(name, arguments)
+    recording = _recording.get()
+    return nullcontext() if recording is None else recording.kernel(name, arguments)
 
 
 @contextmanager
 def told(recording: Recording) -> Iterator[None]:
-    """While it lasts, a recording is told of kernels."""
-    global _recording
-    _recording, before = recording, _recording
+    """While it lasts, a recording is told of this thread's kernels."""
+    before = _recording.set(recording)
     try:
         yield
     finally:
-        _recording = before
+        _recording.reset(before)

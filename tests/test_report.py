@@ -144,6 +144,21 @@ class Page(HTMLParser):
             self.titles[-1] += data
 
 
+def test_python_is_blamed_for_what_python_takes():
+    (streamed,) = records.read_runs([str(Path(__file__).parent / "records" / "streamed")])
+
+    def helps(python, index):
+        seconds = {"python / other": python, "aten::index": index}
+        rows = [row for row in streamed.profile.operators if row.name in seconds]
+        rows = [replace(row, seconds=seconds[row.name]) for row in rows]
+        made_up = replace(streamed, profile=replace(streamed.profile, operators=tuple(rows)))
+        return [found.helps for found in findings(made_up) if "A recorded step took" in found.text]
+
+    (blamed,) = helps(python=0.03, index=0.02)
+    assert "what Python takes" in blamed
+    assert helps(python=0.02, index=0.03) == [""]
+
+
 COMMON = ["Time", "Memory", "Bandwidths", "Data, machine and versions", "Configuration"]
 CONTENT = {
     ("plain",): ["Summary and verdict", "Accuracy", *COMMON],

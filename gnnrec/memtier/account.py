@@ -89,10 +89,11 @@ def account(plan: Plan, actual: Actual) -> dict[str, Any]:
 
 
 def hidden(seconds: float, transferring: float, waiting: float) -> float:
-    """Of the shorter of computation and transfers, the share that went on beside the other."""
+    """Of the shorter of computation and transfers, the share that went on beside the other; what waits for transfers
+    also waits for the threads that do them, and so may wait longer."""
     computing = seconds - waiting
     shorter = min(computing, transferring)
-    return (computing + transferring - seconds) / shorter if shorter > 0 else 0.0
+    return max((computing + transferring - seconds) / shorter, 0.0) if shorter > 0 else 0.0
 
 
 def _cause(plan: Plan, actual: Actual) -> str:

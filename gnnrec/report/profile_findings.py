@@ -9,7 +9,7 @@ from gnnrec.report.cells import STAMP
 from gnnrec.report.profile_tables import of_measured
 from gnnrec.report.profiles import GATHERING, Operator, Profile
 from gnnrec.report.records import Run
-from gnnrec.training.trace import DRAWS, FUSED, GEMM, IO, LOSS, OPTIMIZER, OTHER, SPMM
+from gnnrec.training.trace import DRAWS, FUSED, GEMM, IDLE, IO, LOSS, OPTIMIZER, OTHER, REST, SPMM
 from gnnrec.units import in_seconds
 
 NAMED = 3  # classes, the longest
@@ -53,7 +53,7 @@ def recorded(run: Run) -> Iterator[Finding]:
     longest = sorted(seconds, key=lambda kind: -seconds[kind])
     parts = ", ".join(f"{kind} {seconds[kind] / profile.step_seconds:.0%}" for kind in longest[:NAMED])
     words = f"{stamp(run)}A recorded step took {in_seconds(profile.step_seconds)}: {parts}"
-    yield Finding(f"{words} (of {profile.steps} steps).", _helps(run, longest[0]))
+    yield Finding(f"{words} (of {profile.steps} steps).", _helps(run, profile, longest[0]))
     yield _bounds(run, profile)
     for operator in profile.operators:
         if of_measured(profile, operator) is not None and profile.is_memory_bound(operator) is not False:
@@ -61,8 +61,12 @@ def recorded(run: Run) -> Iterator[Finding]:
             return
 
 
-def _helps(run: Run, kind: str) -> str:
+def _helps(run: Run, profile: Profile, kind: str) -> str:
     """Against the class that takes most of a step."""
+    if kind == OTHER:
+        python = (REST,) if profile.moved else (REST, IDLE)  # a GPU may wait for files as well
+        seconds = sum(operator.seconds for operator in profile.operators if operator.name in python)
+        return _HELPS[kind] if seconds > profile.seconds()[kind] / 2 else ""
     if kind == SPMM and run.settings.get("storage") == "float32":
         return f"trainer.storage=bfloat16 halves its bytes. {_HELPS[kind]}"
     return _HELPS.get(kind, "")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gnnrec.report.fields import get, json_object, optional
-from gnnrec.training.trace import DRAWS, ELEMENTS, FUSED, GEMM, IO, LOSS, OPTIMIZER, OTHER, SDDMM, SPMM
+from gnnrec.training.trace import DRAWS, ELEMENTS, FUSED, GEMM, IO, LOSS, OPTIMIZER, OTHER, SDDMM, SELECTION, SPMM
 
-CLASSES = (SPMM, SDDMM, FUSED, GEMM, ELEMENTS, LOSS, OPTIMIZER, DRAWS, IO, OTHER)
+CLASSES = (SPMM, SDDMM, FUSED, GEMM, ELEMENTS, LOSS, OPTIMIZER, DRAWS, SELECTION, IO, OTHER)
 GATHERING = (SPMM, SDDMM, FUSED, LOSS)  # whose bytes are rows from anywhere; those of others come in order
 
 

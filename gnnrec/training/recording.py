@@ -3,7 +3,8 @@
 On a CPU torch's profiler would change what it measures. It keeps small pieces of memory of every call until it ends,
 and these come to lie between the results of the step: freed, a result is no longer large enough for the next one of its
 size, which takes fresh memory. On Gowalla each recorded step had 35 to 70 MB of page faults that no other step has,
-most of them in the backward pass. What is kept here are Python's objects, which lie elsewhere.
+most of them in the backward pass. What is kept here are Python's objects, which lie elsewhere. One thing differs still:
+while calls are dispatched to a mode, autograd adds gradients up in new memory (aten::add), not in place (aten::add_).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch._C._dynamo.eval_frame import _FrameAction as FrameAction
+from torch._C._dynamo.eval_frame import _FrameExecStrategy as FrameExecStrategy
+from torch._C._dynamo.eval_frame import set_code_exec_strategy
 from torch.profiler import ProfilerActivity, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,32 +67,44 @@ _Event = tuple[str, str, int, int, tuple[Any, ...]]
 class CallRecording(TorchDispatchMode):
     """Calls of operators below autograd, ranges by `record_function`, backward passes, and kernels."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # Else what is kept here would make Python look through all that there is for garbage, in the middle of a step.
-        gc.freeze()
+        # What somebody else has frozen is not ours to thaw.
+        self._frozen = gc.get_freeze_count() == 0
+        if self._frozen:
+            gc.freeze()
         self._events: list[_Event] = []
         self._ranges: list[tuple[str, int]] = []  # that are open
         self._backward: tuple[int, int, int] | None = None  # the latest: its number, begin and end
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nobody compiles steps, and what would see to that takes a second to import, in the first of them."""
+        """What torch keeps its compiler off with takes a second to import, in the first step; `_SKIP` takes nothing."""
         return False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What a model has compiled runs compiled, as in every other step."""
+        return True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         begin, kwargs = time.perf_counter_ns(), kwargs or {}
         result = self._call(func, args, kwargs)
-        name, end = func._schema.name, time.perf_counter_ns()
+        name, end = func.name().partition(".")[0], time.perf_counter_ns()
         if name == _ENTER:
             self._ranges.append((args[0], begin))
-        elif name == _EXIT:
-            self._events.append(("user_annotation", *self._ranges.pop(), end, ()))
-        else:
+        elif name != _EXIT:
+            # Names of torch.cond and its like have no namespace.
+            name = name if "::" in name else f"{func.namespace}::{name}"
             self._events.append(("cpu_op", name, begin, end, _described([*args, *kwargs.values()])))
-            self._count_backward(begin, end)
+        elif self._ranges:  # else of a range from before the step
+            self._events.append(("user_annotation", *self._ranges.pop(), end, ()))
+        self._count_backward(begin, end)
         return result
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,7 +131,9 @@ class CallRecording(TorchDispatchMode):
 
     def end(self) -> bytes:
         """As Recording.end."""
-        gc.unfreeze()
+        if self._frozen:
+            gc.unfreeze()
+            self._frozen = False
         place = {"ph": "X", "pid": os.getpid(), "tid": threading.get_native_id()}
         names = "Input Dims", "Input type", "Concrete Inputs"
         events = [
@@ -127,7 +145,7 @@ class CallRecording(TorchDispatchMode):
         return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}).encode()
 
     def _count_backward(self, begin: int, end: int) -> None:
-        """Calls that autograd makes lie within its pass."""
+        """Calls that autograd makes lie within its pass, and ranges from their begin to their end."""
         number = torch._C._current_graph_task_id()
         if number < 0:
             return
@@ -141,6 +159,11 @@ class CallRecording(TorchDispatchMode):
         if self._backward is not None:
             self._events.append(("cpu_op", ENGINE_EVENT, *self._backward[1:], ()))
             self._backward = None
+
+
+# Between the parts of a function that torch.compile could not compile as a whole, it would compile this.
+_SKIP = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
+set_code_exec_strategy(CallRecording.__torch_dispatch__.__code__, _SKIP)
 
 
 class KernelRecording:

@@ -20,15 +20,17 @@ REST, ENGINE, IDLE = "python / other", "autograd engine", "no kernel"
 
 SPMM, SDDMM, GEMM, FUSED = "SpMM", "SDDMM", "GEMM", "SpMM + GEMM"
 LOSS, OPTIMIZER, DRAWS, IO, ELEMENTS, OTHER = "loss", "optimizer", "sampling", "I/O", "element-wise", "other"
+SELECTION = "row selection"  # parts of the graph, made for a batch or a block
 _OWN = {
     SPMM: "spmm spmm_accumulate spmm_extreme_backward lightgcn_propagate ngcf_aggregate",
     FUSED: "ngcf_layer ngcf_layer_backward",
     SDDMM: "sddmm",
     GEMM: "matmul matmul_weight ngcf_dense ngcf_dense_backward",
-    LOSS: "bpr_loss bpr_loss_backward bpr_grouping softmax_loss softmax_loss_backward uniformity_loss "
+    LOSS: "bpr_loss bpr_loss_backward bpr_batch softmax_loss softmax_loss_backward uniformity_loss "
     "uniformity_loss_backward",
     OPTIMIZER: "adam_step",
     ELEMENTS: "perturb",
+    SELECTION: "select_rows",
 }
 _CLASSES = {f"gnnrec::{name}": kind for kind, names in _OWN.items() for name in names.split()}
 # What a model calls once a layer, with the direction. lightgcn_propagate takes all layers in one call.
@@ -38,9 +40,10 @@ _CLASSES |= dict.fromkeys(_PRODUCTS, GEMM)
 # What moves, makes or looks at tensors without computing with their numbers is no element-wise operator.
 _NO_NUMBERS = re.compile(
     r"aten::(empty|new_|zeros|ones|full|_to_copy|to|copy_|clone|contiguous|item|view|reshape|slice|select|narrow|cat"
-    r"|stack|split|detach|as_strided|expand|permute|transpose|t|numpy_T|unsqueeze|squeeze|rand|index|embedding|sort"
-    r"|unique|lift|is_|result_type|alias|resolve_)"
+    r"|stack|split|detach|as_strided|expand|permute|transpose|t$|numpy_T|unsqueeze|squeeze|rand|index|embedding|sort"
+    r"|unique|_unique|arange|_unsafe_view|_local_scalar_dense|lift|is_|result_type|alias|resolve_)"
 )
+_NO_OPERATORS = ("torch::", "prim::", "profiler::")
 
 
 class Key(NamedTuple):
@@ -182,11 +185,12 @@ def _key(event: Mapping[str, Any], around: Key | None, *, differentiated: bool) 
         return Key(name.partition("#")[0], None, OPTIMIZER) if name.startswith("Optimizer.") else None
     if _is_engine(name):
         return Key(ENGINE, "backward", OTHER)
-    if not name.startswith("aten::") or (
-        around is not None and around.operator.startswith("aten::") and name not in _PRODUCTS
-    ):
+    if "::" not in name or name.startswith(_NO_OPERATORS):
         return None
-    kind = _CLASSES.get(name, OTHER if _NO_NUMBERS.match(name) else ELEMENTS)
+    if around is not None and around.operator.startswith("aten::") and name not in _PRODUCTS:
+        return None
+    # Nobody knows what operators of others do.
+    kind = _CLASSES.get(name, ELEMENTS if name.startswith("aten::") and not _NO_NUMBERS.match(name) else OTHER)
     if around is not None and around.kind == OPTIMIZER:
         return Key(name, None, OPTIMIZER)
     return Key(name, _direction(around, differentiated=differentiated), kind)
@@ -229,3 +233,6 @@ def _by_kernels(
             rows[owner].seconds += kernel["dur"] / 1e6
             left -= kernel["dur"]
         idle.seconds += max(left, 0.0) / 1e6
+    waits = Key(WAITING, None, IO)
+    if waits in rows and not rows[waits].seconds:
+        del rows[waits]  # without kernels: no kernel

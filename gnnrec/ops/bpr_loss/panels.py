@@ -11,7 +11,7 @@ from gnnrec import device as devices
 from gnnrec import profiler
 from gnnrec.ops.bpr_loss import cpu
 
-_GROUPING = "gnnrec::bpr_grouping"  # of the batch by node, which `bpr_loss_backward` does itself
+_BATCH = "gnnrec::bpr_batch"  # its nodes, the loss by its scores, its pairs by node: operators do these themselves
 
 
 class BPRPanels:
@@ -42,7 +42,7 @@ class BPRPanels:
         hardest: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        with profiler.kernel(_GROUPING):
+        with profiler.kernel(_BATCH):
             self.nodes, self._numbers = triples.to(device).unique(return_inverse=True)
         self.decay: torch.Tensor | None = None
         self._reg, self._hardest = reg, hardest
@@ -81,7 +81,7 @@ class BPRPanels:
                 know the ones before the other, for each of them.
         """
         loss: torch.Tensor
-        with profiler.kernel(_GROUPING):
+        with profiler.kernel(_BATCH):
             loss, self.decay = self._batch.loss(None if total is None else self._totals(total))
         return loss
 
