@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import pytest
 import torch
@@ -41,7 +39,7 @@ from gnnrec.training import placing, recording, run, trace
 from gnnrec.training import profile as profiles
 from gnnrec.training.op_costs import Call, cost
 from gnnrec.training.resident import Resident
-from gnnrec.training.runlog import read_events
+from gnnrec.training.runlog import read_events, rss_bytes
 from gnnrec.training.trainer import Interrupted
 
 DIM, LAYERS = 16, 2
@@ -362,25 +360,24 @@ def test_rows_of_a_streamed_ngcf_count_what_its_layers_count(streaming, tmp_path
     assert found["ngcf_dense", None]["gb_per_s"] > 0
 
 
-def test_a_recorded_step_takes_no_memory_that_others_do_not_take(data_root, tmp_path):
-    """torch's profiler made each of them 35 to 70 MB larger."""
+def test_recorded_steps_leave_memory_as_it_is(data_root, tmp_path):
+    """torch's profiler made each of them 17 to 70 MB larger."""
     data = DataConfig(source="catalog", name="gowalla", root=str(data_root), valid_ratio=0.0)
     trainer = TrainerConfig(epochs=3, batch_size=2**16, eval_every=3, checkpoint_every=3)  # 13 steps an epoch
     settings = replace(config(), data=data, model=LightGCNConfig(dim=64, layers=3), trainer=trainer)
-    faults, real = [], profiles.StepProfile.step
+    resident, real = [], profiles.StepProfile.step
 
-    def counted(self, learner, step, lr):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    def watched(self, learner, step, lr):
         loss = real(self, learner, step, lr)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        resident.append(rss_bytes())
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiles.StepProfile, "step", counted)
+        patch.setattr(profiles.StepProfile, "step", watched)
         run.train(settings, tmp_path / "run")
-    recorded = slice(profiles.SKIPPED, profiles.SKIPPED + content(tmp_path / "run")["steps"])
-    assert faults[recorded]
-    assert median(faults[recorded]) < median(faults[recorded.stop :]) + 200
+    steps = content(tmp_path / "run")["steps"]
+    assert steps > 5
+    assert resident[profiles.SKIPPED + steps - 1] - resident[profiles.SKIPPED - 1] < 10e6 * steps
 
 
 @pytest.mark.parametrize("value", ["yes", "of", "true", ""])
