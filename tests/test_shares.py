@@ -13,7 +13,7 @@ from test_run import config as run_config
 from gnnrec.config import DistributedConfig, LightGCNConfig, MemoryConfig, NGCFConfig, check_ranks
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.graph.rows import GraphRows
-from gnnrec.memtier.shares import Share
+from gnnrec.memtier.shares import Share, Shares
 from gnnrec.models import LightGCNRows
 from gnnrec.ranks import Ranks
 from gnnrec.report.plans import read_plan
@@ -71,7 +71,7 @@ def test_what_is_counted_is_what_is_held():
 
 @pytest.mark.parametrize("split", ["columns", "rows"])
 def test_a_rank_without_room_ends_all_before_they_train(tmp_path, split):
-    says = r"memory of rank 0 on .*: takes .* of the 100\.00 KiB that it may\. Start more ranks.*memory\.limit=\dMiB"
+    says = r"memory of rank 0 on .*: takes .* of the 100\.00 KiB that memory.limit allows\. Set memory\.limit=\dMiB"
 
     def work(ranks: Ranks) -> None:
         with pytest.raises(GnnrecError, match=says):
@@ -79,6 +79,28 @@ def test_a_rank_without_room_ends_all_before_they_train(tmp_path, split):
 
     together(2, work)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "bound", "remedy"),
+    [
+        (1 << 20, 8 << 20, "1.00 MiB that memory.limit allows", "Set memory.limit=4MiB, or start more ranks, "),
+        (1 << 20, None, "1.00 MiB that memory.limit allows", "Set memory.limit=4MiB, or start more ranks, "),
+        (8 << 20, 2 << 20, "2.00 MiB that are free for it", "Start ranks on more machines, or fewer on this one, "),
+        (None, 2 << 20, "2.00 MiB that are free for it", "Start ranks on more machines, or fewer on this one, "),
+        (1 << 20, 2 << 20, "1.00 MiB that memory.limit allows", "Start ranks on more machines, or fewer on this one, "),
+    ],
+)
+def test_what_is_said_is_what_would_help(limit, free, bound, remedy):
+    with pytest.raises(GnnrecError) as caught:
+        Share(0, "host", limit, free, {"embedding": 4 << 20}).check("rows")
+    assert f"of the {bound}. {remedy}or lower" in str(caught.value)
+
+
+def test_without_a_bound_nothing_is_refused():
+    share = Share(0, "host", None, None, {"embedding": 4 << 20})
+    share.check("rows")
+    assert Shares("rows", [share]).rows()[0]["may take"] == "unknown"
 
 
 def test_more_ranks_take_less_each():

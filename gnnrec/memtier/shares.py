@@ -26,13 +26,15 @@ class Share:
     Args:
         rank: its number.
         machine: its name.
-        limit_bytes: that it may take: memory.limit, or its share of what is free there.
+        limit_bytes: memory.limit, if there is one.
+        free_bytes: its share of what is free there, with what it holds of its tensors already; None: unknown.
         tensors: bytes by name.
     """
 
     rank: int
     machine: str
-    limit_bytes: int
+    limit_bytes: int | None
+    free_bytes: int | None
     tensors: Mapping[str, int]
 
     @property
@@ -40,18 +42,28 @@ class Share:
         """Of all tensors."""
         return sum(self.tensors.values())
 
+    @property
+    def room_bytes(self) -> int | None:
+        """That it may take: the smaller of both bounds; None without one."""
+        return min((bound for bound in (self.limit_bytes, self.free_bytes) if bound is not None), default=None)
+
     def check(self, split: str) -> None:
         """Raise a PlanError where they have no room."""
-        if self.bytes <= self.limit_bytes:
+        room = self.room_bytes
+        if room is None or self.bytes <= room:
             return
         most = sorted(self.tensors.items(), key=lambda entry: -entry[1])[:3]
         listed = ", ".join(f"{name} {in_bytes(count)}" for name, count in most)
-        other = ", or take distributed.split=rows" if split == "columns" else ""
+        bound = "memory.limit allows" if room == self.limit_bytes else "are free for it"
+        if self.free_bytes is not None and self.bytes > self.free_bytes:
+            remedy = "Start ranks on more machines, or fewer on this one"  # which share what is free there
+        else:
+            remedy = f"Set memory.limit={ceil(self.bytes / 2**20)}MiB, or start more ranks"
+        rows = ", take distributed.split=rows" if split == "columns" else ""
         raise PlanError(
-            f"takes {in_bytes(self.bytes)} ({listed}, ...) of the {in_bytes(self.limit_bytes)} that it may",
+            f"takes {in_bytes(self.bytes)} ({listed}, ...) of the {in_bytes(room)} that {bound}",
             where=f"memory of rank {self.rank} on {self.machine}",
-            remedy=f"Start more ranks{other}; set memory.limit={ceil(self.bytes / 2**20)}MiB where it has as much; or "
-            "lower model.dim or trainer.batch_size",
+            remedy=f"{remedy}{rows}, or lower model.dim or trainer.batch_size",
         )
 
 
@@ -71,7 +83,7 @@ class Shares:
         """A table: a row a rank."""
         return [
             {"rank": share.rank, "machine": share.machine}
-            | {"takes": in_bytes(share.bytes), "may take": in_bytes(share.limit_bytes)}
+            | {"takes": in_bytes(share.bytes), "may take": _known(share.room_bytes)}
             for share in self.ranks
         ]
 
@@ -127,3 +139,7 @@ def _sized(work: Workload, sizes: dict[str, int]) -> dict[str, int]:
 def _rows_of_batch(work: Workload, columns: int, copies: float) -> int:
     """Rows of the batch's nodes: embeddings, final embeddings and their gradient, and what ranks send of them."""
     return int(FLOAT * work.batch_rows()[0] * columns * copies)
+
+
+def _known(count: int | None) -> str:
+    return "unknown" if count is None else in_bytes(count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from gnnrec.data.dataset import Dataset
 from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.rows import GraphRows
+from gnnrec.memtier import nodes
 from gnnrec.memtier.demands import HeldOut
-from gnnrec.memtier.discover import discover
 from gnnrec.memtier.shares import Share, Shares, of_columns, of_rows
 from gnnrec.memtier.workload import Workload
 from gnnrec.ranks import Ranks
@@ -81,9 +81,9 @@ def shares(
             tensors = of_columns(work, columns.stop - columns.start, ranks.size)
         # In memory already, so that free memory is beside it; the adjacency of columns is not made yet.
         held = sum(tensors[name] for name in (("graph", "interactions") if columns is None else ("interactions",)))
-        free = sum(tier.free or 0 for tier in discover() if tier.kind == "dram") // ranks.beside
-        room = min(free + held, config.memory.limit_bytes or sys.maxsize)
-        share = Share(ranks.rank, socket.gethostname(), room, tensors)
+        free = nodes.room(Path("/"))
+        mine = None if free is None else free // ranks.beside + held
+        share = Share(ranks.rank, socket.gethostname(), config.memory.limit_bytes, mine, tensors)
         share.check(split)
         return asdict(share)
 
