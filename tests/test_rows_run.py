@@ -17,10 +17,9 @@ from test_run import config as run_config
 from gnnrec import models
 from gnnrec.config import DistributedConfig, LightGCNConfig, NGCFConfig
 from gnnrec.data import synthetic
-from gnnrec.errors import ConfigError
 from gnnrec.graph.rows import GraphRows
-from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import division, evaluate, run
+from gnnrec.ranks import Ranks
+from gnnrec.training import evaluate, run
 from gnnrec.training.evaluate import Evaluator
 
 
@@ -92,11 +91,6 @@ def test_columns_go_on_as_rows_and_rows_as_columns(tmp_path):
 def test_ngcf_is_split_into_rows_unless_told_otherwise():
     assert DistributedConfig().by_rows(NGCFConfig())
     assert not DistributedConfig().by_rows(LightGCNConfig())
-
-
-def test_a_gpu_cannot_have_rows_of_ngcf(log):
-    with pytest.raises(ConfigError, match="device: is cuda"):
-        division.build(config(NGCFConfig(), 1), rows(log, ALONE), torch.device("cuda"))
 
 
 def test_a_rank_may_have_nobody_to_rank(log):

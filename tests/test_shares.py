@@ -10,19 +10,27 @@ import torch
 from pretend_ranks import together
 from test_run import config as run_config
 
-from gnnrec.config import DistributedConfig, LightGCNConfig, MemoryConfig, NGCFConfig, check_ranks
+from gnnrec.config import (
+    DistributedConfig,
+    LightGCNConfig,
+    MemoryConfig,
+    NGCFConfig,
+    check_rank_device,
+    check_ranks,
+)
+from gnnrec.config.memory import CustomTierConfig
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.graph.rows import GraphRows
 from gnnrec.memtier.shares import Share, Shares
 from gnnrec.models import LightGCNRows
-from gnnrec.ranks import Ranks
+from gnnrec.ranks import Ranks, agreed
 from gnnrec.report.plans import read_plan
 from gnnrec.training import division, placing, run
 
 LIGHTGCN, NGCF = LightGCNConfig(dim=32, layers=2), NGCFConfig(dim=16, layers=2)
 
 
-def config(model, split: str, **memory):
+def config(model, split: str | None, **memory):
     base = run_config()
     trainer = replace(base.trainer, epochs=1)
     changes = {"model": model, "trainer": trainer, "distributed": DistributedConfig(split)}
@@ -124,8 +132,30 @@ def test_more_ranks_take_less_each():
         ({"pin": {"graph": "dram"}}, "memory.pin: is"),
         ({"panel": 16}, "memory.panel: is 16"),
         ({"buffer": "1MiB"}, "memory.buffer: is '1MiB'"),
+        ({"custom": CustomTierConfig(path="my.tiers:Tier")}, r"memory.custom.path: is 'my.tiers:Tier'"),
     ],
 )
 def test_a_plan_that_ranks_have_no_use_for_is_refused(memory, says):
     with pytest.raises(ConfigError, match=says):
         check_ranks(config(LIGHTGCN, "rows", **memory), 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "says"),
+    [(NGCF, "dram", "device.*: is 'cuda'.*must be cpu"), (LIGHTGCN, "auto", "memory.*: is 'auto'.*must be dram")],
+)
+def test_what_gpus_cannot_train_is_refused_on_all_ranks_before_data_are_read(monkeypatch, model, memory, says):
+    """Known at once with device=cuda, with device=auto when ranks have found their devices."""
+    made = replace(config(model, None), memory=MemoryConfig(name=memory))
+    with pytest.raises(ConfigError, match=says):
+        check_ranks(replace(made, device="cuda"), 2)
+    check_ranks(replace(made, device="auto"), 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+
+    def work(rank: Ranks) -> None:
+        with pytest.raises(GnnrecError, match=says):
+            agreed(rank, lambda: check_rank_device(made, "cuda"))
+        assert agreed(rank, lambda: check_rank_device(made, "cpu")) == "cpu"
+
+    together(2, work)

@@ -13,7 +13,6 @@ from gnnrec import device as devices
 from gnnrec import models
 from gnnrec.config import LightGCNConfig, NGCFConfig, TrainConfig
 from gnnrec.data.dataset import Dataset
-from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.rows import GraphRows
 from gnnrec.memtier import nodes
@@ -59,13 +58,10 @@ def shares(
         ranks: that all ask.
 
     Raises:
-        GnnrecError: any rank has no room; GPUs compute.
+        GnnrecError: any rank has no room.
     """
     if ranks.backend is None or config.memory.name != "auto":
         return None
-    if devices.resolve(config.device).type == "cuda":
-        remedy = "Take memory=dram, or device=cpu"
-        raise ConfigError("does not look at the room of GPUs for several processes", where="memory=auto", remedy=remedy)
     assert config.loss is not None
     assert config.trainer is not None
     trainer, loss = scaled(config.trainer, config.loss, graph)
@@ -94,13 +90,10 @@ def build(config: TrainConfig, graph: GraphRows, device: torch.device) -> models
     """The model of which this process has some nodes.
 
     Raises:
-        ConfigError: NGCF on a GPU.
         DeviceMemoryError: no room on the GPU.
     """
     with devices.memory_errors("the model", lower="model.dim"):
         if isinstance(config.model, LightGCNConfig):
             return models.LightGCNRows(graph, config.model, config.seed, device)
         assert isinstance(config.model, NGCFConfig)
-        if device.type == "cuda":
-            raise ConfigError("is cuda, where rows of NGCF are for processors", where="device", remedy="Use device=cpu")
         return models.NGCFRows(graph, config.model, config.seed, device)
