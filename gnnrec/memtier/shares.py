@@ -106,24 +106,38 @@ def of_columns(work: Workload, width: int, size: int) -> dict[str, int]:
     sizes["layers"] = min(work.layers - 1, 2) * numbers if work.layers else 0  # of the forward pass
     sizes |= {"best": numbers} if work.held_out.valid else {}
     found = _sized(work, sizes) | {demand.name: demand.bytes for demand in work.graph(Moved(0))}
-    found["batch"] += _rows_of_batch(work, width, 3)
+    found["batch"] += int(3 * FLOAT * work.batch_rows()[0] * width)  # embeddings, final embeddings and their gradient
     # The model as it is now, and vectors of all items, sent and put together.
     found[RANKING] += 2 * numbers + items * (2 * ceil(work.dim / size) + 3 * work.dim)
     return found
 
 
-def of_rows(work: Workload, graph: GraphRows) -> dict[str, int]:
-    """Bytes of a rank that has these rows, by tensor; work: of the whole training, with the rank's held-out parts."""
-    rows, nodes, users = len(graph.numbers), work.nodes, work.users.nodes
+def of_rows(work: Workload, graph: GraphRows, *, valid: bool) -> dict[str, int]:
+    """Bytes of a rank that has these rows, by tensor.
+
+    Args:
+        work: of the whole training, with the rank's held-out parts.
+        graph: its rows.
+        valid: whether there is a validation part, of whichever ranks.
+    """
+    rows, nodes, users, layers = len(graph.numbers), work.nodes, work.users.nodes, work.layers
     own, wide = FLOAT * rows * work.dim, FLOAT * work.final_dim
     layered = isinstance(work.model, NGCFConfig)
-    sizes = dict.fromkeys(("embedding", *STATE, "gradient", "upstream"), own)
-    if layered:  # outputs and aggregates of all layers but the last, and two gradients more on the way back
-        sizes["layers"] = 2 * work.layers * own
+    sizes = dict.fromkeys(("embedding", *STATE), own)
+    if layered:  # outputs and aggregates of all layers but the last
+        sizes["layers"] = 2 * (layers - 1) * own
     sizes["everyone"] = FLOAT * nodes * work.dim
-    sizes |= {"best": own} if work.held_out.valid else {}
+    sizes |= {"best": own} if valid else {}
     found = _sized(work, sizes)
-    found["batch"] += _rows_of_batch(work, work.final_dim, 3 + 1 / graph.ranks.size)
+    # Rows of the batch's nodes, all and own, and of own nodes that are alive together: at the loss, and on the way back
+    # (of NGCF through the last layer, which has the batch's nodes alone, and through others).
+    drawn = FLOAT * work.batch_rows()[0] * work.dim
+    mine = drawn / graph.ranks.size
+    if layered:
+        back = own + drawn + (layers + 6) * mine, 4 * own + (layers + 5) * mine if layers > 1 else 0
+        found["batch"] += int(max((layers + 2) * drawn + (layers + 3) * mine, *back))
+    else:
+        found["batch"] += int(max(2 * drawn + mine, drawn + 2 * own + 3 * mine))
     found["graph"] = 4 * graph.matrix.nnz + 20 * (rows + 1) + 20 * (nodes + 1)  # degrees, pointers and scales of all
     found["interactions"] = 4 * len(graph.user_items) + 8 * (users + 1)
     copied = layered or work.model.popularity  # type: ignore[union-attr]  # else all items lie in what is sent to all
@@ -134,11 +148,6 @@ def of_rows(work: Workload, graph: GraphRows) -> dict[str, int]:
 def _sized(work: Workload, sizes: dict[str, int]) -> dict[str, int]:
     """With what a batch takes, and rankings."""
     return {demand.name: demand.bytes for demand in work.demands(sizes, Moved(0))}
-
-
-def _rows_of_batch(work: Workload, columns: int, copies: float) -> int:
-    """Rows of the batch's nodes: embeddings, final embeddings and their gradient, and what ranks send of them."""
-    return int(FLOAT * work.batch_rows()[0] * columns * copies)
 
 
 def _known(count: int | None) -> str:

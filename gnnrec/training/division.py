@@ -68,10 +68,11 @@ def shares(
     settings = {"model": config.model, "loss": loss, "optimizer": config.optimizer, "trainer": trainer}
     work = Workload.of(graph, **settings, held_out=held_out, threads=1, cache_bytes=0)
     split = "columns" if columns is not None else "rows"
+    valid = any(ranks.each(lambda: held_out.valid))
 
     def own() -> dict[str, Any]:
         if isinstance(graph, GraphRows):
-            tensors = of_rows(work, graph)
+            tensors = of_rows(work, graph, valid=valid)
         else:
             assert columns is not None
             tensors = of_columns(work, columns.stop - columns.start, ranks.size)
