@@ -248,13 +248,13 @@ def test_a_training_is_given_up_where_others_are_better(studies, tmp_path, monke
         optimizer=OptimizerConfig(),
         trainer=TrainerConfig(epochs=4, eval_every=1),
     )
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(Pruned, match=r"given up after epoch 2, with a recall@20 of 0\.\d{4}"),
-        sweeps.recorded(tmp_path / "0", []),
-    ):
+    with monkeypatch.context() as patched:
         patched.setattr(run, "_data_facts", lambda *given: pytest.fail("of a run without a summary"))
-        run.train(config, tmp_path / "0", hopeless=hopeless)
+        with (
+            pytest.raises(Pruned, match=r"given up after epoch 2, with a recall@20 of 0\.\d{4}"),
+            sweeps.recorded(tmp_path / "0", []),
+        ):
+            run.train(config, tmp_path / "0", hopeless=hopeless)
     assert list(study.trials[0].intermediate) == [1, 2]
     assert json.loads((tmp_path / "0" / "job.json").read_text())["status"] == "pruned"
     assert not (tmp_path / "0" / "summary.json").exists()
