@@ -231,12 +231,12 @@ def test_a_mistake_that_the_first_rank_finds_is_everyones(tmp_path):
         (
             {"distributed": DistributedConfig("rows"), "model": LightGCNConfig(init="spectral")},
             2,
-            "model.init: is 'spec",
+            "model.init: is 'spec.*distributed.split=columns",
         ),
         (
             {"distributed": DistributedConfig("rows"), "trainer": TrainerConfig(sampling="interactions")},
             2,
-            "trainer.sampling: is 'interactions'",
+            "trainer.sampling: is 'interactions'.*distributed.split=columns",
         ),
         ({"model": SimGCLConfig()}, 2, "model: is 'simgcl'"),
         ({"model": LightGCNConfig(layer_weights="learned")}, 2, "model.layer_weights: is 'learned'"),

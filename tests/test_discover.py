@@ -249,6 +249,21 @@ def test_the_group_with_the_least_left_binds(tmp_path: Path) -> None:
 def test_a_limit_bounds_every_node(tmp_path: Path) -> None:
     tree = proc(cgroup="0::/c\n") | node(0, cpus="0") | node(1) | {"sys/fs/cgroup/c/memory.max": str(2 * GIB)}
     assert [tier.free for tier in nodes.tiers(write(tmp_path, tree))] == [2 * GIB, 2 * GIB]
+    assert nodes.room(tmp_path) == 2 * GIB
+
+
+def test_room_is_that_of_all_nodes_that_may_be_used(tmp_path: Path) -> None:
+    tree = node(0, cpus="0-3") | node(1, cpus="4-7", free=3) | node(2, free=60)
+    assert nodes.room(write(tmp_path / "all", proc() | tree)) == (9 + 4) * GIB
+    status = STATUS.replace("0-7", "0")
+    assert nodes.room(write(tmp_path / "one", proc(status=status) | tree)) == 9 * GIB
+    limits = re.sub("Max data size .*", f"Max data size  {5 * GIB}  {5 * GIB}  bytes", LIMITS)
+    assert nodes.room(write(tmp_path / "limited", proc(limits=limits) | tree)) == 9 * GIB // 2
+
+
+def test_room_without_free_memory_is_the_capacity_if_that_is_known(tmp_path: Path) -> None:
+    assert nodes.room(tmp_path) is None
+    assert nodes.room(write(tmp_path, {"proc/meminfo": f"MemTotal:  {2**20} kB\n"})) == GIB
 
 
 def test_groups_that_cannot_be_read(tmp_path: Path) -> None:

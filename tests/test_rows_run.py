@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pretend_ranks
 import pytest
 import torch
 from pretend_ranks import together
@@ -15,10 +17,9 @@ from test_run import config as run_config
 from gnnrec import models
 from gnnrec.config import DistributedConfig, LightGCNConfig, NGCFConfig
 from gnnrec.data import synthetic
-from gnnrec.errors import ConfigError
 from gnnrec.graph.rows import GraphRows
-from gnnrec.ranks import ALONE, Ranks
-from gnnrec.training import division, run
+from gnnrec.ranks import Ranks
+from gnnrec.training import evaluate, run
 from gnnrec.training.evaluate import Evaluator
 
 
@@ -92,11 +93,6 @@ def test_ngcf_is_split_into_rows_unless_told_otherwise():
     assert not DistributedConfig().by_rows(LightGCNConfig())
 
 
-def test_a_gpu_cannot_have_rows_of_ngcf(log):
-    with pytest.raises(ConfigError, match="device: is cuda"):
-        division.build(config(NGCFConfig(), 1), rows(log, ALONE), torch.device("cuda"))
-
-
 def test_a_rank_may_have_nobody_to_rank(log):
     """The metrics are those of one process, to the bit."""
     train, test = (log.take(np.flatnonzero((log.items % 3 == 0) == there)) for there in (False, True))
@@ -115,3 +111,22 @@ def test_a_rank_may_have_nobody_to_rank(log):
     found = together(3, work)
     assert [count for count, _ in found][1:] == [0, 0]
     assert all(metrics == expected for _, metrics in found)
+
+
+def test_a_rank_with_nobody_waits_for_a_block_of_others_at_a_time(log, monkeypatch):
+    """All of them take longer than a rank may wait for another."""
+    monkeypatch.setattr(pretend_ranks, "SECONDS", 2.0)
+    monkeypatch.setattr(evaluate, "users_at_a_time", lambda k, on_gpu: 8)
+    test, model = log.take(np.flatnonzero(log.users < 40)), LightGCNConfig(dim=16, layers=1)
+    graph = run.graph_of(log)
+    expected = Evaluator(test, graph.user_item(), [5])(models.build(model, graph, 1).scorer())
+
+    def work(ranks: Ranks) -> dict[str, float]:
+        part = rows(log, ranks)
+        scorer = models.LightGCNRows(part, model, 1, torch.device("cpu")).scorer()
+        topk = scorer.topk
+        scorer.topk = lambda *given: (time.sleep(0.5), topk(*given))[1]
+        kept = test if part.own_users.start == 0 else test.take(np.empty(0, np.int64))
+        return Evaluator(kept, part.user_item(), [5], ranks)(scorer)
+
+    assert all(metrics == expected for metrics in together(2, work))

@@ -235,7 +235,8 @@ def test_without_optuna_the_remedy_is_named(tmp_path, monkeypatch):
         Launched(tmp_path, {}, n_trials=1).run(parsed(*OPTIONS))
 
 
-def test_a_training_is_given_up_where_others_are_better(studies, tmp_path):
+def test_a_training_is_given_up_where_others_are_better(studies, tmp_path, monkeypatch):
+    """Without what only a summary needs, which takes long where data were generated."""
     study = search.open_study(tmp_path, 0, 5, True)
     study.trials.append(Frozen(0, {}))
     hopeless = search.watch(tmp_path, 0, SimpleNamespace(seed=0, startup=5, prune=True))
@@ -247,11 +248,13 @@ def test_a_training_is_given_up_where_others_are_better(studies, tmp_path):
         optimizer=OptimizerConfig(),
         trainer=TrainerConfig(epochs=4, eval_every=1),
     )
-    with (
-        pytest.raises(Pruned, match=r"given up after epoch 2, with a recall@20 of 0\.\d{4}"),
-        sweeps.recorded(tmp_path / "0", []),
-    ):
-        run.train(config, tmp_path / "0", hopeless=hopeless)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_data_facts", lambda *given: pytest.fail("of a run without a summary"))
+        with (
+            pytest.raises(Pruned, match=r"given up after epoch 2, with a recall@20 of 0\.\d{4}"),
+            sweeps.recorded(tmp_path / "0", []),
+        ):
+            run.train(config, tmp_path / "0", hopeless=hopeless)
     assert list(study.trials[0].intermediate) == [1, 2]
     assert json.loads((tmp_path / "0" / "job.json").read_text())["status"] == "pruned"
     assert not (tmp_path / "0" / "summary.json").exists()

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pretend_ranks import together
 from test_run import config as run_config
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
-from gnnrec.config import DistributedConfig, LightGCNConfig, MemoryConfig, NGCFConfig, check_ranks
+from gnnrec.config import (
+    BPRConfig,
+    DistributedConfig,
+    LightGCNConfig,
+    MemoryConfig,
+    NGCFConfig,
+    OptimizerConfig,
+    TrainerConfig,
+    check_rank_device,
+    check_ranks,
+)
+from gnnrec.config.memory import CustomTierConfig
 from gnnrec.errors import ConfigError, GnnrecError
 from gnnrec.graph.rows import GraphRows
-from gnnrec.memtier.shares import Share
-from gnnrec.models import LightGCNRows
-from gnnrec.ranks import Ranks
+from gnnrec.memtier.demands import RANKING, HeldOut, Moved
+from gnnrec.memtier.shares import Share, Shares, of_rows
+from gnnrec.memtier.workload import Workload
+from gnnrec.models import LightGCNRows, NGCFRows
+from gnnrec.ranks import Ranks, agreed
 from gnnrec.report.plans import read_plan
 from gnnrec.training import division, placing, run
+from gnnrec.training.row_parallel import RowParallel, RowParallelLayers
 
 LIGHTGCN, NGCF = LightGCNConfig(dim=32, layers=2), NGCFConfig(dim=16, layers=2)
 
 
-def config(model, split: str, **memory):
+def config(model, split: str | None, **memory):
     base = run_config()
     trainer = replace(base.trainer, epochs=1)
     changes = {"model": model, "trainer": trainer, "distributed": DistributedConfig(split)}
@@ -69,9 +87,85 @@ def test_what_is_counted_is_what_is_held():
         assert share.tensors["exp_avg"] == share.tensors["exp_avg_sq"] == found["embedding"]
 
 
+def test_every_rank_keeps_the_best_where_any_has_a_validation_part():
+    made = config(LIGHTGCN, "rows")
+    data = run.dataset.load(made.data)
+    some = replace(data, valid=data.valid.take(np.flatnonzero(data.valid.users < 10)))
+
+    def work(ranks: Ranks) -> tuple[int, dict[str, int]]:
+        graph, own = division.cut(some, ranks)
+        shares = division.shares(made, graph, placing.held_out(made, own), None, ranks)
+        return len(own.valid), shares.ranks[ranks.rank].tensors
+
+    found = together(2, work)
+    assert [bool(count) for count, _ in found] == [True, False]
+    assert all(tensors["best"] == tensors["embedding"] for _, tensors in found)
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the matrices that operators have taken or given and that still exist; `peak`: the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known, self.held, self.peak = set[int](), 0, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        for x in tree_leaves((args, result)):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 2:
+                storage = x.untyped_storage()
+                if id(storage) not in self.known:
+                    self.known.add(id(storage))
+                    self.held += storage.nbytes()
+                    weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.held)
+        return result
+
+    def _gone(self, number: int, count: int) -> None:
+        self.known.remove(number)
+        self.held -= count
+
+
+@pytest.mark.parametrize("batch", [1 << 9, 1 << 15])
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", ["lightgcn", "ngcf"])
+def test_steps_hold_what_is_counted(kind, layers, size, batch):
+    """Where few nodes are in a batch, and where most are."""
+    users, items = np.random.default_rng(0).integers(0, 4_000, (2, 40_000), np.int32)
+    trainer = TrainerConfig(batch_size=batch)
+    if kind == "ngcf":
+        model, made, learner = NGCFConfig(dim=64, layers=layers), NGCFRows, RowParallelLayers
+    else:
+        model, made, learner = LightGCNConfig(dim=64, layers=layers), LightGCNRows, RowParallel
+    given = {"model": model, "loss": BPRConfig(), "optimizer": OptimizerConfig(), "trainer": trainer}
+
+    def work(ranks: Ranks) -> tuple[int, int]:
+        graph = GraphRows(users, items, 4_000, 4_000, ranks)
+        work = Workload.of(graph, **given, held_out=HeldOut(0, 0, 20), threads=1, cache_bytes=0)
+        counted = of_rows(work, graph, valid=False)
+        spread = ranks.spread
+
+        def uncounted(*given) -> None:
+            """Threads send copies, which processes do not make."""
+            with _disable_current_modes():
+                spread(*given)
+
+        ranks.spread = uncounted
+        with Alive() as alive:
+            mine = learner(made(graph, model, 0, torch.device("cpu")), trainer, BPRConfig(), OptimizerConfig(), 0)
+            for step in range(2):
+                mine.step(step, 1e-3)
+        numbers = next(demand.bytes for demand in work.demands({}, Moved(0)) if demand.name == "batch")
+        return alive.peak, sum(counted[name] for name in counted.keys() - {"graph", "interactions", RANKING}) - numbers
+
+    for peak, counted in together(size, work):
+        assert 0.9 * counted < peak < 1.06 * counted
+
+
 @pytest.mark.parametrize("split", ["columns", "rows"])
 def test_a_rank_without_room_ends_all_before_they_train(tmp_path, split):
-    says = r"memory of rank 0 on .*: takes .* of the 100\.00 KiB that it may\. Start more ranks.*memory\.limit=\dMiB"
+    says = r"memory of rank 0 on .*: takes .* of the 100\.00 KiB that memory.limit allows\. Set memory\.limit=\dMiB"
 
     def work(ranks: Ranks) -> None:
         with pytest.raises(GnnrecError, match=says):
@@ -79,6 +173,28 @@ def test_a_rank_without_room_ends_all_before_they_train(tmp_path, split):
 
     together(2, work)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "bound", "remedy"),
+    [
+        (1 << 20, 8 << 20, "1.00 MiB that memory.limit allows", "Set memory.limit=4MiB, or start more ranks, "),
+        (1 << 20, None, "1.00 MiB that memory.limit allows", "Set memory.limit=4MiB, or start more ranks, "),
+        (8 << 20, 2 << 20, "2.00 MiB that are free for it", "Start ranks on more machines, or fewer on this one, "),
+        (None, 2 << 20, "2.00 MiB that are free for it", "Start ranks on more machines, or fewer on this one, "),
+        (1 << 20, 2 << 20, "1.00 MiB that memory.limit allows", "Start ranks on more machines, or fewer on this one, "),
+    ],
+)
+def test_what_is_said_is_what_would_help(limit, free, bound, remedy):
+    with pytest.raises(GnnrecError) as caught:
+        Share(0, "host", limit, free, {"embedding": 4 << 20}).check("rows")
+    assert f"of the {bound}. {remedy}or lower" in str(caught.value)
+
+
+def test_without_a_bound_nothing_is_refused():
+    share = Share(0, "host", None, None, {"embedding": 4 << 20})
+    share.check("rows")
+    assert Shares("rows", [share]).rows()[0]["may take"] == "unknown"
 
 
 def test_more_ranks_take_less_each():
@@ -102,8 +218,30 @@ def test_more_ranks_take_less_each():
         ({"pin": {"graph": "dram"}}, "memory.pin: is"),
         ({"panel": 16}, "memory.panel: is 16"),
         ({"buffer": "1MiB"}, "memory.buffer: is '1MiB'"),
+        ({"custom": CustomTierConfig(path="my.tiers:Tier")}, r"memory.custom.path: is 'my.tiers:Tier'"),
     ],
 )
 def test_a_plan_that_ranks_have_no_use_for_is_refused(memory, says):
     with pytest.raises(ConfigError, match=says):
         check_ranks(config(LIGHTGCN, "rows", **memory), 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "says"),
+    [(NGCF, "dram", "device.*: is 'cuda'.*must be cpu"), (LIGHTGCN, "auto", "memory.*: is 'auto'.*must be dram")],
+)
+def test_what_gpus_cannot_train_is_refused_on_all_ranks_before_data_are_read(monkeypatch, model, memory, says):
+    """Known at once with device=cuda, with device=auto when ranks have found their devices."""
+    made = replace(config(model, None), memory=MemoryConfig(name=memory))
+    with pytest.raises(ConfigError, match=says):
+        check_ranks(replace(made, device="cuda"), 2)
+    check_ranks(replace(made, device="auto"), 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+
+    def work(rank: Ranks) -> None:
+        with pytest.raises(GnnrecError, match=says):
+            agreed(rank, lambda: check_rank_device(made, "cuda"))
+        assert agreed(rank, lambda: check_rank_device(made, "cpu")) == "cpu"
+
+    together(2, work)

@@ -32,6 +32,7 @@ from gnnrec.config import (
     RecommendConfig,
     TrainConfig,
     TuneConfig,
+    check_rank_device,
     check_ranks,
     did_you_mean,
     fill,
@@ -51,7 +52,7 @@ def train(
     from gnnrec.training import run as runs
 
     timeout = config.distributed.timeout_seconds or ranks.TIMEOUT
-    with ranks.joined(timeout, lambda: devices.resolve(config.device).type) as group:
+    with ranks.joined(timeout, lambda: check_rank_device(config, devices.resolve(config.device).type)) as group:
         run, summary = runs.train(config, run_dir, on_plan=show_plan, hopeless=hopeless, ranks=group)
         with run:
             show_metrics(summary)

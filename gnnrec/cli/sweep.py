@@ -147,8 +147,7 @@ class Sweep(Sweeper):
             except OmegaConfBaseException:  # what a job alone knows, such as its number
                 values = _resolved(config, ["memory", "device"])
             needs.append(workers.needed(values))
-        frees = [tier.free for tier in nodes.tiers(Path("/")) if tier.kind == "dram"]
-        free = None if None in frees else sum(filter(None, frees))
+        free = nodes.room(Path("/"))
         cores = len(os.sched_getaffinity(0))
         if self.task.places is None:
             self.task.places = workers.at_a_time(self.asked, needs + needs[:1] * (width - len(needs)), cores, free)

@@ -7,7 +7,7 @@ and the remedy.
 from gnnrec.config.calibrate import CalibrateConfig
 from gnnrec.config.checks import did_you_mean
 from gnnrec.config.data import ColumnsConfig, DataConfig, SplitConfig, SyntheticConfig
-from gnnrec.config.distributed import DistributedConfig, check_ranks
+from gnnrec.config.distributed import DistributedConfig, check_rank_device, check_ranks
 from gnnrec.config.hardware import HardwareConfig
 from gnnrec.config.loss import (
     LOSSES,
@@ -74,6 +74,7 @@ __all__ = [
     "TrainerConfig",
     "TuneConfig",
     "XSimGCLConfig",
+    "check_rank_device",
     "check_ranks",
     "did_you_mean",
     "fill",

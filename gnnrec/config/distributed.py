@@ -63,6 +63,7 @@ def check_ranks(config: TrainConfig, size: int | None) -> None:
         if dtype != "float32":
             raise _not_yet(where, dtype, "float32")
     _check_memory(config)
+    check_rank_device(config, config.device)
     if config.profile == "on":
         raise _not_yet("profile", "on", "off")
     if by_rows:
@@ -72,13 +73,22 @@ def check_ranks(config: TrainConfig, size: int | None) -> None:
         raise ConfigError(f"is {model.dim}, and {size} ranks need a column each", where="model.dim", remedy=remedy)
 
 
+def check_rank_device(config: TrainConfig, device: str) -> str:
+    """The device of a rank: cpu, cuda, or auto where it is not known yet; or a ConfigError for what it cannot train."""
+    if device == "cuda" and isinstance(config.model, NGCFConfig):
+        raise _not_yet("device", device, "cpu: rows of NGCF are for processors")
+    if device == "cuda" and config.memory.name == "auto":
+        raise _not_yet("memory", "auto", "dram, or take device=cpu: the room of GPUs is not looked at")
+    return device
+
+
 def _check_memory(config: TrainConfig) -> None:
     """Raise a ConfigError for a plan that ranks have no use for."""
     memory = config.memory
     if memory.name not in ("dram", "auto"):
         raise _not_yet("memory", memory.name, "dram, where a rank holds its share, or auto, which looks for room first")
-    given = {"folder": memory.folder, "pin": memory.pins or None, "panel": memory.panel}
-    for name, value in (given | {"buffer": memory.buffer, "simulate": memory.slower}).items():
+    given = {"folder": memory.folder, "pin": memory.pins or None, "panel": memory.panel, "buffer": memory.buffer}
+    for name, value in (given | {"simulate": memory.slower, "custom.path": memory.custom.path}).items():
         if value is not None:
             raise _not_yet(f"memory.{name}", value, "left out: a rank holds its share in DRAM")
 
@@ -86,12 +96,12 @@ def _check_memory(config: TrainConfig) -> None:
 def _check_rows(config: TrainConfig) -> None:
     """Raise a ConfigError for what ranks that have some rows each cannot train."""
     model, trainer = config.model, config.trainer
+    columns = "; or take distributed.split=columns" if isinstance(model, LightGCNConfig) else ""
     if isinstance(model, LightGCNConfig) and model.init != "normal":
-        raise _not_yet("model.init", model.init, "normal: vectors of a graph take all of its rows")
+        raise _not_yet("model.init", model.init, f"normal, since vectors of a graph take all of its rows{columns}")
     if trainer is not None and trainer.sampling == "interactions":
-        raise _not_yet("trainer.sampling", trainer.sampling, "users or null: a shuffle takes all interactions")
-    if isinstance(model, NGCFConfig) and config.device == "cuda":
-        raise _not_yet("device", config.device, "cpu: rows of NGCF are for processors")
+        remedy = f"users or null, since a shuffle takes all interactions{columns}"
+        raise _not_yet("trainer.sampling", trainer.sampling, remedy)
 
 
 def _not_yet(where: str, found: object, remedy: str) -> ConfigError:

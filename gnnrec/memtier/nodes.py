@@ -32,6 +32,18 @@ def tiers(root: Path) -> list[Tier]:
     return [_node(root, folder, with_processors) for folder in folders]
 
 
+def room(root: Path) -> int | None:
+    """Bytes of DRAM that this process may still take, of all nodes together; None where nothing says.
+
+    Args:
+        root: where /sys and /proc are found.
+    """
+    usable = [tier for tier in tiers(root) if tier.kind == "dram" and not tier.unavailable]
+    known = [free for tier in usable if (free := tier.capacity if tier.free is None else tier.free) is not None]
+    lefts = [left for limit in _limits(root) if (left := limit.left) is not None]
+    return min([*lefts, *([sum(known)] if known else [])], default=None)
+
+
 def cache_line(root: Path) -> int:
     """Bytes of a cache line."""
     return sysfs.number(root / "sys/devices/system/cpu/cpu0/cache/index0/coherency_line_size") or _LINE

@@ -26,13 +26,15 @@ class Share:
     Args:
         rank: its number.
         machine: its name.
-        limit_bytes: that it may take: memory.limit, or its share of what is free there.
+        limit_bytes: memory.limit, if there is one.
+        free_bytes: its share of what is free there, with what it holds of its tensors already; None: unknown.
         tensors: bytes by name.
     """
 
     rank: int
     machine: str
-    limit_bytes: int
+    limit_bytes: int | None
+    free_bytes: int | None
     tensors: Mapping[str, int]
 
     @property
@@ -40,18 +42,28 @@ class Share:
         """Of all tensors."""
         return sum(self.tensors.values())
 
+    @property
+    def room_bytes(self) -> int | None:
+        """That it may take: the smaller of both bounds; None without one."""
+        return min((bound for bound in (self.limit_bytes, self.free_bytes) if bound is not None), default=None)
+
     def check(self, split: str) -> None:
         """Raise a PlanError where they have no room."""
-        if self.bytes <= self.limit_bytes:
+        room = self.room_bytes
+        if room is None or self.bytes <= room:
             return
         most = sorted(self.tensors.items(), key=lambda entry: -entry[1])[:3]
         listed = ", ".join(f"{name} {in_bytes(count)}" for name, count in most)
-        other = ", or take distributed.split=rows" if split == "columns" else ""
+        bound = "memory.limit allows" if room == self.limit_bytes else "are free for it"
+        if self.free_bytes is not None and self.bytes > self.free_bytes:
+            remedy = "Start ranks on more machines, or fewer on this one"  # which share what is free there
+        else:
+            remedy = f"Set memory.limit={ceil(self.bytes / 2**20)}MiB, or start more ranks"
+        rows = ", take distributed.split=rows" if split == "columns" else ""
         raise PlanError(
-            f"takes {in_bytes(self.bytes)} ({listed}, ...) of the {in_bytes(self.limit_bytes)} that it may",
+            f"takes {in_bytes(self.bytes)} ({listed}, ...) of the {in_bytes(room)} that {bound}",
             where=f"memory of rank {self.rank} on {self.machine}",
-            remedy=f"Start more ranks{other}; set memory.limit={ceil(self.bytes / 2**20)}MiB where it has as much; or "
-            "lower model.dim or trainer.batch_size",
+            remedy=f"{remedy}{rows}, or lower model.dim or trainer.batch_size",
         )
 
 
@@ -71,7 +83,7 @@ class Shares:
         """A table: a row a rank."""
         return [
             {"rank": share.rank, "machine": share.machine}
-            | {"takes": in_bytes(share.bytes), "may take": in_bytes(share.limit_bytes)}
+            | {"takes": in_bytes(share.bytes), "may take": _known(share.room_bytes)}
             for share in self.ranks
         ]
 
@@ -94,24 +106,38 @@ def of_columns(work: Workload, width: int, size: int) -> dict[str, int]:
     sizes["layers"] = min(work.layers - 1, 2) * numbers if work.layers else 0  # of the forward pass
     sizes |= {"best": numbers} if work.held_out.valid else {}
     found = _sized(work, sizes) | {demand.name: demand.bytes for demand in work.graph(Moved(0))}
-    found["batch"] += _rows_of_batch(work, width, 3)
+    found["batch"] += int(3 * FLOAT * work.batch_rows()[0] * width)  # embeddings, final embeddings and their gradient
     # The model as it is now, and vectors of all items, sent and put together.
     found[RANKING] += 2 * numbers + items * (2 * ceil(work.dim / size) + 3 * work.dim)
     return found
 
 
-def of_rows(work: Workload, graph: GraphRows) -> dict[str, int]:
-    """Bytes of a rank that has these rows, by tensor; work: of the whole training, with the rank's held-out parts."""
-    rows, nodes, users = len(graph.numbers), work.nodes, work.users.nodes
+def of_rows(work: Workload, graph: GraphRows, *, valid: bool) -> dict[str, int]:
+    """Bytes of a rank that has these rows, by tensor.
+
+    Args:
+        work: of the whole training, with the rank's held-out parts.
+        graph: its rows.
+        valid: whether there is a validation part, of whichever ranks.
+    """
+    rows, nodes, users, layers = len(graph.numbers), work.nodes, work.users.nodes, work.layers
     own, wide = FLOAT * rows * work.dim, FLOAT * work.final_dim
     layered = isinstance(work.model, NGCFConfig)
-    sizes = dict.fromkeys(("embedding", *STATE, "gradient", "upstream"), own)
-    if layered:  # outputs and aggregates of all layers but the last, and two gradients more on the way back
-        sizes["layers"] = 2 * work.layers * own
+    sizes = dict.fromkeys(("embedding", *STATE), own)
+    if layered:  # outputs and aggregates of all layers but the last
+        sizes["layers"] = 2 * (layers - 1) * own
     sizes["everyone"] = FLOAT * nodes * work.dim
-    sizes |= {"best": own} if work.held_out.valid else {}
+    sizes |= {"best": own} if valid else {}
     found = _sized(work, sizes)
-    found["batch"] += _rows_of_batch(work, work.final_dim, 3 + 1 / graph.ranks.size)
+    # Rows of the batch's nodes, all and own, and of own nodes that are alive together: at the loss, and on the way back
+    # (of NGCF through the last layer, which has the batch's nodes alone, and through others).
+    drawn = FLOAT * work.batch_rows()[0] * work.dim
+    mine = drawn / graph.ranks.size
+    if layered:
+        back = own + drawn + (layers + 6) * mine, 4 * own + (layers + 5) * mine if layers > 1 else 0
+        found["batch"] += int(max((layers + 2) * drawn + (layers + 3) * mine, *back))
+    else:
+        found["batch"] += int(max(2 * drawn + mine, drawn + 2 * own + 3 * mine))
     found["graph"] = 4 * graph.matrix.nnz + 20 * (rows + 1) + 20 * (nodes + 1)  # degrees, pointers and scales of all
     found["interactions"] = 4 * len(graph.user_items) + 8 * (users + 1)
     copied = layered or work.model.popularity  # type: ignore[union-attr]  # else all items lie in what is sent to all
@@ -124,6 +150,5 @@ def _sized(work: Workload, sizes: dict[str, int]) -> dict[str, int]:
     return {demand.name: demand.bytes for demand in work.demands(sizes, Moved(0))}
 
 
-def _rows_of_batch(work: Workload, columns: int, copies: float) -> int:
-    """Rows of the batch's nodes: embeddings, final embeddings and their gradient, and what ranks send of them."""
-    return int(FLOAT * work.batch_rows()[0] * columns * copies)
+def _known(count: int | None) -> str:
+    return "unknown" if count is None else in_bytes(count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +13,10 @@ from gnnrec import device as devices
 from gnnrec import models
 from gnnrec.config import LightGCNConfig, NGCFConfig, TrainConfig
 from gnnrec.data.dataset import Dataset
-from gnnrec.errors import ConfigError
 from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.rows import GraphRows
+from gnnrec.memtier import nodes
 from gnnrec.memtier.demands import HeldOut
-from gnnrec.memtier.discover import discover
 from gnnrec.memtier.shares import Share, Shares, of_columns, of_rows
 from gnnrec.memtier.workload import Workload
 from gnnrec.ranks import Ranks
@@ -59,31 +58,29 @@ def shares(
         ranks: that all ask.
 
     Raises:
-        GnnrecError: any rank has no room; GPUs compute.
+        GnnrecError: any rank has no room.
     """
     if ranks.backend is None or config.memory.name != "auto":
         return None
-    if devices.resolve(config.device).type == "cuda":
-        remedy = "Take memory=dram, or device=cpu"
-        raise ConfigError("does not look at the room of GPUs for several processes", where="memory=auto", remedy=remedy)
     assert config.loss is not None
     assert config.trainer is not None
     trainer, loss = scaled(config.trainer, config.loss, graph)
     settings = {"model": config.model, "loss": loss, "optimizer": config.optimizer, "trainer": trainer}
     work = Workload.of(graph, **settings, held_out=held_out, threads=1, cache_bytes=0)
     split = "columns" if columns is not None else "rows"
+    valid = any(ranks.each(lambda: held_out.valid))
 
     def own() -> dict[str, Any]:
         if isinstance(graph, GraphRows):
-            tensors = of_rows(work, graph)
+            tensors = of_rows(work, graph, valid=valid)
         else:
             assert columns is not None
             tensors = of_columns(work, columns.stop - columns.start, ranks.size)
         # In memory already, so that free memory is beside it; the adjacency of columns is not made yet.
         held = sum(tensors[name] for name in (("graph", "interactions") if columns is None else ("interactions",)))
-        free = sum(tier.free or 0 for tier in discover() if tier.kind == "dram") // ranks.beside
-        room = min(free + held, config.memory.limit_bytes or sys.maxsize)
-        share = Share(ranks.rank, socket.gethostname(), room, tensors)
+        free = nodes.room(Path("/"))
+        mine = None if free is None else free // ranks.beside + held
+        share = Share(ranks.rank, socket.gethostname(), config.memory.limit_bytes, mine, tensors)
         share.check(split)
         return asdict(share)
 
@@ -94,13 +91,10 @@ def build(config: TrainConfig, graph: GraphRows, device: torch.device) -> models
     """The model of which this process has some nodes.
 
     Raises:
-        ConfigError: NGCF on a GPU.
         DeviceMemoryError: no room on the GPU.
     """
     with devices.memory_errors("the model", lower="model.dim"):
         if isinstance(config.model, LightGCNConfig):
             return models.LightGCNRows(graph, config.model, config.seed, device)
         assert isinstance(config.model, NGCFConfig)
-        if device.type == "cuda":
-            raise ConfigError("is cuda, where rows of NGCF are for processors", where="device", remedy="Use device=cpu")
         return models.NGCFRows(graph, config.model, config.seed, device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from gnnrec import device as devices
 from gnnrec.data.interactions import Interactions
 from gnnrec.errors import ConfigError, DataError
@@ -33,7 +35,10 @@ class Evaluator:
     def __init__(
         self, held_out: Interactions, seen: SparseMatrix | Union, ks: Sequence[int], ranks: Ranks = ALONE
     ) -> None:
-        if not any(ranks.each(lambda: len(held_out))):
+        self._held_out = user_rows(held_out.users, held_out.items, held_out.num_users, held_out.num_items)
+        self.users = self._held_out.indptr.diff().nonzero()[:, 0]
+        self._most = max(ranks.each(lambda: len(self.users)))  # users of a rank
+        if not self._most:
             raise DataError("holds no interaction", where=held_out.name, remedy="Evaluate on another part")
         if max(ks) > held_out.num_items:
             raise ConfigError(
@@ -42,8 +47,6 @@ class Evaluator:
                 remedy="Ask for no more than that",
             )
         self.ks, self.seen, self.num_items, self.ranks = list(ks), seen, held_out.num_items, ranks
-        self._held_out = user_rows(held_out.users, held_out.items, held_out.num_users, held_out.num_items)
-        self.users = self._held_out.indptr.diff().nonzero()[:, 0]
 
     def __call__(self, scorer: Ranker) -> dict[str, float]:
         """Metrics by name, such as `recall@20`; defined in `training.metrics`. Ranks where the scorer is.
@@ -53,14 +56,17 @@ class Evaluator:
         """
         metrics = MetricAccumulator(self.ks, self.num_items)
         k, device = max(self.ks), scorer.item_vectors.device
+        block, self.ranks.doing = users_at_a_time(k, on_gpu=device.type == "cuda"), "an evaluation"
         with devices.memory_errors("ranking", lower=f"evaluation.k (now {self.ks}) or model.dim"):
             seen = self.seen.to(device)
-            for users in self.users.split(users_at_a_time(k, on_gpu=device.type == "cuda")):
-                there = users.to(device)
-                ranked, _ = scorer.topk(there, k, seen.select_rows(there))
-                relevant = self._held_out.select_rows(users)
-                metrics.update(ranked.cpu().numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
-        self.ranks.doing = "an evaluation"
+            for first in range(0, self._most, block):
+                users = self.users[first : first + block]
+                if len(users):
+                    there = users.to(device)
+                    ranked, _ = scorer.topk(there, k, seen.select_rows(there))
+                    relevant = self._held_out.select_rows(users)
+                    metrics.update(ranked.cpu().numpy(), relevant.indptr.numpy(), relevant.indices.numpy())
+                self.ranks.total(torch.zeros(1))  # a rank with few users waits for a block of another's, never for all
         if self.ranks.size > 1:
             metrics.share(self.ranks)
         return metrics.result()

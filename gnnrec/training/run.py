@@ -123,9 +123,10 @@ def train(
     _check_cutoffs(config, data)
     with ExitStack() as opened, ExitStack() as failed:
         log = ranks.first(lambda: rundir.begin(config, data, run_dir, loggers, opened)) or runlog.RunLog()
-        counts, facts, tier = data.counts(), _data_facts(data, config.evaluation.k), run_dir / rundir.TIER
+        counts, facts, tier = data.counts(), dict[str, Any](), run_dir / rundir.TIER
         graph: BipartiteGraph | GraphRows
         if division.by_rows(config, ranks):
+            facts = _data_facts(data, config.evaluation.k)  # while all of the data are here
             graph, data = division.cut(data, ranks)
         else:
             graph = graph_of(data.train)
@@ -156,6 +157,7 @@ def train(
         started = time.perf_counter()
         metrics = evaluate(run, ks=config.evaluation.k)
         position.eval_seconds += time.perf_counter() - started
+        facts = facts or _data_facts(data, config.evaluation.k)
         summary = _summary(run, facts, position, metrics) | _account(run.places, actual) | _exchanged(run, actual)
         log.event("end", step=position.step, metrics=metrics)
         if ranks.leads:
