@@ -324,9 +324,9 @@ def test_25_million_interactions_fit_time_and_memory(peak_memory):
     users[-repeated:], items[-repeated:] = users[:repeated], items[:repeated]
 
     BipartiteGraph.from_edges(users[:9], items[:9], num_users, num_items)  # compiles
-    start = time.perf_counter()
+    start = time.process_time()  # of one thread, whatever else the machine does
     graph, peak = peak_memory(lambda: BipartiteGraph.from_edges(users, items, num_users, num_items))
-    assert time.perf_counter() - start <= 6
+    assert time.process_time() - start <= 6
     assert graph.num_edges == blocks * num_users - repeated
     assert peak <= 4 * (graph.user_indptr.nbytes + graph.user_items.nbytes)
     assert peak >= graph.user_items.nbytes + graph.item_users.nbytes  # the measuring works
