@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 LOSSES = {
     "bpr": ["experiment=published_lightgcn"],
-    "softmax": ["experiment=large_batch", "optimizer.lr=0.012"],  # large_batch's own, by the square root
+    # large_batch's own learning rate, by the square root; over all items, since negatives are shared by a batch.
+    "softmax": ["experiment=large_batch", "optimizer.lr=0.012", "loss.negatives=null", "loss.popularity=null"],
 }
 RULES = ("none", "sqrt", "linear")
 DIVERGED = "diverged"
