@@ -206,10 +206,10 @@ def test_memory_holds_less(tmp_path, peak_memory):
     edges = np.repeat(np.arange(users, dtype=np.int32), each), (starts[:, None] + np.arange(each) * 200).ravel()
     edges = edges[0], edges[1].astype(np.int32)
     settings, loop, ring = LightGCNConfig(dim=16, layers=2), TrainerConfig(epochs=1, batch_size=512), Ring(0)
-    found, peaks = [], []
-    for in_file in (False, True):
+    found, peaks = [], {False: 0, True: 0}
+    for number, in_file in enumerate((False, True, False, True)):  # a first run may find memory of an earlier test
         graphs = [BipartiteGraph.from_edges(*edges, users, items)]
-        with TierFolder(tmp_path / f"{in_file}") as folder:
+        with TierFolder(tmp_path / f"{number}") as folder:
             store = FileStore(folder, ring)
             layout = Layout.of(graphs[0].num_nodes, 16, 16, folder.access.alignment, 1 << 19)
 
@@ -226,10 +226,10 @@ def test_memory_holds_less(tmp_path, peak_memory):
 
             losses, peak = peak_memory(steps)
             found.append(losses)
-            peaks.append(peak)
-    assert found[0] == found[1]
+            peaks[in_file] = max(peaks[in_file], peak)
+    assert found == found[:1] * 4
     # Without a half of the columns that is made, and the other half, which was there.
-    assert peaks[1] < peaks[0] - 25 * MIB
+    assert peaks[True] < peaks[False] - 25 * MIB
 
 
 # Runs
