@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import alone
 from torch.profiler import record_function
 
 from gnnrec import profiler
@@ -41,6 +42,7 @@ def test_control_flow_of_torch_has_a_row():
     assert rows(events)["higher_order::cond", None].calls == 1
 
 
+@alone
 def test_compiled_functions_stay_compiled():
     runs, x = [], torch.linspace(-1, 1, 64).reshape(8, 8)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from alone import alone
 from pretend_ranks import together
 from test_run import config as run_config
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -130,6 +131,7 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("kind", ["lightgcn", "ngcf"])
+@alone
 def test_steps_hold_what_is_counted(kind, layers, size, batch):
     """Where few nodes are in a batch, and where most are."""
     users, items = np.random.default_rng(0).integers(0, 4_000, (2, 40_000), np.int32)
