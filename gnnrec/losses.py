@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +14,8 @@ from gnnrec.config import BPRConfig, CustomLossConfig, DirectAUConfig, LossConfi
 from gnnrec.graph.bipartite import BipartiteGraph
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Different nodes, int64 [n], and a loss of their final and ego embeddings, [n, dim] each.
+Part = tuple[torch.Tensor, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
 class BPR:
@@ -25,9 +29,19 @@ class BPR:
     def __init__(self, config: BPRConfig) -> None:
         self.reg, self.hardest = config.reg, config.hardest
 
+    @property
+    def takes_ego(self) -> bool:
+        """Whether ego embeddings are looked at."""
+        return self.reg > 0
+
     def __call__(self, final: torch.Tensor, ego: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
         """The mean over triples int64 [2 + n, batch] of node numbers: user, positive and n negative items."""
         return ops.bpr_loss(final, ego, triples, self.reg, hardest=self.hardest)
+
+    def part(self, num_nodes: int, triples: torch.Tensor) -> Part:
+        """The same of the nodes that a batch has."""
+        nodes, (triples,) = _among(num_nodes, triples)
+        return nodes, lambda final, ego: self(final, ego if self.takes_ego else final, triples)
 
 
 class Softmax:
@@ -40,9 +54,10 @@ class Softmax:
         device: where it is computed.
     """
 
+    takes_ego = False
+
     def __init__(self, config: SoftmaxConfig, graph: BipartiteGraph, cosine: bool, device: torch.device) -> None:
-        self.positives, self.sizes = graph.user_item(), [graph.num_users, graph.num_items]
-        self.config, self.cosine = config, cosine
+        self.positives, self.config, self.cosine = graph.user_item(), config, cosine
         degrees = torch.from_numpy(graph.item_degrees).clamp(min=1).double()
         prior = config.prior * (degrees.log() - degrees.log().mean())
         self.bias = prior.float().to(device) if config.prior else None
@@ -58,22 +73,40 @@ class Softmax:
     ) -> torch.Tensor:
         """The mean over the positives of users int64 [batch], among all items or the negatives, int64 [n]; items are
         numbered from 0."""
-        queries, keys = final.split(self.sizes)
-        assert self.config.temperature is not None
-        return ops.softmax_loss(
-            self.positives.to(final.device),
-            queries,
-            keys,
-            rows=users,
-            negatives=negatives,
-            log_counts=log_counts,
-            bias=self.bias,
-            temperature=self.config.temperature,
-            cosine=self.cosine,
-            power=self.config.user_power,
-            positive_temperature=self.config.positive_temperature,
-            precision=self.precision,
-        )
+        positives = self.positives.to(final.device)
+        return ops.softmax_loss(positives, final, rows=users, **self._options(negatives, log_counts, self.bias))
+
+    def part(
+        self,
+        num_nodes: int,
+        users: torch.Tensor,
+        negatives: torch.Tensor | None = None,
+        log_counts: torch.Tensor | None = None,
+    ) -> Part:
+        """The same of a batch's users, their items and the negatives, or all items."""
+        part, num_users, num_items = self.positives.select_rows(users), *self.positives.shape
+        items, bias, indices = torch.arange(num_items), self.bias, part.indices
+        if negatives is not None:
+            items, (indices, negatives) = _among(num_items, indices, negatives)
+            bias = None if bias is None else bias[items]
+        matrix = ops.SparseMatrix(part.indptr, indices.int(), (len(users), len(items)))
+        options = self._options(negatives, log_counts, bias)
+        return torch.cat([users, num_users + items]), lambda final, ego: ops.softmax_loss(matrix, final, **options)
+
+    def _options(
+        self, negatives: torch.Tensor | None, log_counts: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """Of ops.softmax_loss."""
+        return {
+            "negatives": negatives,
+            "log_counts": log_counts,
+            "bias": bias,
+            "temperature": self.config.temperature,
+            "cosine": self.cosine,
+            "power": self.config.user_power,
+            "positive_temperature": self.config.positive_temperature,
+            "precision": self.precision,
+        }
 
 
 class Squared:
@@ -190,6 +223,17 @@ class Contrastive:
         identity = ops.SparseMatrix(pointers, pointers[:count].int(), (count, count), symmetric=True)
         rows = (view.index_select(0, nodes) for view in (one, other))
         return ops.softmax_loss(identity, *rows, temperature=self.temperature, precision=self.precision)
+
+
+def _among(count: int, *numbers: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The different ones of numbers below count, int64 in rising order, and the numbers' places among them; on the
+    CPU."""
+    places = np.zeros(count, np.int32)
+    for some in numbers:
+        places[some.numpy()] = 1
+    different = np.flatnonzero(places)
+    places[different] = np.arange(len(different), dtype=np.int32)
+    return torch.from_numpy(different), [torch.from_numpy(places[some.numpy()]).long() for some in numbers]
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,11 @@ def kernel(name: str, *arguments: Any) -> AbstractContextManager[None]:
     return nullcontext() if recording is None else recording.kernel(name, arguments)
 
 
+def recording() -> bool:
+    """Whether somebody does: for arguments that take time to find."""
+    return _recording.get() is not None
+
+
 @contextmanager
 def told(recording: Recording) -> Iterator[None]:
     """While it lasts, a recording is told of this thread's kernels."""

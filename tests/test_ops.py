@@ -17,6 +17,7 @@ import pytest
 import scipy.sparse
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from walk import (
     EPS,
     assert_bit_equal,
@@ -34,6 +35,7 @@ from walk import (
 from gnnrec import ops
 from gnnrec.graph import BipartiteGraph, SparseMatrix
 from gnnrec.graph.schedule import LONG
+from gnnrec.ops import segment
 from gnnrec.ops._numba import num_threads
 from gnnrec.ops._operator import Case, case_matrices, entry_rows
 
@@ -144,11 +146,11 @@ def test_registration_with_torch_library(op, layout):
         for custom_op, args in recorder.calls:
             # What serves a backward pass alone has no derivative of its own.
             floats = not custom_op._schema.name.endswith("_backward")
-            fresh = [
-                a.detach().requires_grad_(floats and a.is_floating_point()) if isinstance(a, torch.Tensor) else a
-                for a in args
-            ]
-            torch.library.opcheck(custom_op, fresh)
+
+            def fresh(x, floats=floats):
+                return x.detach().requires_grad_(floats and x.is_floating_point())
+
+            torch.library.opcheck(custom_op, tree_map_only(torch.Tensor, fresh, args))
 
 
 def test_no_layers_keep_the_layout_that_the_fake_kernel_promises():
@@ -508,15 +510,40 @@ def test_gradients_of_an_extreme_are_shared_among_equal_terms():
     assert x.grad.tolist() == [[0.5, 0.0], [0.5, 0.0], [0.0, 1.0]]
 
 
-def test_rows_of_a_propagation_are_those_of_the_whole():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layers", range(4))
+def test_rows_of_a_propagation_and_their_gradients_are_those_of_the_whole(layers, dtype):
     rng = np.random.default_rng(0)
     graph = BipartiteGraph.from_edges(rng.integers(4000, size=90_000), rng.zipf(1.5, 90_000) % 3000, 4000, 3000)
-    x, matrix = draw((7000, 64), 0, torch.float32), graph.norm_adjacency()
-    assert len(matrix.pieces)
-    rows = torch.from_numpy(rng.integers(7000, size=500))
-    for layers in range(4):
-        whole = ops.lightgcn_propagate(matrix, x, num_layers=layers)
-        assert torch.equal(ops.lightgcn_propagate(matrix, x, num_layers=layers, rows=rows), whole[rows])
+    x, matrix = draw((7000, 64), 0, dtype).requires_grad_(), graph.norm_adjacency()
+    long = matrix.long[:, 0]
+    assert len(long) > 2
+    drawn, different = (torch.from_numpy(rng.choice(7000, 500, replace=again)) for again in (True, False))
+    for rows in (drawn, torch.cat([long[:1], different[~torch.isin(different, long)]])):
+        whole, upstream = ops.lightgcn_propagate(matrix, x, num_layers=layers), draw((2, len(rows), 64), 1, dtype)
+        final, own = ops.lightgcn_propagate_rows(matrix, x, rows, num_layers=layers)
+        assert torch.equal(final, whole[rows])
+        assert torch.equal(own, x[rows])
+        assert torch.equal(ops.lightgcn_propagate(matrix, x, num_layers=layers, rows=rows), final)
+        sums = [segment.sum_by_index(part, rows, 7000) for part in upstream]
+        expected = torch.autograd.grad(whole, x, sums[0])[0]
+        assert torch.equal(torch.autograd.grad(final, x, upstream[0], retain_graph=True)[0], expected)
+        assert torch.equal(torch.autograd.grad([final, own], x, list(upstream))[0], expected + sums[1])
+        alone = ops.lightgcn_propagate_rows(matrix, x, rows, num_layers=layers)[1]
+        assert torch.equal(torch.autograd.grad(alone, x, upstream[1])[0], sums[1])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_gradients_of_gradients_of_rows(own):
+    matrix, rows = case_graph().norm_adjacency(), torch.tensor([3, 50, 3, 0])
+    x = draw((51, 2), 0, torch.float64).requires_grad_()
+
+    def function(x):
+        final, ego = ops.lightgcn_propagate_rows(matrix, x, rows, num_layers=2)
+        return (final, ego**2) if own else final.sin()
+
+    assert torch.autograd.gradcheck(function, x)
+    assert torch.autograd.gradgradcheck(function, x)
 
 
 def test_autotune_keeps_its_choice_and_changes_no_bit(tmp_path, monkeypatch):

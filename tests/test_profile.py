@@ -560,17 +560,25 @@ def test_a_recording_names_what_is_called_and_what_calls_it():
 
 
 def test_an_operator_that_others_call_has_a_row_beside_them():
-    indptr, indices = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)
-    matrix, x = SparseMatrix(indptr, indices, (2, 2), symmetric=True), torch.ones(2, 16, requires_grad=True)
+    indptr, indices = torch.tensor([0, 2, 3, 4]), torch.tensor([1, 2, 0, 0], dtype=torch.int32)
+    matrix, x = SparseMatrix(indptr, indices, (3, 3), symmetric=True), torch.ones(3, 16, requires_grad=True)
     recorded = recording.begin(torch.device("cpu"), Path())
     with recorded.step():
         ops.lightgcn_propagate(matrix, x, num_layers=2, rows=torch.tensor([1])).sum().backward()
     found = trace.rows_of(json.loads(recorded.end())["traceEvents"]).rows
-    calls = {(key.operator.removeprefix("gnnrec::"), key.direction): row.calls for key, row in found.items()}
-    assert calls["spmm", "forward"] == 1  # of the last layer, after a propagation by the one before it
-    assert calls["lightgcn_propagate", "forward"] == 2
-    assert calls["lightgcn_propagate", "backward"] == 1
-    assert torch.equal(x.grad, ops.lightgcn_propagate(matrix, torch.eye(2)[:, :1].flip(0).expand(2, 16), num_layers=2))
+    rows = {(key.operator.removeprefix("gnnrec::"), key.direction): row for key, row in found.items()}
+    names = "lightgcn_propagate_rows", "lightgcn_propagate", "propagate_some"
+    assert [rows[name, "forward"].calls for name in names] == [1, 1, 1]
+    assert rows["lightgcn_propagate_rows_backward", "backward"].calls == 1
+    row = 16 * 4
+    # Pointers and places; the entry's column, scale and row; the row's scale; what is added, and the result.
+    assert rows["propagate_some", "forward"].bytes == 8 * 4 + 4 * 3 + 1 * (8 + row) + 4 + 2 * row
+    assert rows["propagate_some", "forward"].flop == 2 * (1 + 1) * 16
+    each = 8 * 4 + 2 * 4 * 3 + (1 + 3) * row  # of a layer: pointers, places, scales; what is added, and the result
+    assert rows["propagate_some", "backward"].bytes == 2 * each + 4 * 8 + (4 + row) + 4 * (8 + row)
+    assert rows["propagate_some", "backward"].flop == 2 * (1 + 4 + 2 * 1) * 16
+    expected = ops.lightgcn_propagate(matrix, torch.eye(3)[:, 1:2].expand(3, 16), num_layers=2)
+    assert torch.equal(x.grad, expected)
 
 
 def test_a_step_that_fails_leaves_no_recording_behind():
@@ -601,11 +609,18 @@ def test_operations_of_losses():
         "gnnrec::bpr_loss_backward", [[], final, final, triples, [], []], ["float", *types], ["", *settings]
     )
     assert cost(backward).flop == 3 * 3 * 8 + 3 * 2 * 3 * 8  # a row of every pair to either
-    dims = [[4], [7], [10, 8], [20, 8], [], []]  # three users against all 20 items
-    softmax = Call("gnnrec::softmax_loss", dims, ["long int", "int", "float", "float", "", ""], [""] * 6)
-    assert cost(softmax).flop == 3 * 2 * 3 * 20 * 8
-    shared = softmax._replace(dims=[*dims[:5], [6]], types=[*softmax.types[:5], "long int"])
-    assert cost(shared).flop == 3 * 2 * 3 * 6 * 8
+    dims = [[4], [7], [10, 8], [20, 8], [], [], [], []]  # three users against all 20 items
+    types, settings = ["long int", "int", "float", "float", "", "", "", ""], ["", "", "", "", "10", "", "", ""]
+    softmax = Call("gnnrec::softmax_loss", dims, types, settings)
+    pointers_and_columns, row = 8 * 4 + 4 * 7, 4 * 8
+    assert cost(softmax) == (pointers_and_columns + (2 * 3 + 2 * 20 + 4 * 7) * row, 3 * 2 * 3 * 20 * 8)
+    together = softmax._replace(dims=[*dims[:2], [30, 8], [], *dims[4:]], types=[*types[:3], "", *types[4:]])
+    assert cost(together) == cost(softmax)
+    shared = softmax._replace(dims=[*dims[:6], [9], [6]], types=[*types[:6], "long int", "long int"])
+    assert cost(shared) == (pointers_and_columns + (2 * 3 + 2 * 9 + 2 * 6 + 4 * 7) * row, 3 * 2 * 3 * 6 * 8)
+    dims = [[], [[3, 8], [9, 8]], [[3], [9]], [], []]
+    types, settings = ["float", "TensorList", "TensorList", "ScalarList", ""], ["", "", "", "[10, 20]", ""]
+    assert cost(Call("gnnrec::softmax_loss_backward", dims, types, settings)).bytes == (3 + 9 + 10 + 20) * row
 
 
 def test_bytes_of_adam_with_tensors_of_several_types():

@@ -28,14 +28,16 @@ from gnnrec.config import (
 )
 from gnnrec.config.memory import CustomTierConfig
 from gnnrec.errors import ConfigError, GnnrecError
+from gnnrec.graph.bipartite import BipartiteGraph
 from gnnrec.graph.rows import GraphRows
 from gnnrec.memtier.demands import RANKING, HeldOut, Moved
 from gnnrec.memtier.shares import Share, Shares, of_rows
 from gnnrec.memtier.workload import Workload
-from gnnrec.models import LightGCNRows, NGCFRows
+from gnnrec.models import LightGCNRows, NGCFRows, build
 from gnnrec.ranks import Ranks, agreed
 from gnnrec.report.plans import read_plan
 from gnnrec.training import division, placing, run
+from gnnrec.training.resident import Resident
 from gnnrec.training.row_parallel import RowParallel, RowParallelLayers
 
 LIGHTGCN, NGCF = LightGCNConfig(dim=32, layers=2), NGCFConfig(dim=16, layers=2)
@@ -103,6 +105,9 @@ def test_every_rank_keeps_the_best_where_any_has_a_validation_part():
     assert all(tensors["best"] == tensors["embedding"] for _, tensors in found)
 
 
+_UNSEEN = "graph", "interactions", "batch", RANKING, "work"  # no matrices, and what an operator has for itself
+
+
 class Alive(TorchDispatchMode):
     """Bytes of the matrices that operators have taken or given and that still exist; `peak`: the most."""
 
@@ -167,6 +172,30 @@ def test_steps_hold_what_is_counted(kind, layers, size, batch):
 
     for peak, counted in together(size, work):
         assert 0.9 * counted < peak < 1.06 * counted
+
+
+@pytest.mark.parametrize("batch", [1 << 9, 1 << 15])
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("loss", [BPRConfig(), BPRConfig(reg=0)], ids=["reg", "plain"])
+@alone
+def test_a_process_of_its_own_holds_what_is_counted(loss, layers, batch):
+    users, items = np.random.default_rng(0).integers(0, 4_000, (2, 40_000), np.int32)
+    graph = BipartiteGraph.from_edges(users, items, 4_000, 4_000)
+    model, trainer = LightGCNConfig(dim=64, layers=layers), TrainerConfig(batch_size=batch)
+    given = {"model": model, "loss": loss, "optimizer": OptimizerConfig(), "trainer": trainer}
+    work = Workload.of(graph, **given, held_out=HeldOut(0, 0, 20), threads=1, cache_bytes=0)
+    assert work.in_part == (batch == 1 << 9)
+    counted = sum(demand.bytes for demand in work.resident() if demand.name not in _UNSEEN)
+
+    def steps() -> None:
+        mine = Resident(build(model, graph, 0), trainer, loss, OptimizerConfig(), 0)
+        for step in range(2):
+            mine.step(step, 1e-3)
+
+    steps()
+    with Alive() as alive:
+        steps()
+    assert 0.9 * counted < alive.peak < 1.02 * counted
 
 
 @pytest.mark.parametrize("split", ["columns", "rows"])

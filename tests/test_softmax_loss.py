@@ -116,9 +116,26 @@ def test_a_high_temperature_weighs_a_rows_positives_alike(problem):
 def test_without_gradients_none_are_made(problem):
     matrix, queries, keys = problem
     options = 0.1, True, 1.0, None, torch.float32, False
-    value, *parts = panels.loss(matrix, queries, keys, None, None, None, None, *options)
+    value, *parts = panels.loss(matrix, queries, keys, None, None, None, *options)
     assert [part.shape[0] for part in parts] == [0, 0]
     torch.testing.assert_close(ops.softmax_loss(matrix, queries, keys), value)
+
+
+def test_vectors_of_rows_and_columns_in_one_matrix(problem):
+    matrix, queries, keys = problem
+    options = {"rows": torch.tensor([3, 140, 9, 3]), "negatives": torch.tensor([7, 300, 4])}
+    value, *parts = gradients(ops.softmax_loss, matrix, queries, keys, **options)
+    both = torch.cat([queries, keys]).requires_grad_()
+    found = ops.softmax_loss(matrix, both, **options)
+    assert torch.equal(found, value)
+    assert torch.equal(torch.autograd.grad(found, both)[0], torch.cat(parts))
+
+
+def test_nothing_takes_part():
+    matrix, both = ops.SparseMatrix.from_csr([0, 0, 0], [], shape=(2, 3)), torch.ones(5, 4).requires_grad_()
+    loss = ops.softmax_loss(matrix, both, negatives=torch.empty(0, dtype=torch.int64))
+    assert loss == 0
+    assert torch.equal(torch.autograd.grad(loss, both)[0], torch.zeros(5, 4))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from gnnrec.data import synthetic
 from gnnrec.data.splits import split
 from gnnrec.errors import ConfigError
 from gnnrec.ops._numba import num_threads
+from gnnrec.training import resident
 from gnnrec.training.evaluate import Evaluator
 from gnnrec.training.run import graph_of
 from gnnrec.training.runlog import Logger, RunLog, read_events
@@ -44,6 +45,47 @@ def make(
         log=log,
         resume=resume,
     )
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        BPRConfig(reg=1e-2),
+        BPRConfig(reg=0, negatives=3, hardest=True),
+        SoftmaxConfig(negatives=40, popularity=0.5, prior=0.5),
+        SoftmaxConfig(negatives=10, positive_temperature=0.2),
+        SoftmaxConfig(),
+    ],
+)
+def test_a_batchs_nodes_alone_give_the_bits_of_all(loss, storage, layers, monkeypatch):
+    log = synthetic.generate(2_000, 300, 10_000, communities=4, seed=0).log
+    made, graph = [], graph_of(log)
+    real = models.LightGCN.rows
+    monkeypatch.setattr(models.LightGCN, "rows", lambda *given, **option: made.append(1) or real(*given, **option))
+    results = {}
+    for most in (0, 0.6):
+        monkeypatch.setattr(resident, "FEW", most)
+        model = models.LightGCN(graph, dim=16, layers=layers, seed=0)
+        trainer = TrainerConfig(batch_size=100, storage=storage)
+        learner = resident.Resident(model, trainer, loss, OptimizerConfig(lr=0.01), seed=1)
+        results[most] = [*(learner.step(step, 1e-2) for step in range(4)), *learner.state().values()]
+        assert len(made) == (4 if most else 0)
+    assert all(map(torch.equal, *results.values()))
+
+
+def test_models_with_another_forward_take_all_nodes(parts, monkeypatch):
+    class Doubled(models.LightGCN):
+        def forward(self):
+            return 2 * super().forward()
+
+    graph = graph_of(parts[0])
+    learned = models.LightGCN(graph, dim=4, layer_weights="learned")
+    for model in (Doubled(graph, dim=4), learned, models.SimGCL(graph, dim=4), models.NGCF(graph, dim=4, layers=1)):
+        learner = resident.Resident(model, TrainerConfig(batch_size=2), BPRConfig(), OptimizerConfig(), seed=0)
+        monkeypatch.setattr(models.LightGCN, "rows", None)  # nobody calls it
+        assert learner.step(0, 1e-3) > 0
 
 
 def interrupt_at(monkeypatch, step, signum=signal.SIGINT):

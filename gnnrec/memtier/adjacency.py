@@ -182,7 +182,7 @@ class FileAdjacency:
             return self.rows(slice(0, self.matrix.shape[0]))
 
         matrix = [self.matrix.indptr, self.matrix.indices, self.matrix.row_scale, self.matrix.col_scale]
-        with profiler.kernel("gnnrec::lightgcn_propagate", matrix, x, layer_weights, None):
+        with profiler.kernel("gnnrec::lightgcn_propagate", matrix, x, layer_weights):
             return ops.lightgcn_propagate_blocks(out, work, every, x, layer_weights=layer_weights)
 
     def read(self) -> tuple[int, float]:

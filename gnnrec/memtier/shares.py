@@ -102,8 +102,11 @@ def of_columns(work: Workload, width: int, size: int) -> dict[str, int]:
         size: ranks.
     """
     numbers, items = FLOAT * work.nodes * width, FLOAT * work.items.nodes
-    sizes = dict.fromkeys(("embedding", *STATE, "final", "gradient", "work"), numbers)
-    sizes["layers"] = min(work.layers - 1, 2) * numbers if work.layers else 0  # of the forward pass
+    sizes = dict.fromkeys(("embedding", *STATE, "gradient"), numbers)
+    if work.layers > 1:  # what the last layer of the forward pass gathers is gone by then
+        sizes["work"] = numbers
+    if not work.in_part:  # the gradient by the final embeddings of all nodes
+        sizes["final"] = numbers
     sizes |= {"best": numbers} if work.held_out.valid else {}
     found = _sized(work, sizes) | {demand.name: demand.bytes for demand in work.graph(Moved(0))}
     found["batch"] += int(3 * FLOAT * work.batch_rows()[0] * width)  # embeddings, final embeddings and their gradient

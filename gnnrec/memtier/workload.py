@@ -26,6 +26,7 @@ from gnnrec.memtier.costs import Access
 from gnnrec.memtier.demands import RANKING, STATE, Demand, HeldOut, Moved, Side
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam.reference import bytes_moved as adam_bytes
+from gnnrec.ops.lightgcn_propagate import FEW
 from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_bytes
 from gnnrec.ops.ngcf_layer.reference import bytes_moved as ngcf_bytes
 from gnnrec.ops.topk_scores import users_at_a_time
@@ -186,6 +187,9 @@ class Workload:
     def step(self) -> Moved:
         """What a step moves but for the optimizer."""
         moved, size = Moved(self.cache_bytes), self._size
+        if self.in_part:
+            self._part(moved, size)
+            return moved
         numbers = self.nodes * self.dim * size
         if isinstance(self.model, NGCFConfig):
             self._ngcf(moved, size)
@@ -209,11 +213,22 @@ class Workload:
             sizes |= {"layers": self.layers * numbers, "final_gradient": wide}
         elif self.layers > 1:
             sizes["work"] = numbers
-        if self._reg:
+        if self.in_part:  # what the last layer gathers is gone when the gradient is made
+            del sizes["final"]
+            # Final and ego embeddings with their gradients; which of these a node has.
+            sizes["batch_rows"] = int(
+                2 * (1 + self._reg) * self.batch_rows()[0] * self.dim * self._size + 8 * self.nodes
+            )
+        elif self._reg:
             sizes["ego_gradient"] = numbers
         if self.held_out.valid and not self.on_gpu:  # kept on the CPU
             sizes["best"] = numbers
         return sizes
+
+    @property
+    def in_part(self) -> bool:
+        """Whether a step makes embeddings of its batch's nodes alone, as `training.resident` does."""
+        return isinstance(self.model, LightGCNConfig) and not self.on_gpu and self.batch_rows()[0] < FEW * self.nodes
 
     @property
     def _float32(self) -> bool:
@@ -260,7 +275,8 @@ class Workload:
         for name, size in sizes.items():
             yield moved.demand(name, size, movable=name in ("embedding", "master", *STATE) and not self.on_gpu)
         places = (2 + self.negatives) * self.batch * (8 + 4 + 2 * FLOAT)  # numbers, order, scores and weights
-        yield moved.demand("batch", places + 24 * (self.nodes + 1) * isinstance(self.loss, BPRConfig))
+        nodes = self.batch_rows()[0] if "batch_rows" in sizes else self.nodes
+        yield moved.demand("batch", places + 24 * int(nodes + 1) * isinstance(self.loss, BPRConfig))
         if self.on_gpu:
             return
         if self.negatives and self.trainer.sampling == "interactions":
@@ -307,6 +323,43 @@ class Workload:
             moved.all(written, write=dense / 2)
             read = written
 
+    def _part(self, moved: Moved, size: int) -> None:
+        """`lightgcn_propagate_rows`, the loss of what it gives, and back: the first layer gathers the batch's gradient,
+        the others go over all nodes. Before there is a gradient, its memory has what the last layer gathers."""
+        rows, entries = self.batch_rows()
+        row, share = self.dim * size, entries / max(self.entries, 1)
+        taken, everything = int(rows) * row, self.nodes * row
+        both = (1 + self._reg) * taken  # final embeddings, and ego embeddings where the loss takes them
+        if self.layers:
+            if self.layers > 1:
+                self.propagate(moved, "embedding", "gradient", self.dim, size, layers=self.layers - 1)
+            self.gather_neighbours(moved, "gradient" if self.layers > 1 else "embedding", row, share)
+            self.read_graph(moved, share)
+        moved.rows("embedding", both, row, everything)
+        moved.all("batch_rows", write=2 * both, read=both)
+        if isinstance(self.loss, BPRConfig):
+            self.triples(moved, "batch_rows", row, taken)
+            self.places(moved, rows)
+            if self.loss.reg:
+                kept = 3 if self.loss.hardest else 2 + self.negatives
+                moved.rows("batch_rows", kept * self.batch * row, row, taken)
+        else:
+            self._of_softmax(moved, "batch_rows", taken, row)
+        if self.layers:
+            self.read_graph(moved)
+            moved.rows("batch_rows", entries * row, row, taken)
+        for layer in range(1, max(self.layers, 1)):
+            between = "work" if (self.layers - layer) % 2 else "gradient"
+            moved.all(between, write=everything)
+            self.gather_neighbours(moved, between, row)
+            self.read_graph(moved)
+        moved.all("gradient", write=everything)
+
+    def _of_softmax(self, moved: Moved, tensor: str, numbers: int, row: int) -> None:
+        """Rows and keys are divided by their lengths, and so are gradients; those of every positive are gathered."""
+        moved.all(tensor, read=2 * numbers, mixed=4 * numbers)
+        moved.rows(tensor, 4 * self.batch * row, row, min(numbers, self.items.nodes * row))
+
     def _ngcf(self, moved: Moved, size: int) -> None:
         """`ngcf_layer` forward; backward, which aggregates again, then sends gradients to the neighbours."""
         numbers = self.nodes * self.dim * size
@@ -334,9 +387,8 @@ class Workload:
         wide, row = self.nodes * self.final_dim * size, self.final_dim * size
         gradient = "final_gradient" if isinstance(self.model, NGCFConfig) else "final"
         moved.all(gradient, write=wide)
-        if isinstance(self.loss, SoftmaxConfig):  # rows and keys are divided by their lengths, and so are gradients
-            moved.all("final", read=2 * wide, mixed=4 * wide)
-            moved.rows("final", 4 * self.batch * row, row, self.items.nodes * row)
+        if isinstance(self.loss, SoftmaxConfig):
+            self._of_softmax(moved, "final", wide, row)
             return
         assert isinstance(self.loss, BPRConfig)
         self.triples(moved, "final", row)
@@ -348,12 +400,13 @@ class Workload:
             moved.all("embedding", read=ego)
             moved.all("ego_gradient", write=ego)
 
-    def triples(self, moved: Moved, source: str, row_bytes: int) -> None:
-        """Rows that `bpr_loss` gathers: for the scores, once more for the gradient, for that of users and of items."""
+    def triples(self, moved: Moved, source: str, row_bytes: int, working_set: int | None = None) -> None:
+        """Rows that `bpr_loss` gathers: for the scores, once more for the gradient, for that of users and of items.
+        working_set: of all nodes by default."""
         assert isinstance(self.loss, BPRConfig)
         counted = 1 if self.loss.hardest else self.negatives
         rows = self.batch * (2 * (2 + self.negatives) + 2 * (1 + counted))
-        moved.rows(source, rows * row_bytes, row_bytes, self.nodes * row_bytes)
+        moved.rows(source, rows * row_bytes, row_bytes, working_set or self.nodes * row_bytes)
 
     def places(self, moved: Moved, nodes: float) -> None:
         """The batch grouped by node, by one thread: counts, their sum, places; then chunks of equal work."""
@@ -398,8 +451,16 @@ class Workload:
     def batch_rows(self) -> tuple[float, float]:
         """Different nodes of a batch to be expected, and the entries of their rows."""
         users = -np.expm1(-self.batch / max(self.users.nodes, 1)) * np.ones(len(self.users.degrees))
-        drawn = self.items.degrees / max(self.items.edges, 1) + self.negatives / max(self.items.nodes, 1)
-        items = -np.expm1(-self.batch * drawn)
+        drawn = self.batch * (self.items.degrees / max(self.items.edges, 1) + self.negatives / max(self.items.nodes, 1))
+        if isinstance(self.loss, SoftmaxConfig):  # whole users, with negatives that they share
+            users = np.full(len(self.users.degrees), 1 / self.steps_per_epoch)
+            drawn = self.batch * self.items.degrees / max(self.items.edges, 1)
+            if self.loss.negatives is not None:
+                weights = np.maximum(self.items.degrees, 1.0) ** (self.loss.popularity or 0.0)
+                drawn = drawn + self.loss.negatives * weights / max(float(weights @ self.items.counts), 1.0)
+            elif not self.loss.in_batch:
+                drawn = np.full(len(self.items.degrees), np.inf)
+        items = -np.expm1(-drawn)
         rows = entries = 0.0
         for side, chance in ((self.users, users), (self.items, items)):
             rows += float(chance @ side.counts)

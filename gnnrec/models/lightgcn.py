@@ -86,6 +86,15 @@ class LightGCN(nn.Module):
         """Final embeddings [num_users + num_items, dim] of users, then items."""
         return self._propagated()
 
+    def rows(self, nodes: torch.Tensor, *, ego: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `forward` gives of these nodes, int64 [n], and their ego embeddings if they are wanted: [n, dim] each.
+        Learned layer weights need all nodes."""
+        adjacency, x, layers = self.graph.norm_adjacency().to(self.embedding.device), self.embedding, self.layers
+        if ego:
+            return ops.lightgcn_propagate_rows(adjacency, x, nodes, num_layers=layers, layer_weights=self._fixed)
+        final = ops.lightgcn_propagate(adjacency, x, num_layers=layers, layer_weights=self._fixed, rows=nodes)
+        return final, x[:0]
+
     def _propagated(self) -> torch.Tensor:
         """The same whatever `forward` is where this class is a part of another."""
         adjacency = self.graph.norm_adjacency().to(self.embedding.device)

@@ -50,6 +50,7 @@ sddmm = _sddmm.sddmm
 lightgcn_propagate = _lightgcn_propagate.lightgcn_propagate
 lightgcn_propagate_blocks = _lightgcn_propagate.lightgcn_propagate_blocks
 lightgcn_propagate_into = _lightgcn_propagate.lightgcn_propagate_into
+lightgcn_propagate_rows = _lightgcn_propagate.lightgcn_propagate_rows
 topk_scores = _topk_scores.topk_scores
 topk_dense = _topk_scores.topk_dense
 bpr_loss = _bpr_loss.bpr_loss
@@ -84,6 +85,7 @@ __all__ = [
     "lightgcn_propagate",
     "lightgcn_propagate_blocks",
     "lightgcn_propagate_into",
+    "lightgcn_propagate_rows",
     "most_threads",
     "ngcf_layer",
     "perturb",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from gnnrec import device as devices
 from gnnrec import ops
 from gnnrec.config import BPRConfig, OptimizerConfig, TrainerConfig
 from gnnrec.graph.sparse import SparseMatrix
@@ -55,9 +54,6 @@ class ColumnParallel(Parallel):
         self.model, self.loss, self.columns = model, loss, columns
         self.sampler: sampler.Sampler = sampler.build(loss, model.graph, config, seed, pinned=False)
         self.matrix = model.graph.norm_adjacency().to(self.device)
-        with devices.memory_errors("training", lower="model.dim", device=self.device):
-            # The gradient by the final embeddings, that by the ego embeddings, and what lies between layers.
-            self._final, self._gradient, self._work = (torch.zeros_like(self.embedding) for _ in range(3))
 
     def scorer(self) -> AllColumns:
         """The model as it is now."""
@@ -68,22 +64,19 @@ class ColumnParallel(Parallel):
         """These columns."""
         return Parts(1, {self.columns.start: matrix})
 
-    @torch.no_grad()
     def differentiate(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As Parallel.differentiate."""
         (triples,) = self.sampler.batch(step)
-        ego, weights = self.embedding, self.model.layer_weights
-        size = ego.shape[0], ego.shape[1]
+        ego, weights = self.embedding.detach().requires_grad_(), self.model.layer_weights
+        size, layers = (ego.shape[0], ego.shape[1]), self.model.layers
         batch = ops.BPRPanels(triples, size, self.loss.reg, hardest=self.loss.hardest, device=self.device)
-        nodes, layers = batch.nodes, self.model.layers
-        final = ops.lightgcn_propagate(self.matrix, ego, num_layers=layers, layer_weights=weights, rows=nodes)
-        batch.add(folds(final), folds(ego[nodes]))
+        found = ops.lightgcn_propagate_rows(self.matrix, ego, batch.nodes, num_layers=layers, layer_weights=weights)
+        final, own = (part.detach() for part in found)
+        batch.add(folds(final), folds(own))
         loss = batch.loss(self.ranks.total)
-        self._final.zero_()[nodes] = batch.gradient()[:, : size[1]]
-        ops.lightgcn_propagate_into(self._gradient, self._work, self.matrix, self._final, layer_weights=weights)
-        if batch.decay is not None:
-            self._gradient[nodes] += ego[nodes] * batch.decay[:, None]
-        return loss, self._gradient
+        upstream = batch.gradient()[:, : size[1]]
+        both = (upstream,) if batch.decay is None else (upstream, own * batch.decay[:, None])
+        return loss, torch.autograd.grad(found[: len(both)], ego, both)[0]
 
 
 class AllColumns:

@@ -5,6 +5,7 @@ Bytes are those of the operators' `bytes_moved`: every operand counted each time
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
@@ -100,12 +101,31 @@ def _spmm_accumulate(call: Call) -> Cost:
 
 
 def _propagate(call: Call) -> Cost:
-    if _given(call, 3):  # of some rows: an spmm, and a propagation by all layers but the last, are calls of their own
-        return Cost(0, 0)
     nodes, dim = call.dims[1]
     matrix, layers = _matrix(call, nodes), call.values[2].count(",")
     case = Case("", {"x": (nodes, dim)}, {"matrix": matrix, "num_layers": layers})
     return Cost(propagate.bytes_moved(case, _size(call, 1)), 2 * layers * (matrix.nnz + nodes) * dim)
+
+
+def _propagate_some(call: Call) -> Cost:
+    """The last layer over some rows; or, where there are layers, the gradient of some rows through these: the first one
+    looks at all entries for those that have some, the others are products that add it."""
+    (pointers,), (entries,) = call.dims[0][:2]
+    dim, chosen = call.dims[1][1], call.dims[2][0]
+    nodes, row = pointers - 1, dim * _size(call, 1)
+    theirs, layers = int(call.values[3]), int(call.values[4])
+    places = 8 * pointers + 4 * nodes
+    if not layers:
+        moved = places + 8 * theirs + 4 * chosen + (theirs + 2 * chosen) * row
+        return Cost(moved, 2 * (theirs + chosen) * dim)
+    each = places + 4 * nodes + (chosen + nodes) * row  # of every layer: scales, what is added, what is written
+    gathered = 8 * entries + 4 * theirs + theirs * row + (layers - 1) * entries * (8 + row)
+    return Cost(layers * each + gathered, 2 * (theirs + (layers - 1) * entries + layers * chosen) * dim)
+
+
+def _parts(call: Call) -> Cost:
+    """Of what consists of calls of their own."""
+    return Cost(0, 0)
 
 
 def _sddmm(call: Call) -> Cost:
@@ -185,16 +205,22 @@ def _bpr_scores(case: Case) -> int:
 
 
 def _softmax(call: Call) -> Cost:
-    """The batch's part of the matrix is what the operator is given; gradients are of all rows."""
+    """The batch's part of the matrix is what the operator is given, of the columns' vectors those that take part."""
     (pointers,), (entries,), queries, keys = call.dims[:4]
-    options: dict[str, Any] = {"matrix": _Matrix((pointers - 1, keys[0]), entries)}
-    if _given(call, 5):
-        options["negatives"] = torch.empty(call.dims[5], device="meta")
-    size = _size(call, 2)
-    others = (queries[0] - pointers + 1) * queries[1] * size
-    against = call.dims[5][0] if _given(call, 5) else keys[0]
-    products = 3 * 2 * (pointers - 1) * against * keys[1]  # scores, and from their gradients those of both sides
-    return Cost(softmax.bytes_moved(Case("", {"keys": tuple(keys)}, options), size) + others, products)
+    columns = keys[0] if keys else queries[0] - int(call.values[4])
+    columns = call.dims[6][0] if _given(call, 6) else columns
+    negatives = call.dims[7][0] if _given(call, 7) else None
+    rows, dim, size = pointers - 1, queries[1], _size(call, 2)
+    moved = softmax.moved(rows, entries, columns, negatives, dim * size)
+    against = columns if negatives is None else negatives
+    return Cost(moved, 3 * 2 * rows * against * dim)  # scores, and from their gradients those of both sides
+
+
+def _softmax_backward(call: Call) -> Cost:
+    """Parts of the gradient, each read and written within matrices that are written."""
+    parts = call.dims[1]
+    rows = sum(json.loads(call.values[3])) + sum(part[0] for part in parts)
+    return Cost(rows * parts[0][1] * _size(call, 0))
 
 
 def _uniformity(call: Call) -> Cost:
@@ -242,6 +268,9 @@ _COUNTS: dict[str, Callable[[Call], Cost]] = {
     "gnnrec::spmm": _spmm,
     "gnnrec::spmm_accumulate": _spmm_accumulate,
     "gnnrec::lightgcn_propagate": _propagate,
+    "gnnrec::lightgcn_propagate_rows": _parts,
+    "gnnrec::lightgcn_propagate_rows_backward": _parts,
+    "gnnrec::propagate_some": _propagate_some,
     "gnnrec::sddmm": _sddmm,
     "gnnrec::ngcf_layer": _ngcf,
     "gnnrec::ngcf_layer_backward": _ngcf_backward,
@@ -251,6 +280,7 @@ _COUNTS: dict[str, Callable[[Call], Cost]] = {
     "gnnrec::bpr_loss": _bpr,
     "gnnrec::bpr_loss_backward": _bpr_backward,
     "gnnrec::softmax_loss": _softmax,
+    "gnnrec::softmax_loss_backward": _softmax_backward,
     "gnnrec::uniformity_loss": _uniformity,
     "gnnrec::perturb": _perturb,
     "gnnrec::adam_step": _adam,

@@ -13,7 +13,8 @@ from gnnrec import losses
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
 from gnnrec.memtier.account import Actual
-from gnnrec.models import Scorer, SimGCL, Trainable
+from gnnrec.models import LightGCN, Scorer, SimGCL, Trainable
+from gnnrec.ops.lightgcn_propagate import FEW
 from gnnrec.training import optim, sampler
 from gnnrec.training.capture import LARGEST, CapturedStep
 from gnnrec.training.checkpoint import whole
@@ -60,6 +61,7 @@ class Resident:
         if isinstance(model, SimGCL):
             self.loss = losses.Contrastive(plain, model.views, model.contrast_weight, model.contrast_temperature)
             self.sampler = sampler.WithNodes(batches, model.contrast_nodes)
+        self._in_part = self.device.type == "cpu" and _in_part(model, self.loss)
         self.captured = CapturedStep(self.device) if self._captures() else None
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self._best: dict[str, torch.Tensor] | None = None
@@ -106,8 +108,8 @@ class Resident:
         Returns:
             The loss, a scalar on that device.
         """
-        loss = self.loss(self.model(), self.model.embedding, *batch)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # first, so that its memory serves what gradients come from
+        loss = self._value(*batch)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -115,7 +117,7 @@ class Resident:
     def warm_up(self, step: int) -> float:
         """Compile the kernels on a step whose gradient is thrown away; gives the seconds it took."""
         started = time.perf_counter()
-        self.loss(self.model(), self.model.embedding, *self.batch(step)).backward()
+        self._value(*self.batch(step)).backward()
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -189,9 +191,24 @@ class Resident:
         """Of the embedding among the parameters."""
         return next(k for k, parameter in enumerate(self.model.parameters()) if parameter is self.model.embedding)
 
+    def _value(self, *batch: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch. Where it has less than FEW of the nodes, embeddings are made of these alone."""
+        count = len(self.model.embedding)
+        if self._in_part:
+            nodes, loss = self.loss.part(count, *batch)  # type: ignore[attr-defined]
+            if len(nodes) < FEW * count:
+                return loss(*self.model.rows(nodes, ego=self.loss.takes_ego))  # type: ignore
+        return self.loss(self.model(), self.model.embedding, *batch)
+
     def _captures(self) -> bool:
         """Whether steps are captured in a CUDA graph: they must not wait for the GPU, which BPR alone does not, and
         what changes from step to step must lie on it, as seeds of dropout and noise do not."""
         fixed = isinstance(self.loss, losses.BPR) and not hasattr(self.model, "start_step")
         on_gpu = self.device.type == "cuda" and isinstance(self.optimizer, optim.Adam)
         return on_gpu and fixed and sum(x.numel() for x in self.model.parameters()) <= LARGEST
+
+
+def _in_part(model: Trainable, loss: Callable[..., torch.Tensor]) -> bool:
+    """Whether embeddings can be made of a batch's nodes alone; what LightGCN is a part of may have its own forward."""
+    plain = isinstance(model, LightGCN) and type(model).forward is LightGCN.forward and model.layer_logits is None
+    return plain and isinstance(loss, losses.BPR | losses.Softmax)

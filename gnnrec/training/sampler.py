@@ -172,8 +172,10 @@ class UserSampler:
         if self._negatives is not None:
             key = np.array([self.seed, 2**63 + step], np.uint64)  # of a list numpy would make float64
             generator = np.random.Generator(np.random.Philox(key=key))
-            drawn = np.searchsorted(self._below, generator.random(self._negatives), side="right")
-            items = np.unique(np.minimum(drawn, len(self._below) - 1))
+            # In rising order, so that the next one is found near the last.
+            drawn = np.searchsorted(self._below, np.sort(generator.random(self._negatives)), side="right")
+            drawn = np.minimum(drawn, len(self._below) - 1)
+            items = drawn[np.diff(drawn, prepend=-1) > 0]
             self._add(parts, items, self._negatives * np.log1p(-self._chances[items]))
         elif self._in_batch:
             items = self._items(parts[0])

@@ -22,7 +22,8 @@ SPMM, SDDMM, GEMM, FUSED = "SpMM", "SDDMM", "GEMM", "SpMM + GEMM"
 LOSS, OPTIMIZER, DRAWS, IO, ELEMENTS, OTHER = "loss", "optimizer", "sampling", "I/O", "element-wise", "other"
 SELECTION = "row selection"  # parts of the graph, made for a batch or a block
 _OWN = {
-    SPMM: "spmm spmm_accumulate spmm_extreme_backward lightgcn_propagate ngcf_aggregate",
+    SPMM: "spmm spmm_accumulate spmm_extreme_backward lightgcn_propagate lightgcn_propagate_rows "
+    "lightgcn_propagate_rows_backward propagate_some ngcf_aggregate",
     FUSED: "ngcf_layer ngcf_layer_backward",
     SDDMM: "sddmm",
     GEMM: "matmul matmul_weight ngcf_dense ngcf_dense_backward",

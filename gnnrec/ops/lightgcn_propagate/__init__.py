@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from gnnrec import device as devices
 from gnnrec import profiler
-from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import unpack
@@ -17,7 +17,16 @@ from gnnrec.ops._operator import Operator
 from gnnrec.ops.lightgcn_propagate import cpu, reference
 from gnnrec.ops.segment import sum_by_index
 
-__all__ = ["OP", "lightgcn_propagate", "lightgcn_propagate_blocks", "lightgcn_propagate_into"]
+__all__ = [
+    "FEW",
+    "OP",
+    "lightgcn_propagate",
+    "lightgcn_propagate_blocks",
+    "lightgcn_propagate_into",
+    "lightgcn_propagate_rows",
+]
+
+FEW = 0.6  # of the nodes: a step on so many of Gowalla's takes as long by `lightgcn_propagate_rows` as by the whole
 
 
 def lightgcn_propagate(
@@ -40,7 +49,7 @@ def lightgcn_propagate(
         x: float32, float64, bfloat16 or float16 [nodes, dim], any strides.
         num_layers: at least 0.
         layer_weights: num_layers + 1 numbers; by default all are 1 / (num_layers + 1), the mean over layers.
-        rows: int64 [n], the rows that are wanted, in any order, also repeatedly; the last layer computes only these.
+        rows: int64 [n], the rows that are wanted, in any order, also repeatedly, see `lightgcn_propagate_rows`.
 
     Returns:
         [nodes, dim], or [n, dim] with rows, of x's dtype; bit-equal to the same rows of the whole.
@@ -51,20 +60,64 @@ def lightgcn_propagate(
 
     Source: He et al. 2020, "LightGCN", equations 7 and 8.
     """
-    _arguments.check_matrix("lightgcn_propagate", matrix, symmetric=True)
-    _arguments.check_dense("lightgcn_propagate", "x", x, rows=matrix.shape[0])
+    weights = _checked("lightgcn_propagate", matrix, x, num_layers, layer_weights, rows)
+    if rows is not None:
+        return _rows(_arguments.pack(matrix), x, weights, rows, False)[0]  # type: ignore[no-any-return]
+    result: torch.Tensor = _propagate(_arguments.pack(matrix), x, weights)
+    return result
+
+
+def lightgcn_propagate_rows(
+    matrix: SparseMatrix,
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    num_layers: int = 3,
+    layer_weights: Sequence[float] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """These rows of `lightgcn_propagate` and of x itself, as a batch wants them: gradients of both meet in x's.
+
+    On the CPU the last layer computes only these rows, the first layer of the backward pass gathers only their
+    gradient, and nothing else as long as x is made of the result and its gradient. (On a GPU the backward pass is that
+    of the whole.) For a batch that is small beside the graph this saves one product of each way.
+
+    Args:
+        matrix, x, num_layers, layer_weights: as for `lightgcn_propagate`.
+        rows: int64 [n], in any order, also repeatedly.
+
+    Returns:
+        Two matrices [n, dim] of x's dtype, bit-equal to these rows of the whole; so are gradients.
+
+    Raises:
+        ValueError: as for `lightgcn_propagate`.
+    """
+    weights = _checked("lightgcn_propagate_rows", matrix, x, num_layers, layer_weights, rows)
+    final, own = _rows(_arguments.pack(matrix), x, weights, rows, True)
+    return final, own
+
+
+def _checked(
+    name: str,
+    matrix: SparseMatrix,
+    x: torch.Tensor,
+    num_layers: int,
+    layer_weights: Sequence[float] | None,
+    rows: torch.Tensor | None,
+) -> list[float]:
+    """The weights; raises a ValueError for what the operators do not take."""
+    _arguments.check_matrix(name, matrix, symmetric=True)
+    _arguments.check_dense(name, "x", x, rows=matrix.shape[0])
     if num_layers < 0:
-        raise ValueError(f"lightgcn_propagate: num_layers must be at least 0, got {num_layers}")
+        raise ValueError(f"{name}: num_layers must be at least 0, got {num_layers}")
     weights = [1 / (num_layers + 1)] * (num_layers + 1) if layer_weights is None else [float(w) for w in layer_weights]
     if len(weights) != num_layers + 1:
         raise ValueError(
-            f"lightgcn_propagate: layer_weights must hold num_layers + 1 = {num_layers + 1} numbers, got {len(weights)}"
+            f"{name}: layer_weights must hold num_layers + 1 = {num_layers + 1} numbers, got {len(weights)}"
         )
     if rows is not None and (rows.dtype != torch.int64 or rows.dim() != 1):
-        raise ValueError(f"lightgcn_propagate: rows must be int64 [n], got {rows.dtype} {list(rows.shape)}")
-    _arguments.check_device("lightgcn_propagate", matrix, x=x, rows=rows)
-    result: torch.Tensor = _propagate(_arguments.pack(matrix), x, weights, rows)
-    return result
+        raise ValueError(f"{name}: rows must be int64 [n], got {rows.dtype} {list(rows.shape)}")
+    _arguments.check_device(name, matrix, x=x, rows=rows)
+    return weights
 
 
 def lightgcn_propagate_into(
@@ -87,7 +140,7 @@ def lightgcn_propagate_into(
     _check_given("lightgcn_propagate_into", x, out, work)
     _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work)
     inputs = _arguments.pack(matrix), x, [float(weight) for weight in layer_weights]
-    with profiler.kernel("gnnrec::lightgcn_propagate", *inputs, None):
+    with profiler.kernel("gnnrec::lightgcn_propagate", *inputs):
         return _fill(*inputs, out, work)
 
 
@@ -147,11 +200,7 @@ def _check_given(operator: str, x: torch.Tensor, out: torch.Tensor, work: torch.
 
 
 @torch.library.custom_op("gnnrec::lightgcn_propagate", mutates_args=())
-def _propagate(
-    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor | None
-) -> torch.Tensor:
-    if rows is not None:
-        return _propagate_to(matrix, x, weights, rows)
+def _propagate(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]) -> torch.Tensor:
     out = devices.empty(x, x.shape, "the propagated embeddings")
     work = devices.empty(x, x.shape if len(weights) > 2 else (0, x.shape[1]), "a layer's embeddings")
     return _fill(matrix, x, weights, out, work)
@@ -172,28 +221,80 @@ def _fill(
     return out
 
 
-def _propagate_to(
-    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor
-) -> torch.Tensor:
-    """The last layer over the wanted rows alone."""
+@torch.library.custom_op("gnnrec::lightgcn_propagate_rows", mutates_args=())
+def _rows(
+    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor, both: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows propagated, and, if both are wanted, as they are."""
     _check_rows(rows, len(x))
+    own = x.index_select(0, rows if both else rows[:0])
     if len(weights) == 1:
-        return x[rows] * weights[0]
+        return x.index_select(0, rows) * weights[0], own
     # By Horner's rule, what the last layer gathers is the propagation by all the others. A single layer gathers x.
-    source = x if len(weights) == 2 else _propagate(matrix, x, weights[1:], None)
+    source = x if len(weights) == 2 else _propagate(matrix, x, weights[1:])
     scale = weights[1] if len(weights) == 2 else 1.0
     if devices.on_gpu(x):
         from gnnrec.ops.lightgcn_propagate import cuda
 
         out = devices.empty(x, (len(rows), x.shape[1]), "the propagated embeddings")
         cuda.spmm_rows(unpack(matrix, x.dtype), rows, source, out, scale, x, weights[0])
-        return out
-    row_scale, col_scale = (scale if scale.numel() else None for scale in matrix[2:4])
-    whole = SparseMatrix(matrix[0], matrix[1], (len(x), len(x)), row_scale, col_scale)
-    chosen = _arguments.pack(whole.select_rows(rows))
-    epilogue = scale, x[rows], weights[0], PREFETCH_DISTANCE
-    result: torch.Tensor = torch.ops.gnnrec.spmm(chosen, [], source, None, "sum", *epilogue)
-    return result
+        return out, own
+    distinct, repeats, places = _places(rows, len(x))
+    out = x.new_empty((len(distinct), x.shape[1]))
+    arrays, dtype = _arguments.matrix_arrays(matrix, x.dtype), _arguments.numpy_dtype(x.dtype)
+    with profiler.kernel(*_some(matrix, distinct, out)):
+        gathered, added, target = map(_arguments.array, (source, x, out))
+        cpu.propagate_to(arrays, gathered, added, (scale, weights[0]), places, target, dtype)
+    return out if repeats is None else out[repeats], own
+
+
+@torch.library.custom_op("gnnrec::lightgcn_propagate_rows_backward", mutates_args=())
+def _rows_backward(
+    matrix: list[torch.Tensor],
+    final: torch.Tensor | None,
+    own: torch.Tensor | None,
+    weights: list[float],
+    rows: torch.Tensor,
+    nodes: int,
+) -> torch.Tensor:
+    """The gradient of x from those of its rows, propagated and own."""
+    if final is None:
+        assert own is not None
+        return sum_by_index(own, rows, nodes)
+    if devices.on_gpu(rows) or len(weights) == 1 or len(rows) > FEW * nodes:
+        result: torch.Tensor = _propagate(matrix, sum_by_index(final, rows, nodes), weights)
+        return result if own is None else result.add_(sum_by_index(own, rows, nodes))
+    distinct, repeats, places = _places(rows, nodes)
+    if repeats is not None:
+        final = sum_by_index(final, repeats, len(distinct))
+        own = None if own is None else sum_by_index(own, repeats, len(distinct))
+    result = final.new_empty((nodes, final.shape[1]))
+    work = torch.empty_like(result) if len(weights) > 2 else result[:0]
+    arrays, dtype = _arguments.matrix_arrays(matrix, result.dtype), _arguments.numpy_dtype(result.dtype)
+    source, between, target = map(_arguments.array, (final.contiguous(), work, result))
+    with profiler.kernel(*_some(matrix, distinct, result, len(weights) - 1)):
+        cpu.propagate_from(arrays, source, distinct.numpy(), weights, places, between, target, dtype)
+    return result if own is None else result.index_add_(0, distinct, own)
+
+
+def _places(rows: torch.Tensor, nodes: int) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+    """Different rows; which of them each row is, None where they are all different; and for every node its place among
+    them, -1 for the others, int32."""
+    chosen, numbers = rows.numpy(), np.arange(len(rows), dtype=np.int32)
+    places = np.full(nodes, -1, np.int32)
+    places[chosen] = numbers
+    if np.array_equal(places[chosen], numbers):
+        return rows, None, places
+    distinct, repeats = rows.unique(return_inverse=True)
+    places[distinct.numpy()] = numbers[: len(distinct)]
+    return distinct, repeats, places
+
+
+def _some(matrix: list[torch.Tensor], rows: torch.Tensor, out: torch.Tensor, layers: int = 0) -> tuple[Any, ...]:
+    """A kernel's name and arguments for a recording: the matrix, the result, the rows that are chosen, how many entries
+    of the matrix these have, and in how many layers their gradient is added."""
+    entries = int(matrix[0].diff()[rows].sum()) if profiler.recording() else 0
+    return "gnnrec::propagate_some", matrix, out, rows, entries, layers
 
 
 def _check_rows(rows: torch.Tensor, nodes: int) -> None:
@@ -207,21 +308,66 @@ def _check_rows(rows: torch.Tensor, nodes: int) -> None:
 
 
 @_propagate.register_fake
-def _(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty(x.shape if rows is None else (rows.shape[0], x.shape[1]))
+def _(matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float]) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+@_rows.register_fake
+def _(
+    matrix: list[torch.Tensor], x: torch.Tensor, weights: list[float], rows: torch.Tensor, both: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty((rows.shape[0], x.shape[1])), x.new_empty((rows.shape[0] if both else 0, x.shape[1]))
+
+
+@_rows_backward.register_fake
+def _(
+    matrix: list[torch.Tensor],
+    final: torch.Tensor | None,
+    own: torch.Tensor | None,
+    weights: list[float],
+    rows: torch.Tensor,
+    nodes: int,
+) -> torch.Tensor:
+    grad = own if final is None else final
+    assert grad is not None
+    return grad.new_empty((nodes, grad.shape[1]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.matrix, x, ctx.weights, ctx.rows = inputs
-    ctx.nodes = x.shape[0]
+    ctx.matrix, _, ctx.weights = inputs
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-    if ctx.rows is not None:
-        grad = sum_by_index(grad, ctx.rows, ctx.nodes)
-    return [None] * len(ctx.matrix), _propagate(ctx.matrix, grad, ctx.weights, None), None, None
+    return [None] * len(ctx.matrix), _propagate(ctx.matrix, grad, ctx.weights), None
+
+
+def _setup_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.matrix, x, ctx.weights, ctx.rows, ctx.both = inputs
+    ctx.nodes = x.shape[0]
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_rows(ctx: Any, final: torch.Tensor | None, own: torch.Tensor | None) -> tuple[Any, ...]:
+    own = own if ctx.both else None
+    given = final is not None or own is not None
+    grad = _rows_backward(ctx.matrix, final, own, ctx.weights, ctx.rows, ctx.nodes) if given else None
+    return [None] * len(ctx.matrix), grad, None, None, None
+
+
+def _setup_rows_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.matrix, final, own, ctx.weights, ctx.rows, _ = inputs
+    ctx.wanted = final is not None, own is not None
+
+
+def _backward_of_rows_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    """It is linear, and its transpose is the forward pass."""
+    found = _rows(ctx.matrix, grad, ctx.weights, ctx.rows, ctx.wanted[1])
+    parts = (part if wanted else None for part, wanted in zip(found, ctx.wanted))
+    return [None] * len(ctx.matrix), *parts, None, None, None
 
 
 _propagate.register_autograd(_backward, setup_context=_setup_context)
+_rows.register_autograd(_backward_of_rows, setup_context=_setup_rows)
+_rows_backward.register_autograd(_backward_of_rows_backward, setup_context=_setup_rows_backward)
 
 OP = Operator("lightgcn_propagate", lightgcn_propagate, reference.propagate, reference.cases, reference.bytes_moved)

@@ -35,3 +35,28 @@ def propagate_blocks(
             own = weights[layers - layer]
             spmm(matrix, source, target[rows], dtype, scale=weight, base=x[rows], base_scale=own)
         source, weight = target, 1.0
+
+
+def propagate_to(
+    matrix: tuple[Any, ...], source: Any, x: Any, scales: tuple[float, float], places: Any, out: Any, dtype: Any
+) -> None:
+    """The last layer over some rows: out = scales[0] A source + scales[1] x, of the rows whose place in it is not -1.
+
+    Args:
+        places: int32 [nodes].
+    """
+    spmm(matrix, source, out, dtype, scale=scales[0], base=x, base_scale=scales[1], out_rows=places)
+
+
+def propagate_from(
+    matrix: tuple[Any, ...], x: Any, rows: Any, weights: Sequence[float], places: Any, work: Any, out: Any, dtype: Any
+) -> None:
+    """`propagate`, for at least one layer, of a matrix that has x in its rows int64 [n], different ones, and 0 in
+    others; `places` as for `propagate_to`."""
+    layers = len(weights) - 1
+    scales = None if matrix[3] is None else matrix[3][rows]
+    part, source, chosen, weight = (*matrix[:3], scales, *matrix[4:]), x, places, weights[-1]
+    for layer in range(1, layers + 1):
+        target, own = work if (layers - layer) % 2 else out, weights[layers - layer]
+        spmm(part, source, target, dtype, scale=weight, base=x, base_scale=own, x_rows=chosen, base_rows=places)
+        part, source, chosen, weight = matrix, target, None, 1.0

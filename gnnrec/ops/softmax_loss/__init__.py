@@ -19,7 +19,7 @@ __all__ = ["OP", "softmax_loss"]
 def softmax_loss(
     matrix: SparseMatrix,
     queries: torch.Tensor,
-    keys: torch.Tensor,
+    keys: torch.Tensor | None = None,
     *,
     rows: torch.Tensor | None = None,
     negatives: torch.Tensor | None = None,
@@ -42,12 +42,14 @@ def softmax_loss(
     temperature. The higher it is, the more alike are a row's positives; a low one trusts the best of them most.
 
     All is done in panels of rows that stay in the caches, loss and gradients in one pass; nothing of rows x columns is
-    ever held. The products are those of the library, so results are bit-equal for an equal number of threads only. On a
+    ever held, and with negatives nothing of the rows and columns that take no part is touched but their gradient, which
+    is 0. The products are those of the library, so results are bit-equal for an equal number of threads only. On a
     GPU it waits: how many positives the rows have must be known.
 
     Args:
         matrix: SparseMatrix of positives, rows of queries x rows of keys, without values; scales have no effect.
-        queries, keys: float32, float64, bfloat16 or float16 [rows, dim] and [columns, dim].
+        queries, keys: float32, float64, bfloat16 or float16 [rows, dim] and [columns, dim]. Without keys, queries
+            [rows + columns, dim] holds both, one after the other as models give them; so does its gradient.
         rows: int64 [n], the rows of the batch; all by default. Rows without positives do not count.
         negatives: int64 [m], different columns (checked on a CPU only); all columns by default, each once.
         log_counts: float [m], the logarithm of how often each of the negatives is expected in such a sample, subtracted
@@ -74,8 +76,11 @@ def softmax_loss(
     Dao et al. 2022, "FlashAttention".
     """
     _arguments.check_matrix("softmax_loss", matrix)
-    _arguments.check_dense("softmax_loss", "queries", queries, matrix.shape[0])
-    _arguments.check_dense("softmax_loss", "keys", keys, matrix.shape[1], queries.shape[1], (queries.dtype,))
+    if keys is None:
+        _arguments.check_dense("softmax_loss", "queries", queries, sum(matrix.shape))
+    else:
+        _arguments.check_dense("softmax_loss", "queries", queries, matrix.shape[0])
+        _arguments.check_dense("softmax_loss", "keys", keys, matrix.shape[1], queries.shape[1], (queries.dtype,))
     for name, numbers in (("rows", rows), ("negatives", negatives)):
         if numbers is not None:
             _arguments.check_indices("softmax_loss", name, numbers)
@@ -86,7 +91,7 @@ def softmax_loss(
     if negatives is None and log_counts is not None:
         raise ValueError("softmax_loss: log_counts without negatives: all columns need no correction")
     if bias is not None:
-        _arguments.check_vector("softmax_loss", "bias", bias, len(keys))
+        _arguments.check_vector("softmax_loss", "bias", bias, matrix.shape[1])
     given = {"keys": keys, "rows": rows, "negatives": negatives, "log_counts": log_counts, "bias": bias}
     _arguments.check_device("softmax_loss", matrix, queries=queries, **given)
     for name, number in (("temperature", temperature), ("positive_temperature", positive_temperature)):
@@ -98,17 +103,33 @@ def softmax_loss(
     if rows is not None:
         _arguments.check_within("softmax_loss", "rows", rows, matrix.shape[0])
     part = matrix if rows is None else matrix.select_rows(rows)
+    indices, columns = part.indices, None
     if negatives is not None:
         _arguments.check_within("softmax_loss", "negatives", negatives, matrix.shape[1])
         if not devices.on_gpu(negatives) and len(negatives.unique()) < len(negatives):
             raise ValueError("softmax_loss: negatives must be different columns, some are repeated")
-    gradients = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
+        columns, places, those = _among(matrix.shape[1], indices, negatives)
+        if len(columns) == matrix.shape[1]:
+            columns = None
+        else:
+            indices, negatives, bias = places, those, None if bias is None else bias[columns]
+    gradients = torch.is_grad_enabled() and (queries.requires_grad or (keys is not None and keys.requires_grad))
     ratio = None if positive_temperature is None else positive_temperature / temperature
     options = float(temperature), cosine, float(power), ratio, precision, gradients
-    result: torch.Tensor = _loss(part.indptr, part.indices, queries, keys, rows, negatives, log_counts, bias, *options)[
-        0
-    ]
+    dense = part.indptr, indices, queries, keys, matrix.shape[0]
+    result: torch.Tensor = _loss(*dense, rows, columns, negatives, log_counts, bias, *options)[0]
     return result
+
+
+def _among(
+    count: int, indices: torch.Tensor, negatives: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The different columns of `count` that are named, int64 in rising order, and both by their places among these."""
+    place = torch.zeros(count, dtype=torch.int32, device=indices.device)
+    place[indices], place[negatives] = 1, 1
+    columns = place.nonzero()[:, 0]
+    place = place.cumsum_(0).sub_(1)
+    return columns, place[indices], place[negatives].long()
 
 
 @torch.library.custom_op("gnnrec::softmax_loss", mutates_args=())
@@ -116,8 +137,10 @@ def _loss(
     indptr: torch.Tensor,
     indices: torch.Tensor,
     queries: torch.Tensor,
-    keys: torch.Tensor,
+    keys: torch.Tensor | None,
+    count: int,
     rows: torch.Tensor | None,
+    columns: torch.Tensor | None,
     negatives: torch.Tensor | None,
     log_counts: torch.Tensor | None,
     bias: torch.Tensor | None,
@@ -128,9 +151,15 @@ def _loss(
     precision: torch.dtype,
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    positives = SparseMatrix(indptr, indices, (len(indptr) - 1, len(keys)))
-    options = temperature, cosine, power, ratio, precision, gradients
-    return panels.loss(positives, queries.detach(), keys.detach(), rows, negatives, log_counts, bias, *options)
+    """The loss and the gradients of those rows of queries, of which there are `count`, and of keys that take part."""
+    queries = queries.detach()
+    keys = queries[count:] if keys is None else keys.detach()
+    mine = queries[:count] if rows is None else queries.index_select(0, rows)
+    keys = keys if columns is None else keys.index_select(0, columns)
+    positives = SparseMatrix(indptr, indices, (len(mine), len(keys)))
+    return panels.loss(
+        positives, mine, keys, negatives, log_counts, bias, temperature, cosine, power, ratio, precision, gradients
+    )
 
 
 @_loss.register_fake
@@ -138,8 +167,10 @@ def _(
     indptr: torch.Tensor,
     indices: torch.Tensor,
     queries: torch.Tensor,
-    keys: torch.Tensor,
+    keys: torch.Tensor | None,
+    count: int,
     rows: torch.Tensor | None,
+    columns: torch.Tensor | None,
     negatives: torch.Tensor | None,
     log_counts: torch.Tensor | None,
     bias: torch.Tensor | None,
@@ -150,21 +181,33 @@ def _(
     precision: torch.dtype,
     gradients: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dtype = _arguments.compute_dtype(queries.dtype)
-    grad_queries, grad_keys = (
-        x.new_empty((len(x) if gradients else 0, x.shape[1]), dtype=dtype) for x in (queries, keys)
-    )
-    return queries.new_empty((), dtype=dtype), grad_queries, grad_keys
+    dtype, dim = _arguments.compute_dtype(queries.dtype), queries.shape[1]
+    others = len(queries) - count if keys is None else len(keys)
+    mine, others = count if rows is None else len(rows), others if columns is None else len(columns)
+    gradient = [queries.new_empty((part if gradients else 0, dim), dtype=dtype) for part in (mine, others)]
+    return queries.new_empty((), dtype=dtype), gradient[0], gradient[1]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
-    ctx.dtype = inputs[2].dtype
+    queries, keys, ctx.count, rows, columns = inputs[2:7]
+    ctx.save_for_backward(*output[1:], rows, columns)
+    ctx.dtype, ctx.together = queries.dtype, keys is None
+    ctx.others = len(queries) - ctx.count if keys is None else len(keys)
 
 
 def _backward(ctx: Any, grad: torch.Tensor, *unused: torch.Tensor) -> tuple[Any, ...]:
-    scaled = _loss_backward(grad, *ctx.saved_tensors, ctx.dtype)
-    return None, None, *(x if x.numel() else None for x in scaled), *[None] * 10
+    mine, others, rows, columns = ctx.saved_tensors
+    found: list[torch.Tensor | None] = [None, None]
+    if ctx.together:
+        found[0] = _loss_backward(grad, [mine, others], [rows, columns], [ctx.count, ctx.others], ctx.dtype)
+    else:
+        found = [
+            _loss_backward(grad, [part], [numbers], [count], ctx.dtype) if needed else None
+            for part, numbers, count, needed in zip(
+                (mine, others), (rows, columns), (ctx.count, ctx.others), ctx.needs_input_grad[2:4]
+            )
+        ]
+    return None, None, *found, *[None] * 12
 
 
 _loss.register_autograd(_backward, setup_context=_setup_context)
@@ -172,18 +215,33 @@ _loss.register_autograd(_backward, setup_context=_setup_context)
 
 @torch.library.custom_op("gnnrec::softmax_loss_backward", mutates_args=())
 def _loss_backward(
-    grad: torch.Tensor, grad_queries: torch.Tensor, grad_keys: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of the loss times that of what it became; rounded to halves only now, since the upstream gradient
-    may be the factor that keeps small ones from becoming 0."""
-    return (grad * grad_queries).to(dtype), (grad * grad_keys).to(dtype)
+    grad: torch.Tensor,
+    parts: list[torch.Tensor],
+    numbers: list[torch.Tensor | None],
+    counts: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """A matrix of the counts' rows, one block of them after the other: the parts at these numbers, 0 elsewhere, times
+    the gradient of what the loss became; rounded to halves only now, since that may be the factor that keeps small ones
+    from becoming 0."""
+    result = grad.new_empty((sum(counts), parts[0].shape[1]))
+    for block, part, rows in zip(result.split(counts), parts, numbers):
+        if rows is None:
+            torch.mul(part, grad, out=block)
+        else:
+            block.zero_().index_add_(0, rows, part * grad)
+    return result.to(dtype)
 
 
 @_loss_backward.register_fake
 def _(
-    grad: torch.Tensor, grad_queries: torch.Tensor, grad_keys: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(grad_queries, dtype=dtype), torch.empty_like(grad_keys, dtype=dtype)
+    grad: torch.Tensor,
+    parts: list[torch.Tensor],
+    numbers: list[torch.Tensor | None],
+    counts: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return grad.new_empty((sum(counts), parts[0].shape[1]), dtype=dtype)
 
 
 OP = Operator(

@@ -26,7 +26,6 @@ def loss(
     positives: SparseMatrix,
     queries: torch.Tensor,
     keys: torch.Tensor,
-    rows: torch.Tensor | None,
     negatives: torch.Tensor | None,
     log_counts: torch.Tensor | None,
     bias: torch.Tensor | None,
@@ -40,13 +39,12 @@ def loss(
     """The loss and the gradients of queries and keys, see `softmax_loss`; without `gradients` those have no rows.
 
     Args:
-        positives: of the batch's rows.
+        positives: whose rows all make the batch, and are those of the queries.
         ratio: of the positives' temperature to the other one, for the bilateral form.
     """
     wide = _arguments.compute_dtype(queries.dtype)
     queries, keys = queries.contiguous(), keys.contiguous()  # sums and products round differently for other strides
-    mine = queries if rows is None else queries.index_select(0, rows)
-    mine, mine_norms = unit(mine.to(wide), cosine)
+    mine, mine_norms = unit(queries.to(wide), cosine)
     all_keys, key_norms = unit(keys.to(wide), cosine)
     mine = mine / temperature
     scores = sddmm(positives, mine, all_keys)
@@ -113,13 +111,10 @@ def loss(
     if negatives is None:
         grad_keys += grad_others
     else:
-        grad_keys.index_add_(0, negatives, grad_others)
+        grad_keys[negatives] += grad_others  # which are different
     grad_mine /= temperature
     grad_mine = through_unit(grad_mine, mine * temperature, mine_norms)
-    grad_keys = through_unit(grad_keys, all_keys, key_norms)
-    if rows is not None:
-        grad_mine = torch.zeros_like(queries, dtype=wide).index_add_(0, rows, grad_mine)
-    return value, grad_mine, grad_keys
+    return value, grad_mine, through_unit(grad_keys, all_keys, key_norms)
 
 
 def _attraction(

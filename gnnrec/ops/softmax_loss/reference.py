@@ -12,7 +12,7 @@ from gnnrec.ops._operator import DIMS, Case, case_matrices, entry_rows
 def softmax_loss(
     matrix: SparseMatrix,
     queries: torch.Tensor,
-    keys: torch.Tensor,
+    keys: torch.Tensor | None = None,
     *,
     rows: torch.Tensor | None = None,
     negatives: torch.Tensor | None = None,
@@ -25,6 +25,8 @@ def softmax_loss(
     precision: torch.dtype | None = None,
 ) -> torch.Tensor:
     """All scores at once."""
+    if keys is None:
+        queries, keys = queries.split(list(matrix.shape))
     part = matrix if rows is None else matrix.select_rows(rows)
     queries = queries if rows is None else queries[rows]
     if cosine:
@@ -100,14 +102,27 @@ def cases() -> list[Case]:
         matrix = graphs[graph]
         tensors: dict[str, tuple[int, ...]] = {"queries": (matrix.shape[0], dim), "keys": (matrix.shape[1], dim)}
         result.append(Case(f"{graph}-{dim}-{name}", tensors, {"matrix": matrix, **options[name]}))
+    together = [("user_item", 33, "all"), ("user_item", 64, "rows-some-logq"), ("user_item", 33, "rows")]
+    for graph, dim, name in together:
+        matrix = graphs[graph]
+        tensors = {"queries": (sum(matrix.shape), dim)}
+        result.append(Case(f"{graph}-{dim}-{name}-together", tensors, {"matrix": matrix, **options[name]}))
     return result
 
 
 def bytes_moved(case: Case, itemsize: int) -> int:
-    """Rows of the batch and of the keys, those of every positive twice, gradients of all: panels stay in the caches."""
+    """As `moved` counts them."""
     matrix: SparseMatrix = case.options["matrix"]
     rows, negatives = case.options.get("rows"), case.options.get("negatives")
-    part = matrix if rows is None else matrix.select_rows(rows)
-    keys = matrix.shape[1] if negatives is None else len(negatives)
-    gathered = 2 * part.shape[0] + 2 * keys + 4 * part.nnz + matrix.shape[0] + matrix.shape[1]
-    return 8 * (part.shape[0] + 1) + 4 * part.nnz + gathered * case.tensors["keys"][1] * itemsize
+    part, columns = matrix if rows is None else matrix.select_rows(rows), matrix.shape[1]
+    if negatives is not None:
+        columns = len(torch.cat([part.indices.long(), negatives]).unique())
+    count = None if negatives is None else len(negatives)
+    return moved(part.shape[0], part.nnz, columns, count, case.tensors["queries"][1] * itemsize)
+
+
+def moved(rows: int, entries: int, columns: int, negatives: int | None, row_bytes: int) -> int:
+    """Bytes of rows of the batch and of the columns that take part, and of their gradients; negatives apart from the
+    other columns, and their gradients; both rows of every positive twice. Panels stay in the caches."""
+    count = 2 * rows + 2 * columns + 2 * (negatives or 0) + 4 * entries
+    return 8 * (rows + 1) + 4 * entries + count * row_bytes

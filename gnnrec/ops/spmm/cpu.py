@@ -47,8 +47,15 @@ def spmm(
     base: Any = None,
     base_scale: float = 0.0,
     prefetch: int = PREFETCH_DISTANCE,
+    out_rows: Any = None,
+    x_rows: Any = None,
+    base_rows: Any = None,
 ) -> None:
     """out = scale * reduce(matrix, x, values) + base_scale * base, which may be out itself.
+
+    Where of an operand only some rows are there or wanted, a sum without values takes int32 numbers: for every row of
+    the whole the place of what it has, -1 for one without, of x and base a row of 0. The matrix's scales of columns are
+    then those of x's rows. Bits are those of the whole.
 
     Args:
         matrix: as `_arguments.matrix_arrays` gives it.
@@ -58,6 +65,7 @@ def spmm(
         values: None, [nnz] or [nnz, dim].
         reduce: sum, max or min.
         prefetch: of rows of x, in entries.
+        out_rows, base_rows: None or [rows]; x_rows: None or [cols].
     """
     number, pieces, extreme = np.dtype(dtype).type, matrix[5], reduce != "sum"
     for start in range(0, out.shape[1], MAX_DIM):
@@ -67,10 +75,11 @@ def spmm(
         compiled = _compile(target.shape[1], can_stream(target), reduce)
         source, edge_values, added = _panel(x, panel), _panel(values, panel), _panel(base, panel)
         # An extreme's terms have all their factors before they are compared, a sum takes the row's at the end.
-        epilogue = (None if extreme else matrix[2], number(scale), added, number(base_scale))
-        compiled(len(pieces) + len(matrix[4]) - 1, *matrix, prefetch, source, edge_values, *epilogue, partial, target)
+        epilogue: tuple[Any, ...] = (None if extreme else matrix[2], number(scale), added, number(base_scale))
+        epilogue = (*epilogue, base_rows, partial, out_rows, target)
+        compiled(len(pieces) + len(matrix[4]) - 1, *matrix, prefetch, source, x_rows, edge_values, *epilogue)
         if len(pieces):
-            _compile_join(target.shape[1], reduce)(len(matrix[6]), matrix[6], *epilogue, partial, target)
+            _compile_join(target.shape[1], reduce)(len(matrix[6]), matrix[6], *epilogue)
 
 
 def extreme_backward(
@@ -113,6 +122,8 @@ def _panel(x: Any, columns: slice) -> Any:
 def _gather(
     zero: Any,
     x: Any,
+    x_rows: Any,
+    found: Any,
     indices: Any,
     start: Any,
     stop: Any,
@@ -125,6 +136,8 @@ def _gather(
     if values is None:
         if x is None:  # numba types this branch in every case, and drops the rest of it where x is None
             return zero
+        if x_rows is not None:
+            return _gather_some(zero, x, x_rows, found, indices, start, stop, col_scales, prefetch)
         return row_gather_sum_ahead(x, indices, start, stop, col_scales, zero, prefetch)
     total, last = zero, len(indices) - 1
     for k in range(start, stop):
@@ -144,6 +157,20 @@ def _gather(
             term = row_mul(term, row_load(x, j, zero))
         total = row_add(total, term) if col_scales is None else row_fma(term, at(col_scales, j), total)
     return total
+
+
+@inline
+def _gather_some(
+    zero: Any, x: Any, x_rows: Any, found: Any, indices: Any, start: Any, stop: Any, col_scales: Any, prefetch: Any
+) -> Any:
+    """The same where x holds some rows. Terms of 0 change no sum. The rows that it holds are listed first, without a
+    branch that a processor could foretell wrongly, so that they can be fetched ahead."""
+    count = 0
+    for k in range(start, stop):
+        place = at(x_rows, at(indices, k))
+        found[count] = place
+        count += place >= 0
+    return row_gather_sum_ahead(x, found, 0, count, col_scales, zero, prefetch)
 
 
 @inline
@@ -197,13 +224,24 @@ def _extreme(
 
 
 @inline
-def _finish(total: Any, i: Any, row_scales: Any, scale: Any, base: Any, base_scale: Any) -> Any:
+def _finish(total: Any, i: Any, row_scales: Any, scale: Any, base: Any, base_scale: Any, base_rows: Any) -> Any:
     """Scales and the epilogue's addend."""
     if row_scales is not None:
         total = row_scale(total, at(row_scales, i))
     if base is None:
         return row_scale(total, scale)
-    return row_fma(total, scale, row_scale(row_load(base, i, total), base_scale))
+    if base_rows is None:
+        return row_fma(total, scale, row_scale(row_load(base, i, total), base_scale))
+    place = at(base_rows, i)
+    if place < 0:
+        return row_scale(total, scale)
+    return row_fma(total, scale, row_scale(row_load(base, place, total), base_scale))
+
+
+@inline
+def _place(rows: Any, i: Any) -> Any:
+    """Where row i of a matrix is, -1 where it is not."""
+    return np.int64(i) if rows is None else at(rows, i)
 
 
 @cache
@@ -223,17 +261,21 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
         entries: Any,
         prefetch: Any,
         x: Any,
+        x_rows: Any,
         values: Any,
         finish_scales: Any,
         scale: Any,
         base: Any,
         base_scale: Any,
+        base_rows: Any,
         partial: Any,
+        out_rows: Any,
         out: Any,
     ) -> None:
         _ = version  # part of the cache key
         count, total = len(pieces), team.total
         one = partial.dtype.type(1)
+        found = np.zeros(LONG + 1, np.int32)  # by a thread in a row or piece
         for item in items(team):  # pieces are spread evenly between chunks
             zero = row_zero(partial, dim)
             before = item * count // total
@@ -241,18 +283,20 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
             first, last = (before, before + 1) if piece else (chunks[item - before], chunks[item - before + 1])
             for r in range(first, last):
                 i, start, stop = (pieces[r, 0], pieces[r, 1], pieces[r, 2]) if piece else (r, indptr[r], indptr[r + 1])
-                if not piece and stop - start > LONG:
+                place = _place(out_rows, i)
+                if place < 0 or (not piece and stop - start > LONG):
                     continue
                 if extreme:
                     row = _extreme(
                         zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
                     )
                 else:
-                    row = _gather(zero, x, indices, start, stop, col_scales, values, entries, prefetch)
+                    row = _gather(zero, x, x_rows, found, indices, start, stop, col_scales, values, entries, prefetch)
                 if piece:
                     row_store(partial, r, row, False)
                 else:
-                    row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), stream)
+                    row = _finish(row, i, finish_scales, scale, base, base_scale, base_rows)
+                    row_store(out, place, row, stream)
             fence()
 
     return run
@@ -265,11 +309,23 @@ def _compile_join(dim: int, reduce: str) -> Any:
 
     @kernel
     def run(
-        team: Any, long: Any, finish_scales: Any, scale: Any, base: Any, base_scale: Any, partial: Any, out: Any
+        team: Any,
+        long: Any,
+        finish_scales: Any,
+        scale: Any,
+        base: Any,
+        base_scale: Any,
+        base_rows: Any,
+        partial: Any,
+        out_rows: Any,
+        out: Any,
     ) -> None:
         _ = version
         for item in consecutive(team):
             i = long[item, 0]
+            place = _place(out_rows, i)
+            if place < 0:
+                continue
             row = row_load(partial, long[item, 1], dim)
             for r in range(long[item, 1] + 1, long[item, 2]):
                 part = row_load(partial, r, dim)
@@ -277,7 +333,7 @@ def _compile_join(dim: int, reduce: str) -> Any:
                     row = row_max(row, part) if largest else row_min(row, part)
                     continue
                 row = row_add(row, part)
-            row_store(out, i, _finish(row, i, finish_scales, scale, base, base_scale), False)
+            row_store(out, place, _finish(row, i, finish_scales, scale, base, base_scale, base_rows), False)
 
     return run
 
