@@ -7,6 +7,8 @@ import faulthandler
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # mallopt's names of its parameters, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -29,6 +31,18 @@ def prepare() -> None:
     if mallopt and not given and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most it takes
         mallopt(_TRIM_THRESHOLD, 1 << 30)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which looks at all that there is again and again while many objects are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def trim() -> None:

@@ -460,6 +460,8 @@ def every_streamed(of: Workload, tiers: list[Tier], limit: float, graph: bool = 
         if sum(d.bytes for d in form.files) > on.free:
             continue
         compute = sum(seconds(home, a, of.threads) for d in form.demands for a in d.accesses) + of.sampling_seconds
+        passing = sum(a.bytes for d in form.files for a in d.accesses)
+        compute += sum(passing / (rate.gb_per_s * 1e9) for rate in on.rates if rate.pattern == "toll")
         update = sum(seconds(home, a, of.threads) for a in form.update)
         beside = sum(seconds(home, a, of.threads) for a in form.beside)
         transfer = sum(a.bytes for d in streamed for a in d.accesses) / (transfers(on).gb_per_s * 1e9)
@@ -494,6 +496,18 @@ def test_transfers_are_as_the_device_likes():
         transfers(of())
 
 
+@pytest.mark.parametrize("model", [LightGCNConfig(dim=64, layers=2), NGCFConfig(dim=64, layers=2)])
+def test_kernels_lose_what_transfers_beside_them_cost(model):
+    of, memory = workload(model=model, flops=1e11), MemoryConfig("stream", panel=16)
+    free, dear = (
+        plan(of, [DRAM, replace(DISK, rates=(*DISK.rates, *toll))], memory) for toll in ((), (Rate("toll", 1.0),))
+    )
+    moved = sum(place.moved for place in dear.placements if place.tier == "/disk")
+    assert dear.resources["processors, for transfers"] == pytest.approx(moved / 1e9)
+    assert "processors, for transfers" not in free.resources
+    assert free.step_seconds < dear.step_seconds <= free.step_seconds + moved / 1e9 * (1 + 1e-9)
+
+
 def test_plans_equal_brute_force():
     generator = np.random.default_rng(2)
     modes = []
@@ -508,7 +522,8 @@ def test_plans_equal_brute_force():
         total = sum(demand.bytes for demand in of.resident())
         free = [int(total * generator.uniform(0.1, 1.3)) for _ in range(3)]
         tiers = [tier("dram", 30, free[0]), tier("node1", generator.uniform(1, 30), free[1] // 4, kind="numa")]
-        tiers.append(replace(DISK, free=free[2], rates=tier("", generator.uniform(0.5, 9)).rates))
+        toll = [Rate("toll", generator.uniform(1, 20))] if generator.integers(2) else []
+        tiers.append(replace(DISK, free=free[2], rates=(*tier("", generator.uniform(0.5, 9)).rates, *toll)))
         limit = inf if generator.random() < 0.5 else int(total * generator.uniform(0.2, 1))
         memory = MemoryConfig("auto", limit=None if limit == inf else str(limit))
         resident = every_resident(of, tiers, limit)

@@ -15,7 +15,7 @@ from gnnrec.graph import _build
 from gnnrec.graph.schedule import (
     GPU_LONG,
     PREFETCH_DISTANCE,
-    balanced_chunks,
+    Schedule,
     degree_buckets,
     degree_histogram,
     long_rows,
@@ -48,14 +48,14 @@ class SparseMatrix:
         col_scale: torch.Tensor | None = None,
         values: torch.Tensor | None = None,
         symmetric: bool = False,
+        schedule: Schedule | None = None,
     ) -> None:
         self.indptr, self.indices, self.shape = indptr, indices, shape
         self.row_scale, self.col_scale, self.values, self.symmetric = row_scale, col_scale, values, symmetric
         # A CPU's schedule not lazily, so that operators can be traced by torch.compile. A GPU's is waited for, and many
         # matrices only say what has been seen.
         if not devices.on_gpu(indptr):
-            self.chunks = balanced_chunks(indptr)
-            self.pieces, self.long = long_rows(indptr)
+            self.chunks, self.pieces, self.long = schedule or Schedule.of(indptr)
         self.prefetch = PREFETCH_DISTANCE
         self._elsewhere: dict[torch.device, SparseMatrix] = {}
         self._sorted: bool | None = None
@@ -300,9 +300,11 @@ class SparseMatrix:
             result.histogram = self.histogram  # launched like the whole, rows are equal to the whole's to the bit
         return result
 
-    def row_block(self, rows: slice, indices: torch.Tensor | None = None) -> SparseMatrix:
+    def row_block(
+        self, rows: slice, indices: torch.Tensor | None = None, schedule: Schedule | None = None
+    ) -> SparseMatrix:
         """The matrix of consecutive rows, over this one's own columns and scales; indices: a copy of these columns that
-        it takes instead."""
+        it takes instead; schedule: on the CPU, of an earlier matrix of the same rows."""
         first, last = (int(self.indptr[row]) for row in (rows.start, rows.stop))
         result = SparseMatrix(
             self.indptr[rows.start : rows.stop + 1] - first,
@@ -311,6 +313,7 @@ class SparseMatrix:
             None if self.row_scale is None else self.row_scale[rows],
             self.col_scale,
             None if self.values is None else self.values[first:last],
+            schedule=schedule,
         )
         if devices.on_gpu(self.indptr):
             result.histogram = self.histogram  # as in select_rows

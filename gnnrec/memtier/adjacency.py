@@ -24,6 +24,7 @@ import torch
 
 from gnnrec import ops, profiler
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.graph.schedule import Schedule
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.memtier.files import Direction, TierFile, TierFolder, Traffic, aligned
 from gnnrec.memtier.layout import BLOCK_BYTES, ITEM, columns_block_bytes
@@ -77,16 +78,20 @@ class HeldAdjacency:
 
     def __init__(self, matrix: SparseMatrix) -> None:
         self.matrix = matrix
-        self._blocks: dict[int, SparseMatrix] = {}  # on a GPU, by the first of their rows
+        # Of blocks, by their rows: on a GPU what was made of them, elsewhere what threads take.
+        self._blocks: dict[int, SparseMatrix] = {}
+        self._schedules: dict[tuple[int, int], Schedule] = {}
 
     def rows(self, rows: slice) -> Iterable[Part]:
         """As Adjacency.rows; a GPU's schedule is waited for, and so made once."""
         block = self._blocks.get(rows.start)
         if block is None:
             with profiler.kernel(_SELECTING):
-                block = self.matrix.row_block(rows)
+                block = self.matrix.row_block(rows, schedule=self._schedules.get((rows.start, rows.stop)))
         if self.matrix.device.type != "cpu":
             self._blocks[rows.start] = block
+        else:
+            self._schedules[rows.start, rows.stop] = Schedule(block.chunks, block.pieces, block.long)
         return [(slice(0, rows.stop - rows.start), block)]
 
     def chosen(self, nodes: torch.Tensor) -> Iterable[Part]:

@@ -9,6 +9,7 @@ import itertools
 import mmap
 import os
 import shutil
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gnnrec.errors import GnnrecError, StorageError
-from gnnrec.memtier import sysfs
+from gnnrec.memtier import kernels, sysfs
 from gnnrec.memtier.files import Throttle, TierFile, TierFolder, aligned
-from gnnrec.memtier.stopwatch import FOLDER, Figure, Measured, Stopwatch
-from gnnrec.memtier.tiers import Tier
+from gnnrec.memtier.stopwatch import FOLDER, RUNS, Figure, Measured, Stopwatch
+from gnnrec.memtier.tiers import Rate, Tier
 from gnnrec.storage import storage_errors
 from gnnrec.units import in_bytes
 
@@ -37,6 +38,9 @@ _SHARE = 4  # the file takes at most the free bytes divided by this
 _FILLING = 0.3  # of the time at most goes into writing the file
 _PATIENCE = 60.0  # seconds more for the least file that caches do not hold: without it there is no rate, and no plan
 _RUN_SECONDS = 0.15
+_ROW, _GATHERED = 256, 256 << 20  # bytes of the rows that kernels gather beside transfers, and of all of them
+_BESIDE = 4  # threads of these transfers
+_NO_TOLL = 0.01  # of the time: less cannot be told from noise
 _CACHED = 0.01  # of the file's pages may lie in the page cache; others may read the same files
 _PAGE = 4 << 10  # bytes
 
@@ -44,7 +48,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def measure(tier: Tier, watch: Stopwatch) -> Measured:
-    """Sequential blocks, then blocks at random, with several numbers of threads; writes are timed through fsync.
+    """Sequential blocks, what their transfer costs kernels beside it, then blocks at random, with several numbers of
+    threads; writes are timed through fsync.
 
     The file is reserved, filled with random numbers, and removed whatever happens. A run moves no more than a quarter
     of it and goes on where the last one stopped, so that what is read was not read just before.
@@ -53,11 +58,14 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
         GnnrecError: too little room, a device that fails, or a page cache that cannot be emptied.
     """
     with opened(tier, watch.left) as (blocks, note):
-        rates, missing = watch.rates(_figures(blocks), least=len(SEQUENTIAL))
+        rates, missing = watch.rates(_in_order(blocks), least=len(SEQUENTIAL))
+        rates.append(_toll(blocks))
+        shuffled, late = watch.rates(_shuffled(blocks))
+        rates += shuffled
     notes = [note, f"read, write and mixed in blocks of {in_bytes(LARGEST)}"]
     pages = [rate for rate in rates if (rate.pattern, rate.row_bytes, rate.threads) == ("gather", BLOCKS[0], 1)]
     latency = BLOCKS[0] / pages[0].gb_per_s if pages else None
-    return Measured(tuple(rates), latency, tuple(filter(None, [*notes, missing])))
+    return Measured(tuple(rates), latency, tuple(filter(None, [*notes, missing or late])))
 
 
 @contextlib.contextmanager
@@ -227,11 +235,55 @@ def cached_share(descriptor: int, size: int) -> float:
     return float((resident & 1).mean())
 
 
-def _figures(blocks: Blocks) -> Iterator[Figure]:
+def _in_order(blocks: Blocks) -> Iterator[Figure]:
     """What planning needs most comes first: the time may not suffice for all."""
     for threads in THREADS:
         for pattern, kinds in SEQUENTIAL.items():
             yield figure(blocks, pattern, kinds, LARGEST, threads, shuffled=False)
+
+
+def _toll(blocks: Blocks) -> Rate:
+    """Of blocks that are read and written, past the caches, while all processors gather rows from DRAM: transfers take
+    turns on their cores, and a part of the memory's bandwidth."""
+    rows = np.ones((_GATHERED // _ROW, _ROW // 4), np.float32)
+    indices = np.random.default_rng(0).integers(0, len(rows), len(rows), dtype=np.int32)
+    sums = np.empty((kernels.SHARES, rows.shape[1]), np.float32)
+    kernel = kernels.gatherer(rows.shape[1])
+
+    def gathers(seconds: float) -> tuple[int, float]:
+        """How many begin in this time, and how long they take."""
+        start, count = time.perf_counter(), 0
+        while not count or time.perf_counter() - start < seconds:
+            kernel(rows, indices, sums)
+            count += 1
+        return count, time.perf_counter() - start
+
+    gathers(0.0)  # compiles
+    found = []
+    for _ in range(RUNS):
+        alone, taken = gathers(_RUN_SECONDS)
+        blocks.prepare()
+        ended, moved = threading.Event(), 0
+
+        def transfer(ended: threading.Event = ended) -> int:
+            moved = 0
+            while not ended.is_set():
+                moved += blocks.run("rw", LARGEST, 4 * _BESIDE, _BESIDE, shuffled=False)
+            return moved
+
+        with ThreadPoolExecutor(1) as pool:
+            start, mover = time.perf_counter(), pool.submit(transfer)
+            count, beside = gathers(2 * _RUN_SECONDS)
+            ended.set()
+            moved = mover.result()
+        share = beside / (time.perf_counter() - start)  # of the transfers that went on beside
+        lost = max(beside - count * taken / alone, _NO_TOLL * beside)
+        found.append(share * moved / lost / 1e9)
+    median = statistics.median(found)
+    return Rate("toll", median, threads=_BESIDE, spread=(max(found) - min(found)) / median, count=RUNS)
+
+
+def _shuffled(blocks: Blocks) -> Iterator[Figure]:
     for pattern, kinds in {"gather": "r", "scatter": "w"}.items():
         for block in BLOCKS:
             for threads in THREADS:

@@ -50,10 +50,17 @@ class Pace:
         """Seconds in which blocks pass."""
         return access.bytes / (self._bandwidth(tier, access).gb_per_s * 1e9) if access.bytes else 0.0
 
+    def toll(self, files: Tier, moved: float) -> float:
+        """Seconds that kernels lose while so many bytes of blocks pass, where that was measured."""
+        if self.workload.on_gpu or not any(rate.pattern == "toll" for rate in files.rates):
+            return 0.0
+        return seconds(files, Access("toll", moved), self.workload.threads)
+
     def of_pass(self, one: Pass, streamed: Streamed, files: Tier, ring: int) -> float:
         """Seconds of a pass: transfers go on beside computation, but for panels that it waits for, as far as they were
         not read ahead into the ring of so many bytes."""
         compute = self.here(one.compute) + self.workload.seconds_of_products(one.flops)
+        compute += self.toll(files, sum(access.bytes for access in one.transfer))
         transfer = sum(self.passing(files, access) for access in one.transfer)
         ahead = min(1.0, SOURCES * ring * streamed.panels / one.waited) if one.waited else 1.0
         waited = (1 - ahead) * self.passing(files, Access("read", one.waited))

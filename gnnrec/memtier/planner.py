@@ -184,6 +184,8 @@ class _Problem:
         placements = [self._placement(demand, self.home, "direct") for demand in held]
         placements += [self._placement(demand, self.choices.lies(demand, files), "stream") for demand in streamed.files]
         resources = self._busy(placements, sum(one.flops for one in streamed.passes) if streamed.passes else None)
+        if toll := self.pace.toll(files, sum(demand.moved for demand in streamed.files)):
+            resources["processors, for transfers"] = toll
         demands = [*held, *streamed.files]
         if streamed.passes:
             step = self.workload.sampling_seconds

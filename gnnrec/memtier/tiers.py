@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 KINDS = ("gpu", "dram", "numa", "pmem", "devdax", "file")  # numa: a node without processors, CXL or PMEM as memory
 CUSTOM = "custom"  # the kind of one that a user's own package has, see `gnnrec.memtier.custom`
-PATTERNS = ("read", "write", "mixed", "gather", "scatter", "to_gpu", "from_gpu")
+PATTERNS = ("read", "write", "mixed", "gather", "scatter", "to_gpu", "from_gpu", "toll")
 PROVENANCES = ("measured", "declared", "simulated", "prior")  # prior: what the firmware says (HMAT)
 
 
@@ -16,7 +16,8 @@ class Rate:
 
     Args:
         pattern: read, write and mixed are sequential (mixed: half of the bytes each way); gather reads and scatter
-            writes whole rows at random; to_gpu and from_gpu copy between this tier and the GPU.
+            writes whole rows at random; to_gpu and from_gpu copy between this tier and the GPU. toll is no speed of the
+            tier: so many bytes of blocks cost kernels that run beside their transfer a second of all processors.
         gb_per_s: 10^9 bytes of payload a second; the median of `count` measurements.
         row_bytes: of gather and scatter, the bytes of a row; 0 for sequential patterns.
         threads: that were at work.

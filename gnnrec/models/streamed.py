@@ -69,10 +69,10 @@ class StreamedLightGCN:
         with self._as_whole():
             return self.adjacency.propagate(self.out, self.work, self.panel, list(layer_weights))
 
-    def propagated_rows(self, nodes: torch.Tensor, parts: Iterable[Part]) -> torch.Tensor:
-        """Final embeddings of these nodes for the columns in `panel`, [n, width]; parts: their rows of the
+    def propagated_rows(self, own: torch.Tensor, parts: Iterable[Part]) -> torch.Tensor:
+        """Final embeddings of some nodes for the columns in `panel`, [n, width]; own: their rows of it; parts: of the
         adjacency."""
-        return self._last_layer(parts, self._before_last(), self.panel[nodes])
+        return self._last_layer(parts, self._before_last(), own)
 
     def propagated_blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, torch.Tensor]]:
         """Final embeddings a block of rows at a time, [rows, width]: the last layer is computed while blocks are on

@@ -17,6 +17,7 @@ import numba
 import torch
 from torch.profiler import record_function
 
+from gnnrec import process
 from gnnrec.memtier import calibrate
 from gnnrec.memtier.account import Actual, hidden
 from gnnrec.memtier.costs import Access, UnknownRateError, bandwidth, product_flops
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 PROFILE, TRACE = "profile.json", "trace.json"
 SKIPPED = 3  # steps before: the first compiles kernels, the second may capture a CUDA graph
-STEPS, SECONDS = 30, 5.0  # are recorded at most, and one step at least
+STEPS, SECONDS = 15, 5.0  # are recorded at most, and one step at least
 SAMPLES, APART = 1000, 1.0  # of resident memory at most, and seconds between them at first
 LARGEST = 20e6  # bytes of a trace that is not compressed
 
@@ -110,7 +111,8 @@ class StepProfile:
         if len(data) > LARGEST:
             name, data = f"{TRACE}.gz", gzip.compress(data)
         atomic_write(self.folder / name, data)
-        content = json.dumps(self._content() | {"trace": name}, indent=1)
+        with process.uncollected():
+            content = json.dumps(self._content() | {"trace": name}, indent=1)
         atomic_write(self.folder / PROFILE, content.encode())
 
     def _start(self, learner: Learner, step: int) -> recording.Recording:
@@ -121,7 +123,8 @@ class StepProfile:
 
     def _stop(self, recorded: recording.Recording, learner: Learner) -> None:
         self._after, self._recording = _Transfers(learner.actual), None
-        self._trace = recorded.end()
+        with process.uncollected():
+            self._trace = recorded.end()
 
     def _content(self) -> dict[str, Any]:
         found = trace.rows_of(json.loads(self._trace)["traceEvents"])

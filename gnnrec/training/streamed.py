@@ -199,20 +199,21 @@ class Streamed:
 
     def _add(self, batch: _Batch) -> None:
         """Give a batch its rows of the panel that is there."""
-        nodes = batch.loss.nodes
-        batch.loss.add(self.model.propagated_rows(nodes, batch.parts), self.model.panel[nodes])
+        own = self.model.panel.index_select(0, batch.loss.nodes)
+        batch.loss.add(self.model.propagated_rows(own, batch.parts), own)
 
     def _update(self, batch: _Batch, blocks: Iterator[Block], lr: float) -> None:
         """A step of Adam on a panel, whose embeddings then are there."""
         model, nodes, decay = self.model, batch.loss.nodes, batch.loss.decay
-        model.panel.zero_()[nodes] = batch.loss.gradient()
+        model.panel.zero_().index_copy_(0, nodes, batch.loss.gradient())
         for block, gradient in model.propagated_blocks(blocks):
             embedding, *moments = block.tensors
             if decay is not None:
                 number = block.rows.start // model.layout.block_rows
                 first, last = batch.borders[number : number + 2]
                 here = nodes[first:last] - block.rows.start
-                gradient[here] += embedding[here] * decay[first:last, None]
+                term = embedding.index_select(0, here).mul_(decay[first:last, None])
+                gradient.index_copy_(0, here, term.add_(gradient.index_select(0, here)))
             adam_block(self.optimizer, embedding, gradient, *moments, lr=lr, step=self._count)
             model.work[block.rows] = embedding
             for extreme in embedding.aminmax():  # not by max(), which loses a NaN

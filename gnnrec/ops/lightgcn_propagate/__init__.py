@@ -274,7 +274,8 @@ def _rows_backward(
     source, between, target = map(_arguments.array, (final.contiguous(), work, result))
     with profiler.kernel(*_some(matrix, distinct, result, len(weights) - 1)):
         cpu.propagate_from(arrays, source, distinct.numpy(), weights, places, between, target, dtype)
-    return result if own is None else result.index_add_(0, distinct, own)
+    # index_add_ takes three times as long.
+    return result if own is None else result.index_copy_(0, distinct, result.index_select(0, distinct).add_(own))
 
 
 def _places(rows: torch.Tensor, nodes: int) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
