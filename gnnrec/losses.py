@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from gnnrec import extensions, ops
 from gnnrec.config import BPRConfig, CustomLossConfig, DirectAUConfig, LossConfig, SoftmaxConfig, SquaredConfig
 from gnnrec.graph.bipartite import BipartiteGraph
+from gnnrec.ops.lightgcn_propagate import SIZES
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Different nodes, int64 [n], and a loss of their final and ego embeddings, [n, dim] each.
+# Different nodes, int64 [n], all of a batch among them, and a loss of their final and ego embeddings, [n, dim] each.
 Part = tuple[torch.Tensor, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
@@ -227,10 +228,13 @@ class Contrastive:
 
 def _among(count: int, *numbers: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The different ones of numbers below count, int64 in rising order, and the numbers' places among them; on the
-    CPU."""
+    CPU. Others join them, up to a multiple of a SIZES-th of all: matrices of ever new sizes would leave holes in the
+    memory that no other fits."""
     places = np.zeros(count, np.int32)
     for some in numbers:
         places[some.numpy()] = 1
+    more = -np.count_nonzero(places) % max(count // SIZES, 1)
+    places[np.flatnonzero(places == 0)[:more]] = 1
     different = np.flatnonzero(places)
     places[different] = np.arange(len(different), dtype=np.int32)
     return torch.from_numpy(different), [torch.from_numpy(places[some.numpy()]).long() for some in numbers]

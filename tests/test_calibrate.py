@@ -423,6 +423,26 @@ def test_on_a_busy_machine_it_goes_on_with_what_no_plan_can_do_without(tmp_path:
 
 
 @pytest.mark.usefixtures("small")
+def test_an_interruption_beside_transfers_ends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = kernels.gatherer, []
+
+    def gatherer(width: int) -> Any:
+        def gather(*arrays: Any) -> None:
+            calls.append(width)
+            if len(calls) > 2:  # one compiles, one is alone
+                raise KeyboardInterrupt
+            real(width)(*arrays)
+
+        return gather
+
+    monkeypatch.setattr(kernels, "gatherer", gatherer)
+    monkeypatch.setattr(measure_file, "_RUN_SECONDS", 1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        measure_file.measure(disk(tmp_path), watch())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small")
 def test_an_interruption_leaves_no_file(tmp_path: Path) -> None:
     def interrupted(words: str) -> None:
         assert (tmp_path / FOLDER / "blocks").exists()

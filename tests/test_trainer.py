@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnnrec import models, ops
+from gnnrec import losses, models, ops
 from gnnrec.config import BPRConfig, OptimizerConfig, SoftmaxConfig, TrainerConfig
 from gnnrec.data import synthetic
 from gnnrec.data.splits import split
@@ -82,10 +82,27 @@ def test_models_with_another_forward_take_all_nodes(parts, monkeypatch):
 
     graph = graph_of(parts[0])
     learned = models.LightGCN(graph, dim=4, layer_weights="learned")
-    for model in (Doubled(graph, dim=4), learned, models.SimGCL(graph, dim=4), models.NGCF(graph, dim=4, layers=1)):
+    with pytest.raises(ValueError, match="learned layer weights need the embeddings of all nodes"):
+        learned.rows(torch.arange(3))
+    listened, patched = (models.LightGCN(graph, dim=4) for _ in range(2))
+    listened.register_forward_hook(lambda *given: None)
+    patched.forward = patched._propagated
+    others = models.SimGCL(graph, dim=4), models.NGCF(graph, dim=4, layers=1)
+    for model in (Doubled(graph, dim=4), learned, listened, patched, *others):
         learner = resident.Resident(model, TrainerConfig(batch_size=2), BPRConfig(), OptimizerConfig(), seed=0)
         monkeypatch.setattr(models.LightGCN, "rows", None)  # nobody calls it
         assert learner.step(0, 1e-3) > 0
+
+
+def test_a_batch_of_most_nodes_is_asked_once(parts, monkeypatch):
+    graph, asked = graph_of(parts[0]), []
+    real = losses.BPR.part
+    monkeypatch.setattr(losses.BPR, "part", lambda *given: asked.append(1) or real(*given))
+    model, config = models.LightGCN(graph, dim=4), TrainerConfig(batch_size=10_000)
+    learner = resident.Resident(model, config, BPRConfig(), OptimizerConfig(), seed=0)
+    for step in range(3):
+        learner.step(step, 1e-3)
+    assert len(asked) == 1
 
 
 def interrupt_at(monkeypatch, step, signum=signal.SIGINT):

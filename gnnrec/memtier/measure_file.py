@@ -59,7 +59,8 @@ def measure(tier: Tier, watch: Stopwatch) -> Measured:
     """
     with opened(tier, watch.left) as (blocks, note):
         rates, missing = watch.rates(_in_order(blocks), least=len(SEQUENTIAL))
-        rates.append(_toll(blocks))
+        watch.begins(f"what transfers cost kernels, {_BESIDE} threads")
+        rates.append(_toll(blocks, RUNS if watch.left > 0 else 1))
         shuffled, late = watch.rates(_shuffled(blocks))
         rates += shuffled
     notes = [note, f"read, write and mixed in blocks of {in_bytes(LARGEST)}"]
@@ -242,7 +243,7 @@ def _in_order(blocks: Blocks) -> Iterator[Figure]:
             yield figure(blocks, pattern, kinds, LARGEST, threads, shuffled=False)
 
 
-def _toll(blocks: Blocks) -> Rate:
+def _toll(blocks: Blocks, runs: int) -> Rate:
     """Of blocks that are read and written, past the caches, while all processors gather rows from DRAM: transfers take
     turns on their cores, and a part of the memory's bandwidth."""
     rows = np.ones((_GATHERED // _ROW, _ROW // 4), np.float32)
@@ -260,27 +261,29 @@ def _toll(blocks: Blocks) -> Rate:
 
     gathers(0.0)  # compiles
     found = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         alone, taken = gathers(_RUN_SECONDS)
         blocks.prepare()
         ended, moved = threading.Event(), 0
 
         def transfer(ended: threading.Event = ended) -> int:
             moved = 0
-            while not ended.is_set():
+            while not (moved and ended.is_set()):
                 moved += blocks.run("rw", LARGEST, 4 * _BESIDE, _BESIDE, shuffled=False)
             return moved
 
         with ThreadPoolExecutor(1) as pool:
             start, mover = time.perf_counter(), pool.submit(transfer)
-            count, beside = gathers(2 * _RUN_SECONDS)
-            ended.set()
+            try:
+                count, beside = gathers(2 * _RUN_SECONDS)
+            finally:
+                ended.set()
             moved = mover.result()
         share = beside / (time.perf_counter() - start)  # of the transfers that went on beside
         lost = max(beside - count * taken / alone, _NO_TOLL * beside)
         found.append(share * moved / lost / 1e9)
     median = statistics.median(found)
-    return Rate("toll", median, threads=_BESIDE, spread=(max(found) - min(found)) / median, count=RUNS)
+    return Rate("toll", median, threads=_BESIDE, spread=(max(found) - min(found)) / median, count=runs)
 
 
 def _shuffled(blocks: Blocks) -> Iterator[Figure]:

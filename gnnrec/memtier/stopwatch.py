@@ -63,6 +63,10 @@ class Stopwatch:
         """Seconds, below 0 when the time is up."""
         return self.end - time.perf_counter()
 
+    def begins(self, figure: str) -> None:
+        """Tell of something that is measured otherwise."""
+        self._progress(figure)
+
     def rates(self, figures: Iterable[Figure], least: int = 0) -> tuple[list[Rate], str]:
         """Measure in the order given; a figure that has begun is finished, and so many are measured whatever the time:
         a plan cannot do without a rate of each pattern.

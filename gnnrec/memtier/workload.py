@@ -26,9 +26,10 @@ from gnnrec.memtier.costs import Access
 from gnnrec.memtier.demands import RANKING, STATE, Demand, HeldOut, Moved, Side
 from gnnrec.ops._operator import Case
 from gnnrec.ops.adam.reference import bytes_moved as adam_bytes
-from gnnrec.ops.lightgcn_propagate import FEW
+from gnnrec.ops.lightgcn_propagate import FEW, SIZES
 from gnnrec.ops.lightgcn_propagate.reference import bytes_moved as propagate_bytes
 from gnnrec.ops.ngcf_layer.reference import bytes_moved as ngcf_bytes
+from gnnrec.ops.softmax_loss.panels import CPU_PANEL
 from gnnrec.ops.topk_scores import users_at_a_time
 from gnnrec.ops.topk_scores.cpu import packed_items
 
@@ -216,9 +217,8 @@ class Workload:
         if self.in_part:  # what the last layer gathers is gone when the gradient is made
             del sizes["final"]
             # Final and ego embeddings with their gradients; which of these a node has.
-            sizes["batch_rows"] = int(
-                2 * (1 + self._reg) * self.batch_rows()[0] * self.dim * self._size + 8 * self.nodes
-            )
+            rows = min(self.batch_rows()[0] + self.nodes / SIZES, self.nodes)
+            sizes["batch_rows"] = int(2 * (1 + self._reg) * rows * self.dim * self._size + 8 * self.nodes)
         elif self._reg:
             sizes["ego_gradient"] = numbers
         if self.held_out.valid and not self.on_gpu:  # kept on the CPU
@@ -275,6 +275,11 @@ class Workload:
         for name, size in sizes.items():
             yield moved.demand(name, size, movable=name in ("embedding", "master", *STATE) and not self.on_gpu)
         places = (2 + self.negatives) * self.batch * (8 + 4 + 2 * FLOAT)  # numbers, order, scores and weights
+        if isinstance(self.loss, SoftmaxConfig):
+            # Of the items that take part, rows of length 1 and gradients; of those that they are compared with, as
+            # many, padded ones, these as the products take them, and parts of the gradient; a panel of scores.
+            items = self.batch_rows()[0] - self.users.nodes / self.steps_per_epoch
+            places += int((2 * items + 5 * (self.loss.negatives or items)) * self.final_dim * FLOAT) + CPU_PANEL
         nodes = self.batch_rows()[0] if "batch_rows" in sizes else self.nodes
         yield moved.demand("batch", places + 24 * int(nodes + 1) * isinstance(self.loss, BPRConfig))
         if self.on_gpu:

@@ -88,7 +88,13 @@ class LightGCN(nn.Module):
 
     def rows(self, nodes: torch.Tensor, *, ego: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """What `forward` gives of these nodes, int64 [n], and their ego embeddings if they are wanted: [n, dim] each.
-        Learned layer weights need all nodes."""
+
+
+        Raises:
+            ValueError: layer weights are learned, which takes all nodes.
+        """
+        if self.layer_logits is not None:
+            raise ValueError("learned layer weights need the embeddings of all nodes")
         adjacency, x, layers = self.graph.norm_adjacency().to(self.embedding.device), self.embedding, self.layers
         if ego:
             return ops.lightgcn_propagate_rows(adjacency, x, nodes, num_layers=layers, layer_weights=self._fixed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -61,7 +62,8 @@ class Resident:
         if isinstance(model, SimGCL):
             self.loss = losses.Contrastive(plain, model.views, model.contrast_weight, model.contrast_temperature)
             self.sampler = sampler.WithNodes(batches, model.contrast_nodes)
-        self._in_part = self.device.type == "cpu" and _in_part(model, self.loss)
+        # Batches of as many numbers take all nodes.
+        self._whole_from = math.inf if self.device.type == "cpu" and _in_part(model, self.loss) else 0
         self.captured = CapturedStep(self.device) if self._captures() else None
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self._best: dict[str, torch.Tensor] | None = None
@@ -194,10 +196,11 @@ class Resident:
     def _value(self, *batch: torch.Tensor) -> torch.Tensor:
         """The loss of a batch. Where it has less than FEW of the nodes, embeddings are made of these alone."""
         count = len(self.model.embedding)
-        if self._in_part:
+        if batch[0].numel() < self._whole_from:
             nodes, loss = self.loss.part(count, *batch)  # type: ignore[attr-defined]
             if len(nodes) < FEW * count:
                 return loss(*self.model.rows(nodes, ego=self.loss.takes_ego))  # type: ignore
+            self._whole_from = batch[0].numel()  # so large a batch is not asked again
         return self.loss(self.model(), self.model.embedding, *batch)
 
     def _captures(self) -> bool:
@@ -209,6 +212,8 @@ class Resident:
 
 
 def _in_part(model: Trainable, loss: Callable[..., torch.Tensor]) -> bool:
-    """Whether embeddings can be made of a batch's nodes alone; what LightGCN is a part of may have its own forward."""
-    plain = isinstance(model, LightGCN) and type(model).forward is LightGCN.forward and model.layer_logits is None
-    return plain and isinstance(loss, losses.BPR | losses.Softmax)
+    """Whether embeddings can be made of a batch's nodes alone: of a plain LightGCN, whose `forward` nobody has changed
+    or listens to."""
+    hooks = model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)
+    plain = type(model) is LightGCN and model.layer_logits is None and not hooks
+    return plain and type(loss) in (losses.BPR, losses.Softmax)

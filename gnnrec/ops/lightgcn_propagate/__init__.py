@@ -20,6 +20,7 @@ from gnnrec.ops.segment import sum_by_index
 __all__ = [
     "FEW",
     "OP",
+    "SIZES",
     "lightgcn_propagate",
     "lightgcn_propagate_blocks",
     "lightgcn_propagate_into",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 FEW = 0.6  # of the nodes: a step on so many of Gowalla's takes as long by `lightgcn_propagate_rows` as by the whole
+
+SIZES = 32  # that the number of rows of batches had better have: memory for ever new ones leaves holes none fits into
 
 
 def lightgcn_propagate(
