@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from alone import alone
 from made_up_tiers import disk, dram
 
 from gnnrec import models, ops, recommend
@@ -245,6 +246,7 @@ def test_a_streamed_run_is_evaluated_and_gives_recommendations(machine, resident
 
 
 @pytest.mark.parametrize("changes", [{}, {"similarity": "cosine", "popularity": 0.1}], ids=["dot", "both"])
+@alone
 def test_the_final_evaluation_takes_what_the_plan_counts(peak_memory, changes):
     """Ten million interactions of training, beside which there is no second graph of them, and no copy of vectors."""
     users, items, each, rng = 200_000, 100_000, 50, np.random.default_rng(0)

@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 FEW = 0.6  # of the nodes: a step on so many of Gowalla's takes as long by `lightgcn_propagate_rows` as by the whole
-
 SIZES = 32  # that the number of rows of batches had better have: memory for ever new ones leaves holes none fits into
 
 
@@ -81,8 +80,8 @@ def lightgcn_propagate_rows(
     """These rows of `lightgcn_propagate` and of x itself, as a batch wants them: gradients of both meet in x's.
 
     On the CPU the last layer computes only these rows, the first layer of the backward pass gathers only their
-    gradient, and nothing else as long as x is made of the result and its gradient. (On a GPU the backward pass is that
-    of the whole.) For a batch that is small beside the graph this saves one product of each way.
+    gradient, and neither a result nor its gradient is made for all nodes. (On a GPU the backward pass is that of the
+    whole.) For a batch that is small beside the graph this saves a good half of one product each way.
 
     Args:
         matrix, x, num_layers, layer_weights: as for `lightgcn_propagate`.
