@@ -288,3 +288,33 @@ def test_other_apps_and_sweeps_are_for_a_single_process(monkeypatch, capsys):
     for words in (["evaluate", "run=x"], ["train", "-m", "seed=0,1"]):
         assert cli.run(words[0], words[1:]) == 2
         assert "several processes can only train, one run" in capsys.readouterr().err
+
+
+LEAVING = """
+import os, sys
+from pathlib import Path
+import torch
+from gnnrec import ranks
+
+def threads():
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        found.setdefault((task / "comm").read_text().strip(), []).append(os.sched_getscheduler(int(task.name)))
+    return found
+
+with ranks.joined(60, lambda: "cpu") as both:
+    import torch._dynamo  # whose imports must not keep the group
+    both.total(torch.ones(3))
+    found = threads()
+    assert set(found["gloo_tcp_loop"] + found["pt_gloo_runloop"]) == {os.SCHED_BATCH}, found
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets threads wait for a core, and lists them")
+def test_threads_of_the_network_interrupt_nobody_and_end_before_the_process(tmp_path):
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr

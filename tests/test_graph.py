@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from gnnrec.graph import BipartiteGraph, SparseMatrix
 from gnnrec.graph.bipartite import user_rows
-from gnnrec.graph.schedule import LONG, MAX_CHUNKS, ROW_COST, balanced_chunks, long_rows
+from gnnrec.graph.schedule import LONG, MAX_CHUNKS, ROW_COST, balanced_chunks, long_rows, prefetch_distance
 from gnnrec.graph.sparse import MAX_INT32
 from gnnrec.graph.union import Union
 from gnnrec.ops._operator import dense
@@ -286,6 +286,11 @@ def test_chunks_cover_all_rows_in_about_equal_parts(rows, heaviest, seed):
 def test_enough_chunks_to_share():
     assert len(balanced_chunks(torch.arange(100_001) * 3)) == MAX_CHUNKS + 1
     assert balanced_chunks(torch.arange(33)).tolist() == [0, 16, 32]
+
+
+@pytest.mark.parametrize(("row_bytes", "rows"), [(0, 64), (64, 64), (128, 64), (256, 32), (512, 16), (1024, 16)])
+def test_narrow_rows_are_asked_for_further_ahead(row_bytes, rows):
+    assert prefetch_distance(row_bytes) == rows
 
 
 @given(st.lists(st.sampled_from([0, 1, LONG - 1, LONG, LONG + 1, 2 * LONG, 7 * LONG + 3]), max_size=20))

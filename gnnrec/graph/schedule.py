@@ -11,7 +11,10 @@ from gnnrec.graph import _build
 
 MAX_CHUNKS = 256  # enough for every thread to get many, few enough to cost nothing
 ROW_COST = 4  # writing a row costs about as much as gathering this many neighbours
-PREFETCH_DISTANCE = 16  # rows of neighbours ahead; 8 was 16 % slower on Gowalla's graph with dim 64
+PREFETCH_DISTANCE = 16  # rows of neighbours ahead, at least; 8 was 16 % slower on Gowalla's graph with dim 64
+PREFETCH_BYTES = 8192  # of narrow rows ahead: 64 rows of 64 bytes for 16 were 1.4 times as fast out of DRAM
+PREFETCH_ROWS = 64  # at most
+BY_WIDTH = -1  # for a distance: as many rows as `prefetch_distance` says
 LONG = 2048  # entries; rows with more are split, so that one of them does not keep all other threads waiting
 GPU_SHORT = 16  # entries; rows with no more share a program
 GPU_LONG = 128  # entries; the last programs keep the rest of a GPU waiting: with 512, pieces took 40 of 130 us
@@ -28,6 +31,11 @@ class Schedule(NamedTuple):
     def of(cls, indptr: torch.Tensor) -> Schedule:
         """From row pointers, on the CPU."""
         return cls(balanced_chunks(indptr), *long_rows(indptr))
+
+
+def prefetch_distance(row_bytes: int) -> int:
+    """How many rows lie between a prefetch and its use."""
+    return min(max(PREFETCH_BYTES // max(row_bytes, 1), PREFETCH_DISTANCE), PREFETCH_ROWS)
 
 
 def balanced_chunks(indptr: torch.Tensor, at_most: int = MAX_CHUNKS) -> torch.Tensor:

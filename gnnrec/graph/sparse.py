@@ -13,8 +13,8 @@ import torch
 from gnnrec import device as devices
 from gnnrec.graph import _build
 from gnnrec.graph.schedule import (
+    BY_WIDTH,
     GPU_LONG,
-    PREFETCH_DISTANCE,
     Schedule,
     degree_buckets,
     degree_histogram,
@@ -56,7 +56,7 @@ class SparseMatrix:
         # matrices only say what has been seen.
         if not devices.on_gpu(indptr):
             self.chunks, self.pieces, self.long = schedule or Schedule.of(indptr)
-        self.prefetch = PREFETCH_DISTANCE
+        self.prefetch = BY_WIDTH
         self._elsewhere: dict[torch.device, SparseMatrix] = {}
         self._sorted: bool | None = None
         if symmetric:

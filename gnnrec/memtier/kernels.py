@@ -16,14 +16,13 @@ from typing import Any
 import numba
 import numpy as np
 
-from gnnrec.graph.schedule import PREFETCH_DISTANCE
 from gnnrec.ops._numba import VERSION, inline
 from gnnrec.ops._parallel import Team, consecutive, items, kernel
 from gnnrec.ops._row_math import row_add, row_fma, row_splat, row_sum
 from gnnrec.ops._vector import (
     MAX_DIM,
     fence,
-    row_gather_sum_ahead,
+    row_gather_sum,
     row_load,
     row_store,
     row_zero,
@@ -131,7 +130,7 @@ def triad() -> Any:
 @cache
 def gatherer(width: int) -> Any:
     """gather(x [rows, width], indices int32 [n], sums [SHARES, width]): adds up rows as spmm does."""
-    version, dim, shares, neighbours, distance = VERSION, width, SHARES, NEIGHBOURS, PREFETCH_DISTANCE
+    version, dim, shares, neighbours = VERSION, width, SHARES, NEIGHBOURS
 
     @kernel
     def gather(team: Any, x: Any, indices: Any, sums: Any) -> None:
@@ -141,7 +140,7 @@ def gatherer(width: int) -> Any:
             total, stop = row_zero(x, dim), (share + 1) * count // shares
             for first in range(share * count // shares, stop, neighbours):
                 last = min(first + neighbours, stop)
-                total = row_add(total, row_gather_sum_ahead(x, indices, first, last, None, total, distance))
+                total = row_add(total, row_gather_sum(x, indices, first, last, None, total))
             row_store(sums, share, total, False)
 
     return partial(gather, SHARES)
@@ -173,7 +172,7 @@ def exchanger(width: int, reads: int) -> Any:
     """exchange(x [rows, width], indices int32 [n], out [rows, width]): out[indices[k]] = the sum of rows
     x[indices[k * reads : (k + 1) * reads]] from left to right, written past the caches: `reads` rows are read for each
     that is written."""
-    version, dim, shares, distance = VERSION, width, SHARES, PREFETCH_DISTANCE
+    version, dim, shares = VERSION, width, SHARES
 
     @kernel
     def exchange(team: Any, x: Any, indices: Any, out: Any) -> None:
@@ -183,7 +182,7 @@ def exchanger(width: int, reads: int) -> Any:
             zero = row_zero(x, dim)
             for k in range(share * count // shares, (share + 1) * count // shares):
                 first = k * reads
-                total = row_gather_sum_ahead(x, indices, first, first + reads, None, zero, distance)
+                total = row_gather_sum(x, indices, first, first + reads, None, zero)
                 row_store(out, indices[k], total, True)
             fence()
 

@@ -24,7 +24,7 @@ from numba.core.errors import RequireLiteralValue, TypingError
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import models, register_model
 
-from gnnrec.graph.schedule import PREFETCH_DISTANCE
+from gnnrec.graph.schedule import prefetch_distance
 
 MAX_DIM = 256  # 16 accumulators of 16 floats: half of the AVX-512 registers
 LINE = 64  # bytes of a cache line and of a vector
@@ -307,7 +307,7 @@ def row_store(typingctx: Any, array: Any, row: Any, value: Any, stream: Any) -> 
 def row_gather_sum(typingctx: Any, array: Any, indices: Any, start: Any, stop: Any, weights: Any, dim: Any) -> Any:
     """sum over k in [start, stop) of weights[indices[k]] * array[indices[k], :dim], left to right; weights may be None.
 
-    The rows that come PREFETCH_DISTANCE later are prefetched, beyond this row's end too: they are the next row's.
+    The rows that come `prefetch_distance` later are prefetched, beyond this row's end too: they are the next row's.
     """
     return _gather_sum(array, indices, weights, row_type(array, dim), [dim])
 
@@ -320,18 +320,36 @@ def row_gather_sum_ahead(
     return _gather_sum(array, indices, weights, row_type(array, dim), [dim, types.int64])
 
 
-def _gather_sum(array: Any, indices: Any, weights: Any, result: RowType, rest: list[Any]) -> Any:
+@intrinsic(prefer_literal=True)
+def row_gather_sum_placed(
+    typingctx: Any, array: Any, places: Any, indices: Any, count: Any, weights: Any, dim: Any, distance: Any
+) -> Any:
+    """The same over the first `count` indices, of rows array[places[indices[k]]]."""
+    return _gather_sum(array, indices, weights, row_type(array, dim), [dim, types.int64], places)
+
+
+def _gather_sum(
+    array: Any, indices: Any, weights: Any, result: RowType, rest: list[Any], places: Any | None = None
+) -> Any:
     weighted = not isinstance(weights, types.NoneType)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, index_array, first, last, weight_array, _, *given = args
-        distance = given[0] if given else ir.Constant(_I64, PREFETCH_DISTANCE)
+        if places is None:
+            x, index_array, first, last, weight_array, _, *given = args
+        else:
+            x, place_array, index_array, last, weight_array, _, *given = args
+            first, place_view = ir.Constant(_I64, 0), context.make_array(places)(context, builder, place_array)
+        row_bytes = result.dim * (array.dtype.bitwidth // 8)
+        distance = given[0] if given else ir.Constant(_I64, prefetch_distance(row_bytes))
         index_view = context.make_array(indices)(context, builder, index_array)
         weight_view = context.make_array(weights)(context, builder, weight_array) if weighted else None
         last_index = builder.sub(builder.extract_value(index_view.shape, 0), ir.Constant(_I64, 1))
 
         def neighbour(k: Any) -> Any:
-            return builder.sext(builder.load(builder.gep(index_view.data, [k])), _I64)
+            found = builder.load(builder.gep(index_view.data, [k]))
+            if places is not None:
+                found = builder.load(builder.gep(place_view.data, [builder.sext(found, _I64)]))
+            return builder.sext(found, _I64)
 
         entry = builder.basic_block
         body, done = builder.append_basic_block("gather"), builder.append_basic_block("gathered")
@@ -370,6 +388,8 @@ def _gather_sum(array: Any, indices: Any, weights: Any, result: RowType, rest: l
             results.append(total)
         return pack(builder, result, results)
 
+    if places is not None:
+        return result(array, places, indices, types.int64, weights, *rest), codegen
     return result(array, indices, types.int64, types.int64, weights, *rest), codegen
 
 

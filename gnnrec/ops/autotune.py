@@ -18,7 +18,7 @@ import numba
 import torch
 
 from gnnrec import device as devices
-from gnnrec.graph.schedule import MAX_CHUNKS, PREFETCH_DISTANCE, balanced_chunks
+from gnnrec.graph.schedule import BY_WIDTH, MAX_CHUNKS, balanced_chunks
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops.spmm import spmm
 from gnnrec.storage import atomic_write
@@ -31,15 +31,15 @@ class Choice:
     """How a matrix is walked.
 
     Args:
-        prefetch: entries between a row's prefetch and its use.
+        prefetch: entries between a row's prefetch and its use, or BY_WIDTH.
         chunks: at most so many chunks of rows.
     """
 
-    prefetch: int = PREFETCH_DISTANCE
+    prefetch: int = BY_WIDTH
     chunks: int = MAX_CHUNKS
 
 
-CANDIDATES = [Choice(prefetch, chunks) for prefetch in (0, 4, 8, 16, 32) for chunks in (64, 256, 1024)]
+CANDIDATES = [Choice(prefetch, chunks) for prefetch in (0, 8, 16, 32, 64) for chunks in (64, 256, 1024)]
 
 
 def path() -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gnnrec import device as devices
-from gnnrec.graph.schedule import PREFETCH_DISTANCE
+from gnnrec.graph.schedule import BY_WIDTH
 from gnnrec.graph.sparse import SparseMatrix
 from gnnrec.ops import _arguments
 from gnnrec.ops._launch import unpack
@@ -90,7 +90,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     graph, back = ctx.matrix, ctx.transposed
 
     def spread(one: list[torch.Tensor], other: list[torch.Tensor], x: torch.Tensor | None) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.gnnrec.spmm(one, other, x, grad, "sum", 1.0, None, 0.0, PREFETCH_DISTANCE)
+        result: torch.Tensor = torch.ops.gnnrec.spmm(one, other, x, grad, "sum", 1.0, None, 0.0, BY_WIDTH)
         return result
 
     grad_a = spread(graph, back, b) if needs_a else None

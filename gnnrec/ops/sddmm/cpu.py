@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
+from gnnrec.graph.schedule import LONG, prefetch_distance
 from gnnrec.ops._numba import VERSION
 from gnnrec.ops._parallel import items, kernel
 from gnnrec.ops._row_math import row_add, row_dot, row_mul, row_scale
@@ -26,7 +26,7 @@ def sddmm(matrix: tuple[Any, ...], a: Any, b: Any, kind: str, out: Any) -> None:
 
 @cache
 def _compile_dot(dim: int) -> Any:
-    version = VERSION
+    version, distance = VERSION, prefetch_distance(4 * dim)
 
     @kernel
     def run(
@@ -58,7 +58,7 @@ def _compile_dot(dim: int) -> Any:
                 if row_scales is not None:
                     left = row_scale(left, at(row_scales, i))
                 for k in range(start, stop):
-                    row_prefetch(b, at(indices, min(k + PREFETCH_DISTANCE, last)), dim)
+                    row_prefetch(b, at(indices, min(k + distance, last)), dim)
                     j, e = at(indices, k), k
                     if entries is not None:
                         e = at(entries, k)

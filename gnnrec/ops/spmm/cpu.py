@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gnnrec.graph.schedule import LONG, PREFETCH_DISTANCE
+from gnnrec.graph.schedule import BY_WIDTH, LONG, PREFETCH_DISTANCE, prefetch_distance
 from gnnrec.ops._numba import VERSION, inline
 from gnnrec.ops._parallel import consecutive, items, kernel
 from gnnrec.ops._row_math import (
@@ -29,6 +29,7 @@ from gnnrec.ops._vector import (
     can_stream,
     fence,
     row_gather_sum_ahead,
+    row_gather_sum_placed,
     row_load,
     row_prefetch,
     row_store,
@@ -46,7 +47,7 @@ def spmm(
     scale: float = 1.0,
     base: Any = None,
     base_scale: float = 0.0,
-    prefetch: int = PREFETCH_DISTANCE,
+    prefetch: int = BY_WIDTH,
     out_rows: Any = None,
     x_rows: Any = None,
     base_rows: Any = None,
@@ -64,20 +65,22 @@ def spmm(
         dtype: numpy's, of scales and sums.
         values: None, [nnz] or [nnz, dim].
         reduce: sum, max or min.
-        prefetch: of rows of x, in entries.
+        prefetch: of rows of x, in entries, or BY_WIDTH.
         out_rows, base_rows: None or [rows]; x_rows: None or [cols].
     """
     number, pieces, extreme = np.dtype(dtype).type, matrix[5], reduce != "sum"
+    x_bits = None if x_rows is None else _bits(x_rows >= 0)
     for start in range(0, out.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
         target = out[:, panel]
         partial = np.empty((len(pieces), target.shape[1]), dtype)
         compiled = _compile(target.shape[1], can_stream(target), reduce)
         source, edge_values, added = _panel(x, panel), _panel(values, panel), _panel(base, panel)
+        ahead = prefetch_distance(target[0:1].nbytes) if prefetch == BY_WIDTH else prefetch
         # An extreme's terms have all their factors before they are compared, a sum takes the row's at the end.
         epilogue: tuple[Any, ...] = (None if extreme else matrix[2], number(scale), added, number(base_scale))
         epilogue = (*epilogue, base_rows, partial, out_rows, target)
-        compiled(len(pieces) + len(matrix[4]) - 1, *matrix, prefetch, source, x_rows, edge_values, *epilogue)
+        compiled(len(pieces) + len(matrix[4]) - 1, *matrix, ahead, source, x_rows, x_bits, edge_values, *epilogue)
         if len(pieces):
             _compile_join(target.shape[1], reduce)(len(matrix[6]), matrix[6], *epilogue)
 
@@ -118,11 +121,20 @@ def _panel(x: Any, columns: slice) -> Any:
     return x[:, columns] if x is not None and x.ndim == 2 else x
 
 
+def _bits(chosen: Any) -> Any:
+    """Booleans as bits of int64 words, lowest first."""
+    words = np.zeros(-(-len(chosen) // 64), np.int64)
+    packed = np.packbits(chosen, bitorder="little")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
+
+
 @inline
 def _gather(
     zero: Any,
     x: Any,
     x_rows: Any,
+    x_bits: Any,
     found: Any,
     indices: Any,
     start: Any,
@@ -137,7 +149,7 @@ def _gather(
         if x is None:  # numba types this branch in every case, and drops the rest of it where x is None
             return zero
         if x_rows is not None:
-            return _gather_some(zero, x, x_rows, found, indices, start, stop, col_scales, prefetch)
+            return _gather_some(zero, x, x_rows, x_bits, found, indices, start, stop, col_scales, prefetch)
         return row_gather_sum_ahead(x, indices, start, stop, col_scales, zero, prefetch)
     total, last = zero, len(indices) - 1
     for k in range(start, stop):
@@ -161,16 +173,26 @@ def _gather(
 
 @inline
 def _gather_some(
-    zero: Any, x: Any, x_rows: Any, found: Any, indices: Any, start: Any, stop: Any, col_scales: Any, prefetch: Any
+    zero: Any,
+    x: Any,
+    x_rows: Any,
+    x_bits: Any,
+    found: Any,
+    indices: Any,
+    start: Any,
+    stop: Any,
+    col_scales: Any,
+    prefetch: Any,
 ) -> Any:
     """The same where x holds some rows. Terms of 0 change no sum. The rows that it holds are listed first, without a
-    branch that a processor could foretell wrongly, so that they can be fetched ahead."""
+    branch that a processor could foretell wrongly, so that they can be fetched ahead. Whether there is one is a bit:
+    those of all rows stay in caches that their places are too many for."""
     count = 0
     for k in range(start, stop):
-        place = at(x_rows, at(indices, k))
-        found[count] = place
-        count += place >= 0
-    return row_gather_sum_ahead(x, found, 0, count, col_scales, zero, prefetch)
+        j = at(indices, k)
+        found[count] = j
+        count += (at(x_bits, j >> 6) >> (j & 63)) & 1
+    return row_gather_sum_placed(x, x_rows, found, count, col_scales, zero, prefetch)
 
 
 @inline
@@ -262,6 +284,7 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
         prefetch: Any,
         x: Any,
         x_rows: Any,
+        x_bits: Any,
         values: Any,
         finish_scales: Any,
         scale: Any,
@@ -291,7 +314,9 @@ def _compile(dim: int, stream: bool, reduce: str) -> Any:
                         zero, one, x, indices, start, stop, row_scales, i, col_scales, values, entries, largest
                     )
                 else:
-                    row = _gather(zero, x, x_rows, found, indices, start, stop, col_scales, values, entries, prefetch)
+                    row = _gather(
+                        zero, x, x_rows, x_bits, found, indices, start, stop, col_scales, values, entries, prefetch
+                    )
                 if piece:
                     row_store(partial, r, row, False)
                 else:
