@@ -9,6 +9,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from gnnrec import kept
 from gnnrec.errors import GnnrecError
 
 if TYPE_CHECKING:
@@ -88,18 +89,21 @@ def _problem(device: torch.device) -> tuple[str, str] | None:
 
 
 def empty(like: torch.Tensor, shape: Any, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A fresh tensor beside `like`, of its dtype unless another is given.
+    """A fresh tensor beside `like`, of its dtype unless another is given; on the CPU in what a training has kept.
 
     Raises:
         DeviceMemoryError: no room on the GPU, with the tensor's name and size.
     """
     import torch
 
+    numbers, dtype = torch.Size(shape if isinstance(shape, list | tuple) else [shape]), dtype or like.dtype
+    found = kept.empty(numbers, dtype) if like.device.type == "cpu" else None
+    if found is not None:
+        return found
     try:
-        return like.new_empty(shape, dtype=dtype or like.dtype)
+        return like.new_empty(numbers, dtype=dtype)
     except torch.OutOfMemoryError as error:
-        numbers = torch.Size(shape if isinstance(shape, list | tuple | torch.Size) else [shape])
-        size = numbers.numel() * (dtype or like.dtype).itemsize
+        size = numbers.numel() * dtype.itemsize
         raise _no_memory(f"{name} {list(numbers)} needs {_size(size)}", like.device) from error
 
 

@@ -310,19 +310,19 @@ def _patient_threads() -> Iterator[None]:
     """Threads that start within take no core from one that runs, as they otherwise do on waking (SCHED_BATCH).
 
     gloo's thread that listens to sockets tries a lock again and again that it has interrupted the owner of, for the
-    2 to 4 ms until the scheduler looks again: two ranks on two cores waited 2.7 ms for 8 KiB, and then 1.2 ms.
+    2 to 4 ms until the scheduler looks again: two ranks on two cores waited 2.7 ms for 8 KiB, so they wait 1.2 ms.
     """
-    if not hasattr(os, "SCHED_BATCH"):  # not Linux
-        yield
-        return
-    before = os.sched_getscheduler(0)
-    with suppress(OSError):  # what a sandbox forbids is only slower
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    patient = False
+    if hasattr(os, "SCHED_BATCH"):  # on Linux
+        with suppress(OSError):  # where a sandbox forbids it, it is only slower
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:  # another was chosen by somebody
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+                patient = True
     try:
         yield
     finally:
-        with suppress(OSError):
-            os.sched_setscheduler(0, before, os.sched_param(0))
+        if patient:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _value(content: dict[str, Any]) -> Any:

@@ -36,6 +36,7 @@ FIELDS = {  # field: (unit, meaning); of a list, each element's
     "memory_bytes": (_BYTES, "of the machine"),
     "numba_version": (_TEXT, "which compiled the kernels"),
     "gnnrec_version": (_TEXT, "of this package"),
+    "calibration_kernels": (_TEXT, "which of their versions was timed"),
     "load_per_core": (_COUNT, "load average of the minute before, a processor: above 0.5 figures are too low"),
     "node": (_TEXT, "of NUMA"),
     "cpus": (_COUNT, "numbers of the processors of a node that this process may use"),

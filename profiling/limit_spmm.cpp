@@ -9,7 +9,6 @@
 
 namespace {
 
-constexpr int64_t kAhead = 16;    // rows between a prefetch and its use
 constexpr int64_t kChunks = 256;  // of about equal work, handed to threads as they become free
 constexpr int64_t kRowCost = 4;   // writing a row costs about as much as gathering this many
 
@@ -38,6 +37,7 @@ struct Matrix {
 template <int kVectors>
 void multiply(const Matrix& a, const float* x, float* y, int threads) {
     constexpr int kDim = 16 * kVectors;
+    constexpr int64_t kAhead = std::clamp(8192 / (4 * kDim), 16, 64);  // rows between a prefetch and its use
     const int64_t last = a.indptr[a.rows] - 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t chunk = 0; chunk < kChunks; ++chunk) {

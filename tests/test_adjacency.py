@@ -94,6 +94,10 @@ def test_rows_are_those_of_memory(graph, made, block_bytes, ring):
         out, work = (torch.full_like(x, torch.nan) for _ in range(2))
         expected = ops.lightgcn_propagate(matrix, x, num_layers=len(weights) - 1, layer_weights=weights)
         assert torch.equal(adjacency.propagate(out, work, x, weights), expected)
+        sparse = torch.zeros_like(x).index_copy_(0, chosen, x[chosen])
+        expected = ops.lightgcn_propagate(matrix, sparse, num_layers=len(weights) - 1, layer_weights=weights)
+        for rows in (chosen, chosen.flip(0), torch.arange(nodes)):
+            assert torch.equal(adjacency.propagate(out, work, sparse, weights, rows), expected)
 
 
 def test_a_round_that_is_given_up_begins_anew(graph, made):

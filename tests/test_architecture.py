@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "gnnrec"
 
 # Lowest first. A room is a top-level module or folder of gnnrec; it imports from its own level and those before it.
 LEVELS = (
-    ("errors", "process", "units", "storage", "device", "extensions", "ranks"),
+    ("errors", "process", "units", "storage", "kept", "device", "extensions", "ranks"),
     ("config",),
     ("profiler", "data"),
     ("graph",),

@@ -176,6 +176,16 @@ def test_propagation_into_given_memory(graph):
         assert found is out
         expected = ops.lightgcn_propagate(matrix, x, num_layers=len(weights) - 1, layer_weights=weights)
         assert torch.equal(found, expected)
+        rows = torch.randperm(graph.num_nodes)[:90]
+        sparse = torch.zeros_like(x).index_copy_(0, rows, x[rows])
+        expected = ops.lightgcn_propagate(matrix, sparse, num_layers=len(weights) - 1, layer_weights=weights)
+        found = ops.lightgcn_propagate_into(out, work, matrix, sparse, layer_weights=weights, rows=rows)
+        assert torch.equal(found, expected)
+    for rows, message in (([3, 3], "different ones"), ([0, graph.num_nodes], "must lie within 0 and")):
+        with pytest.raises(ValueError, match=message):
+            ops.lightgcn_propagate_into(
+                out, work, matrix, x, layer_weights=[0.5, 0.5], rows=torch.tensor(rows, dtype=torch.int64)
+            )
     for wrong in ((x, work), (out, x), (out, out), (out[:, ::2], work), (out[:-1], work)):
         with pytest.raises(ValueError, match=r"lightgcn_propagate_into: (out|work) must"):
             ops.lightgcn_propagate_into(*wrong, matrix, x, layer_weights=[0.5, 0.5])

@@ -35,7 +35,8 @@ class SparseMatrix:
         indptr: int64 [rows + 1]; indices: int32 [nnz]; shape: (rows, cols).
         row_scale: float32 [rows] or None; col_scale: float32 [cols] or None; values: float32 [nnz] or None.
         symmetric: whether the matrix equals its transpose, entry for entry.
-        chunks, pieces, long: what threads take, see `gnnrec.graph.schedule`; prefetch: how far ahead, in entries.
+        chunks, pieces, long: what threads take, see `gnnrec.graph.schedule`; prefetch: how far ahead, in entries, or
+            BY_WIDTH.
         pieces, medium, alone, short, long, histogram: what programs take where the matrix lies on a GPU.
     """
 

@@ -55,7 +55,12 @@ class Adjacency(Protocol):
         ...
 
     def propagate(
-        self, out: torch.Tensor, work: torch.Tensor, x: torch.Tensor, layer_weights: list[float]
+        self,
+        out: torch.Tensor,
+        work: torch.Tensor,
+        x: torch.Tensor,
+        layer_weights: list[float],
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `ops.lightgcn_propagate_into`."""
         ...
@@ -100,10 +105,15 @@ class HeldAdjacency:
             return [(slice(0, len(nodes)), self.matrix.select_rows(nodes))]
 
     def propagate(
-        self, out: torch.Tensor, work: torch.Tensor, x: torch.Tensor, layer_weights: list[float]
+        self,
+        out: torch.Tensor,
+        work: torch.Tensor,
+        x: torch.Tensor,
+        layer_weights: list[float],
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As Adjacency.propagate."""
-        return ops.lightgcn_propagate_into(out, work, self.matrix, x, layer_weights=layer_weights)
+        return ops.lightgcn_propagate_into(out, work, self.matrix, x, layer_weights=layer_weights, rows=rows)
 
     def read(self) -> tuple[int, float]:
         """As Adjacency.read."""
@@ -179,7 +189,12 @@ class FileAdjacency:
         return _Chosen(self, nodes)
 
     def propagate(
-        self, out: torch.Tensor, work: torch.Tensor, x: torch.Tensor, layer_weights: list[float]
+        self,
+        out: torch.Tensor,
+        work: torch.Tensor,
+        x: torch.Tensor,
+        layer_weights: list[float],
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As Adjacency.propagate."""
 
@@ -188,7 +203,7 @@ class FileAdjacency:
 
         matrix = [self.matrix.indptr, self.matrix.indices, self.matrix.row_scale, self.matrix.col_scale]
         with profiler.kernel("gnnrec::lightgcn_propagate", matrix, x, layer_weights):
-            return ops.lightgcn_propagate_blocks(out, work, every, x, layer_weights=layer_weights)
+            return ops.lightgcn_propagate_blocks(out, work, every, x, layer_weights=layer_weights, rows=rows)
 
     def read(self) -> tuple[int, float]:
         """As Adjacency.read."""

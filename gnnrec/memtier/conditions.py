@@ -13,7 +13,7 @@ from gnnrec.memtier import sysfs
 from gnnrec.memtier.tiers import Tier
 
 CACHE_BYTES = 32 << 20  # of the last level, where the system does not say
-KERNELS = "2"  # of calibration; one more when they change what is measured
+KERNELS = "2"  # that calibration times; another when what they measure changes, as it does with PREFETCH_BYTES
 BUSY = 0.5  # load average a core from which figures are too low
 
 _MEMORY_STEP = 256 << 20  # what the kernel keeps for itself varies from start to start
@@ -36,7 +36,7 @@ def machine(root: Path = Path("/")) -> Conditions:
         "memory_bytes": round(memory / _MEMORY_STEP) * _MEMORY_STEP,
         "numba_version": version("numba"),
         "gnnrec_version": _own_version(),
-        "kernels_version": KERNELS,
+        "calibration_kernels": KERNELS,
     }
 
 

@@ -11,6 +11,7 @@ from gnnrec.memtier.demands import FINAL, STATE, Demand, Moved, Pass, Streamed
 from gnnrec.memtier.layout import ROWS_BYTES, columns_block_bytes
 from gnnrec.memtier.ring import read_only
 from gnnrec.memtier.workload import FLOAT, SELECTED, Workload
+from gnnrec.ops.lightgcn_propagate import FEW
 from gnnrec.ops.ngcf_layer.passes import CHUNK_ROWS, CHUNKS
 
 
@@ -67,10 +68,16 @@ def lightgcn(workload: Workload, panel: int) -> Streamed:
     moved, panels = Moved(workload.cache_bytes), ceil(workload.dim / panel)
     dense, columns = workload.nodes * panel * FLOAT, panel * panels
     numbers = workload.nodes * columns * FLOAT
-    # Backward through all layers, forward through all but the last, and that for the batch's rows alone.
+    # Backward through all layers, the first from the batch's rows; forward through all but the last, and that for the
+    # batch's rows alone.
     moved.all("panels", write=numbers)
-    workload.propagate(moved, "panels", "panels", panel, FLOAT, times=panels)
     rows, entries = workload.batch_rows()
+    few = workload.layers > 1 and not workload.on_gpu and rows <= FEW * workload.nodes
+    workload.propagate(moved, "panels", "panels", panel, FLOAT, times=panels, layers=workload.layers - few)
+    if few:
+        workload.read_graph(moved, panels)
+        moved.rows("batch_rows", panels * entries * panel * FLOAT, panel * FLOAT, int(rows) * panel * FLOAT)
+        moved.all("panels", write=numbers)
     workload.propagate(moved, "panels", "panels", panel, FLOAT, times=panels, layers=workload.layers - 1)
     if workload.layers:
         workload.gather_neighbours(moved, "panels", panel * FLOAT, panels * entries / max(workload.entries, 1))
@@ -83,7 +90,9 @@ def lightgcn(workload: Workload, panel: int) -> Streamed:
 
     # Final rows of this step's batch, which give way to those of the next one panel by panel.
     most = min(workload.nodes, (2 + workload.negatives) * workload.batch)
-    sizes = {"panels": 3 * dense, "batch_rows": most * (columns + 3 * panel) * FLOAT}
+    sizes = {"panels": 3 * dense, "batch_rows": most * (columns + (3 + few) * panel) * FLOAT}
+    if few:  # which of them a node has, as a number, a truth value and a bit
+        sizes["places"] = 6 * workload.nodes
     ways = (
         (Access("to_gpu", numbers), Access("from_gpu", numbers)) if workload.on_gpu else (Access("mixed", 2 * numbers),)
     )

@@ -64,26 +64,27 @@ class StreamedLightGCN:
         # Reserved now: a disk that has no room for it is not found out after hours of training.
         self._final = {"final": store.dense("final", layout.rows, config.dim)}
 
-    def propagate(self, layer_weights: Sequence[float]) -> torch.Tensor:
-        """sum of weights[l] A^l of the columns in `panel`, which stays: in `out`, [nodes, width]."""
+    def propagate(self, layer_weights: Sequence[float], rows: torch.Tensor | None = None) -> torch.Tensor:
+        """sum of weights[l] A^l of the columns in `panel`, which stays: in `out`, [nodes, width]. rows: int64 [n],
+        where others of the panel are 0."""
         with self._as_whole():
-            return self.adjacency.propagate(self.out, self.work, self.panel, list(layer_weights))
+            return self.adjacency.propagate(self.out, self.work, self.panel, list(layer_weights), rows)
 
     def propagated_rows(self, own: torch.Tensor, parts: Iterable[Part]) -> torch.Tensor:
         """Final embeddings of some nodes for the columns in `panel`, [n, width]; own: their rows of it; parts: of the
         adjacency."""
         return self._last_layer(parts, self._before_last(), own)
 
-    def propagated_blocks(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, torch.Tensor]]:
-        """Final embeddings a block of rows at a time, [rows, width]: the last layer is computed while blocks are on
-        their way. In the meantime `work` is free."""
-        source = self._before_last()
+    def propagated_blocks(self, blocks: Iterator[Block], rows: torch.Tensor) -> Iterator[tuple[Block, torch.Tensor]]:
+        """Final embeddings a block of rows at a time, [rows, width], of a panel that is 0 but in these rows: the last
+        layer is computed while blocks are on their way. In the meantime `work` is free."""
+        source = self._before_last(rows)
         for block in blocks:
             yield block, self._last_layer(self.adjacency.rows(block.rows), source, self.panel[block.rows])
 
-    def _before_last(self) -> torch.Tensor:
+    def _before_last(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """What the last layer gathers: by Horner's rule, the propagation by all the others."""
-        return self.propagate(self.layer_weights[1:]) if len(self.layer_weights) > 2 else self.panel
+        return self.propagate(self.layer_weights[1:], rows) if len(self.layer_weights) > 2 else self.panel
 
     def _last_layer(self, parts: Iterable[Part], source: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the adjacency times the source, plus these rows themselves by their weight."""

@@ -343,7 +343,8 @@ def _gather_sum(
         distance = given[0] if given else ir.Constant(_I64, prefetch_distance(row_bytes))
         index_view = context.make_array(indices)(context, builder, index_array)
         weight_view = context.make_array(weights)(context, builder, weight_array) if weighted else None
-        last_index = builder.sub(builder.extract_value(index_view.shape, 0), ir.Constant(_I64, 1))
+        count = builder.extract_value(index_view.shape, 0) if places is None else last  # beyond it nothing is listed
+        last_index = builder.sub(count, ir.Constant(_I64, 1))
 
         def neighbour(k: Any) -> Any:
             found = builder.load(builder.gep(index_view.data, [k]))

@@ -24,6 +24,7 @@ from gnnrec.ops.spmm import spmm
 from gnnrec.storage import atomic_write
 
 REPEATS = 7
+VERSION = 2  # of the candidates: choices among others are not found
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Choice:
     chunks: int = MAX_CHUNKS
 
 
-CANDIDATES = [Choice(prefetch, chunks) for prefetch in (0, 8, 16, 32, 64) for chunks in (64, 256, 1024)]
+CANDIDATES = [Choice(prefetch, chunks) for prefetch in (BY_WIDTH, 0, 8, 16, 32) for chunks in (64, 256, 1024)]
 
 
 def path() -> Path:
@@ -118,5 +119,12 @@ def _key(matrix: SparseMatrix, dim: int, dtype: torch.dtype) -> str:
     buckets = torch.bincount(torch.log2(degrees + 1.0).long(), minlength=1)
     shares = (10 * buckets / max(1, len(degrees))).round().long().tolist()
     sizes = [int(n).bit_length() for n in (matrix.shape[0], matrix.nnz)]
-    parts = [*sizes, dim, str(dtype).removeprefix("torch."), "".join(map(str, shares)), numba.get_num_threads()]
+    parts = [
+        VERSION,
+        *sizes,
+        dim,
+        str(dtype).removeprefix("torch."),
+        "".join(map(str, shares)),
+        numba.get_num_threads(),
+    ]
     return "-".join(map(str, parts))

@@ -58,6 +58,7 @@ class ColumnParallel(Parallel):
     def scorer(self) -> AllColumns:
         """The model as it is now."""
         self.ranks.doing = "an evaluation"
+        self.kept.release()
         return AllColumns(self.model.scorer(), self.ranks)
 
     def part(self, matrix: torch.Tensor) -> Parts:

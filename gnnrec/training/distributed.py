@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from gnnrec import device as devices
 from gnnrec.config import OptimizerConfig
 from gnnrec.errors import GnnrecError
+from gnnrec.kept import Kept
 from gnnrec.memtier.account import Actual
 from gnnrec.ranks import Ranks
 from gnnrec.training import checkpoint
@@ -40,7 +41,7 @@ class Parallel:
         self.device, self.as_rows = embedding.device, True
         with devices.memory_errors("training", lower="model.dim", device=self.device):
             self.moments = [torch.zeros_like(embedding) for _ in MOMENTS]
-        self._count = 0  # of steps that Adam has done
+        self.kept, self._count = Kept(), 0  # steps that Adam has done
         self._best: torch.Tensor | None = None
         self._steps, self._seconds, self._totalled, self._gathered = 0, 0.0, 0, 0
 
@@ -61,7 +62,8 @@ class Parallel:
         """The step of this number; gives its loss."""
         started, totalled, gathered = time.perf_counter(), self.ranks.totalled, self.ranks.gathered
         self.ranks.doing = f"step {step}"
-        loss, gradient = self.differentiate(step)
+        with self.kept.serving():
+            loss, gradient = self.differentiate(step)
         self.update(gradient, lr)
         self._steps += 1
         self._seconds += time.perf_counter() - started
@@ -77,7 +79,8 @@ class Parallel:
     def warm_up(self, step: int) -> float:
         """Compile the kernels on a step whose gradient is thrown away; gives the seconds it took."""
         started = time.perf_counter()
-        self.differentiate(step)
+        with self.kept.serving():
+            self.differentiate(step)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started

@@ -13,6 +13,7 @@ import torch
 from gnnrec import losses
 from gnnrec.config import LossConfig, OptimizerConfig, TrainerConfig
 from gnnrec.errors import CheckpointError
+from gnnrec.kept import Kept
 from gnnrec.memtier.account import Actual
 from gnnrec.models import LightGCN, Scorer, SimGCL, Trainable
 from gnnrec.ops.lightgcn_propagate import FEW
@@ -67,6 +68,7 @@ class Resident:
         self.captured = CapturedStep(self.device) if self._captures() else None
         self._started: deque[torch.cuda.Event] = deque()  # the ends of steps that a GPU may not have reached
         self._best: dict[str, torch.Tensor] | None = None
+        self._kept = Kept()
         self._steps, self._seconds, self._transferring = 0, 0.0, 0.0
 
     @property
@@ -111,15 +113,17 @@ class Resident:
             The loss, a scalar on that device.
         """
         self.optimizer.zero_grad()  # first, so that its memory serves what gradients come from
-        loss = self._value(*batch)
-        loss.backward()
+        with self._kept.serving():
+            loss = self._value(*batch)
+            loss.backward()
         self.optimizer.step()
         return loss.detach()
 
     def warm_up(self, step: int) -> float:
         """Compile the kernels on a step whose gradient is thrown away; gives the seconds it took."""
         started = time.perf_counter()
-        self._value(*self.batch(step)).backward()
+        with self._kept.serving():
+            self._value(*self.batch(step)).backward()
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -127,11 +131,13 @@ class Resident:
 
     def largest(self) -> float:
         """The largest magnitude among the embeddings' numbers."""
-        return float(self.model.embedding.detach().abs().max())
+        low, high = self.model.embedding.detach().aminmax()
+        return float(torch.maximum(low.abs(), high.abs()))  # which, unlike Python's max, keeps a NaN
 
     def scorer(self) -> Scorer:
         """The model as it is now."""
-        if self.stream is not None:  # rankings take the place of its buffers
+        self._kept.release()  # rankings take the place of a step's results, and of a stream's buffers
+        if self.stream is not None:
             self.stream.close()
         return self.model.scorer()
 
@@ -146,6 +152,7 @@ class Resident:
 
     def state(self) -> dict[str, Any]:
         """Everything of a checkpoint that is a tensor, by GROUP.NAME."""
+        self._kept.release()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, value in (self._best or {}).items():
             tensors[f"best.{name}"] = value
@@ -185,6 +192,7 @@ class Resident:
 
     def close(self, *, drain: bool = True) -> None:
         """End the threads of a stream, by default after everything is written; a step starts new ones."""
+        self._kept.release()
         if self.stream is not None:
             self.stream.close(drain=drain)
 

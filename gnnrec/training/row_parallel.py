@@ -50,6 +50,7 @@ class RowParallel(Parallel):
     def scorer(self) -> FactorScorer:
         """The model as it is now, for this rank's users, until the next step."""
         self.ranks.doing = "an evaluation"
+        self.kept.release()
         found: FactorScorer = self.model.scorer()
         return found
 

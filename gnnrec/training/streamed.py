@@ -206,7 +206,7 @@ class Streamed:
         """A step of Adam on a panel, whose embeddings then are there."""
         model, nodes, decay = self.model, batch.loss.nodes, batch.loss.decay
         model.panel.zero_().index_copy_(0, nodes, batch.loss.gradient())
-        for block, gradient in model.propagated_blocks(blocks):
+        for block, gradient in model.propagated_blocks(blocks, nodes):
             embedding, *moments = block.tensors
             if decay is not None:
                 number = block.rows.start // model.layout.block_rows

@@ -123,27 +123,43 @@ def _checked(
 
 
 def lightgcn_propagate_into(
-    out: torch.Tensor, work: torch.Tensor, matrix: SparseMatrix, x: torch.Tensor, *, layer_weights: Sequence[float]
+    out: torch.Tensor,
+    work: torch.Tensor,
+    matrix: SparseMatrix,
+    x: torch.Tensor,
+    *,
+    layer_weights: Sequence[float],
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`lightgcn_propagate` in memory that is given, without gradients; bit-equal to it.
 
     Args:
         out, work: like x, contiguous, and apart from it and each other; both are overwritten.
         matrix, x, layer_weights: as for `lightgcn_propagate`.
+        rows: int64 [n], different ones, where x is known to be 0 in all others: on the CPU the first layer gathers
+            these alone.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: as for `lightgcn_propagate`; shared memory.
+        ValueError: as for `lightgcn_propagate`; shared memory; rows beyond the nodes, or that come twice.
     """
     _arguments.check_matrix("lightgcn_propagate_into", matrix, symmetric=True)
     _arguments.check_dense("lightgcn_propagate_into", "x", x, rows=matrix.shape[0])
     _check_given("lightgcn_propagate_into", x, out, work)
     _arguments.check_device("lightgcn_propagate_into", matrix, x=x, out=out, work=work)
-    inputs = _arguments.pack(matrix), x, [float(weight) for weight in layer_weights]
-    with profiler.kernel("gnnrec::lightgcn_propagate", *inputs):
-        return _fill(*inputs, out, work)
+    packed, weights = _arguments.pack(matrix), [float(weight) for weight in layer_weights]
+    held = None if devices.on_gpu(x) or len(weights) == 1 else _held("lightgcn_propagate_into", rows, x)
+    if held is None:
+        with profiler.kernel("gnnrec::lightgcn_propagate", packed, x, weights):
+            return _fill(packed, x, weights, out, work)
+    found, numbers, places = held
+    arrays, dtype = _arguments.matrix_arrays(packed, x.dtype), _arguments.numpy_dtype(x.dtype)
+    source, between, target = map(_arguments.array, (found, work, out))
+    with profiler.kernel(*_some(packed, numbers, out, len(weights) - 1)):
+        cpu.propagate_from(arrays, source, numbers.numpy(), weights, places, between, target, dtype)
+    return out
 
 
 def lightgcn_propagate_blocks(
@@ -153,11 +169,12 @@ def lightgcn_propagate_blocks(
     x: torch.Tensor,
     *,
     layer_weights: Sequence[float],
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`lightgcn_propagate_into` by a matrix of which a block of rows is there at a time; bit-equal to it. On the CPU.
 
     Args:
-        out, work, x, layer_weights: as for `lightgcn_propagate_into`.
+        out, work, x, layer_weights, rows: as for `lightgcn_propagate_into`.
         blocks: goes over the matrix, once a layer: consecutive rows, each with all its entries, as `row_block` has
             them. A block is needed until the next one is asked for.
 
@@ -173,24 +190,37 @@ def lightgcn_propagate_blocks(
     weights, dtype = [float(weight) for weight in layer_weights], _arguments.numpy_dtype(x.dtype)
     if len(weights) == 1:
         return torch.mul(x, weights[0], out=out)
+    held = _held(name, rows, x)
 
     def checked() -> Iterable[tuple[slice, tuple[Any, ...]]]:
         end = 0
-        for rows, part in blocks():
+        for here, part in blocks():
             _arguments.check_matrix(name, part)
-            if rows.start != end or part.shape != (rows.stop - end, nodes):
+            if here.start != end or part.shape != (here.stop - end, nodes):
                 raise ValueError(
-                    f"{name}: rows {end} and on of {nodes} x {nodes} are wanted, got {part} at {rows.start}"
+                    f"{name}: rows {end} and on of {nodes} x {nodes} are wanted, got {part} at {here.start}"
                 )
             _arguments.check_device(name, part, x=x, out=out, work=work)
-            end = rows.stop
-            yield rows, _arguments.matrix_arrays(_arguments.pack(part), x.dtype)
+            end = here.stop
+            yield here, _arguments.matrix_arrays(_arguments.pack(part), x.dtype)
         if end != nodes:
             raise ValueError(f"{name}: the blocks end at row {end} of {nodes}")
 
-    source, between, target = (_arguments.array(tensor) for tensor in (x, work, out))
-    cpu.propagate_blocks(checked, source, weights, between, target, dtype)
+    chosen = None if held is None else (held[1].numpy(), held[2])
+    source, between, target = map(_arguments.array, (x if held is None else held[0], work, out))
+    cpu.propagate_blocks(checked, source, weights, between, target, dtype, chosen)
     return out
+
+
+def _held(operator: str, rows: torch.Tensor | None, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any] | None:
+    """These rows of x, their numbers, and for every node its place among them, where they are few enough."""
+    if rows is None or len(rows) > FEW * len(x):
+        return None
+    _check_rows(rows, len(x))
+    numbers, repeats, places = _places(rows, len(x))
+    if repeats is not None:
+        raise ValueError(f"{operator}: rows must be different ones")
+    return x.index_select(0, numbers), numbers, places
 
 
 def _check_given(operator: str, x: torch.Tensor, out: torch.Tensor, work: torch.Tensor) -> None:
@@ -270,8 +300,8 @@ def _rows_backward(
     if repeats is not None:
         final = sum_by_index(final, repeats, len(distinct))
         own = None if own is None else sum_by_index(own, repeats, len(distinct))
-    result = final.new_empty((nodes, final.shape[1]))
-    work = torch.empty_like(result) if len(weights) > 2 else result[:0]
+    result = devices.empty(final, (nodes, final.shape[1]), "the gradient of the embeddings")
+    work = devices.empty(result, result.shape, "a layer's gradient") if len(weights) > 2 else result[:0]
     arrays, dtype = _arguments.matrix_arrays(matrix, result.dtype), _arguments.numpy_dtype(result.dtype)
     source, between, target = map(_arguments.array, (final.contiguous(), work, result))
     with profiler.kernel(*_some(matrix, distinct, result, len(weights) - 1)):

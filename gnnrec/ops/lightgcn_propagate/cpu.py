@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gnnrec.ops.spmm.cpu import spmm
+from gnnrec.ops.spmm.cpu import bits, spmm
 
 
 def propagate(matrix: tuple[Any, ...], x: Any, weights: Sequence[float], work: Any, out: Any, dtype: Any) -> None:
@@ -25,15 +25,28 @@ def propagate_blocks(
     work: Any,
     out: Any,
     dtype: Any,
+    held: tuple[Any, Any] | None = None,
 ) -> None:
-    """The same by a matrix that comes in blocks of rows, anew for every layer."""
+    """The same by a matrix that comes in blocks of rows, anew for every layer.
+
+    Args:
+        held: of x, where it is 0 in others than these rows and has no more: their numbers int64 [n], different ones,
+            and for every node its place among them, -1 for one without, int32 [nodes].
+    """
     layers = len(weights) - 1
     source, weight = x, weights[-1]
+    first = {} if held is None else {"x_rows": held[1], "x_bits": bits(held[1] >= 0)}
     for layer in range(1, layers + 1):
-        target = work if (layers - layer) % 2 else out
+        target, own = work if (layers - layer) % 2 else out, weights[layers - layer]
         for rows, matrix in blocks():
-            own = weights[layers - layer]
-            spmm(matrix, source, target[rows], dtype, scale=weight, base=x[rows], base_scale=own)
+            if held is None:
+                spmm(matrix, source, target[rows], dtype, scale=weight, base=x[rows], base_scale=own)
+                continue
+            numbers, places = held
+            if layer == 1 and matrix[3] is not None:
+                matrix = (*matrix[:3], matrix[3][numbers], *matrix[4:])
+            added = {"base": x, "base_scale": own, "base_rows": places[rows]}
+            spmm(matrix, source, target[rows], dtype, scale=weight, **added, **(first if layer == 1 else {}))
         source, weight = target, 1.0
 
 
@@ -53,10 +66,4 @@ def propagate_from(
 ) -> None:
     """`propagate`, for at least one layer, of a matrix that has x in its rows int64 [n], different ones, and 0 in
     others; `places` as for `propagate_to`."""
-    layers = len(weights) - 1
-    scales = None if matrix[3] is None else matrix[3][rows]
-    part, source, chosen, weight = (*matrix[:3], scales, *matrix[4:]), x, places, weights[-1]
-    for layer in range(1, layers + 1):
-        target, own = work if (layers - layer) % 2 else out, weights[layers - layer]
-        spmm(part, source, target, dtype, scale=weight, base=x, base_scale=own, x_rows=chosen, base_rows=places)
-        part, source, chosen, weight = matrix, target, None, 1.0
+    propagate_blocks(lambda: [(slice(None), matrix)], x, weights, work, out, dtype, (rows, places))

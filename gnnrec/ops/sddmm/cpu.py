@@ -19,14 +19,14 @@ def sddmm(matrix: tuple[Any, ...], a: Any, b: Any, kind: str, out: Any) -> None:
         panel = slice(start, start + MAX_DIM)
         left, right = a[:, panel], (a if b is None else b)[:, panel]
         if kind == "dot":
-            _compile_dot(left.shape[1])(total, *matrix, left, right, out)
+            _compile_dot(left.shape[1], right.itemsize)(total, *matrix, left, right, out)
         else:
             _compile_wide(left.shape[1], kind)(total, *matrix, left, right, out[:, panel])
 
 
 @cache
-def _compile_dot(dim: int) -> Any:
-    version, distance = VERSION, prefetch_distance(4 * dim)
+def _compile_dot(dim: int, itemsize: int) -> Any:
+    version, distance = VERSION, prefetch_distance(dim * itemsize)
 
     @kernel
     def run(

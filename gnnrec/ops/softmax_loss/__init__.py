@@ -224,7 +224,7 @@ def _loss_backward(
     """A matrix of the counts' rows, one block of them after the other: the parts at these numbers, 0 elsewhere, times
     the gradient of what the loss became; rounded to halves only now, since that may be the factor that keeps small ones
     from becoming 0."""
-    result = grad.new_empty((sum(counts), parts[0].shape[1]))
+    result = devices.empty(grad, (sum(counts), parts[0].shape[1]), "the gradient of the vectors")
     for block, part, rows in zip(result.split(counts), parts, numbers):
         if rows is None:
             torch.mul(part, grad, out=block)

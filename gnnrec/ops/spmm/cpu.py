@@ -50,6 +50,7 @@ def spmm(
     prefetch: int = BY_WIDTH,
     out_rows: Any = None,
     x_rows: Any = None,
+    x_bits: Any = None,
     base_rows: Any = None,
 ) -> None:
     """out = scale * reduce(matrix, x, values) + base_scale * base, which may be out itself.
@@ -67,16 +68,18 @@ def spmm(
         reduce: sum, max or min.
         prefetch: of rows of x, in entries, or BY_WIDTH.
         out_rows, base_rows: None or [rows]; x_rows: None or [cols].
+        x_bits: `bits` of the rows that x has, for whoever multiplies by it several times.
     """
     number, pieces, extreme = np.dtype(dtype).type, matrix[5], reduce != "sum"
-    x_bits = None if x_rows is None else _bits(x_rows >= 0)
+    if x_rows is not None and x_bits is None:
+        x_bits = bits(x_rows >= 0)
     for start in range(0, out.shape[1], MAX_DIM):
         panel = slice(start, start + MAX_DIM)
         target = out[:, panel]
         partial = np.empty((len(pieces), target.shape[1]), dtype)
         compiled = _compile(target.shape[1], can_stream(target), reduce)
         source, edge_values, added = _panel(x, panel), _panel(values, panel), _panel(base, panel)
-        ahead = prefetch_distance(target[0:1].nbytes) if prefetch == BY_WIDTH else prefetch
+        ahead = prefetch_distance((target if source is None else source)[:1].nbytes) if prefetch < 0 else prefetch
         # An extreme's terms have all their factors before they are compared, a sum takes the row's at the end.
         epilogue: tuple[Any, ...] = (None if extreme else matrix[2], number(scale), added, number(base_scale))
         epilogue = (*epilogue, base_rows, partial, out_rows, target)
@@ -121,7 +124,7 @@ def _panel(x: Any, columns: slice) -> Any:
     return x[:, columns] if x is not None and x.ndim == 2 else x
 
 
-def _bits(chosen: Any) -> Any:
+def bits(chosen: Any) -> Any:
     """Booleans as bits of int64 words, lowest first."""
     words = np.zeros(-(-len(chosen) // 64), np.int64)
     packed = np.packbits(chosen, bitorder="little")
