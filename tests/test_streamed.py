@@ -191,6 +191,14 @@ def test_propagation_into_given_memory(graph):
             ops.lightgcn_propagate_into(*wrong, matrix, x, layer_weights=[0.5, 0.5])
 
 
+@pytest.mark.parametrize("count", [50, 10_000])  # nodes that are counted, and too many for that
+def test_nodes_of_a_batch_are_found_in_either_way(count):
+    triples = torch.randint(50, (3, 40), generator=torch.Generator().manual_seed(0))
+    panels, (nodes, numbers) = ops.BPRPanels(triples, (count, 16)), triples.unique(return_inverse=True)
+    assert torch.equal(panels.nodes, nodes)
+    assert torch.equal(panels._numbers, numbers)
+
+
 def test_panels_of_a_loss_have_widths_that_fold():
     panels = ops.BPRPanels(torch.tensor([[0], [2], [5]]), (6, 48))
     assert panels.nodes.tolist() == [0, 2, 5]

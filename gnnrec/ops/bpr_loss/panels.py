@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from gnnrec import device as devices
 from gnnrec import profiler
 from gnnrec.ops.bpr_loss import cpu
+
+FEW = 16  # numbers that are fewer than a so-manyth of what is counted are sorted instead
 
 _BATCH = "gnnrec::bpr_batch"  # its nodes, the loss by its scores, its pairs by node: operators do these themselves
 
@@ -43,7 +46,7 @@ class BPRPanels:
         device: torch.device | str = "cpu",
     ) -> None:
         with profiler.kernel(_BATCH):
-            self.nodes, self._numbers = triples.to(device).unique(return_inverse=True)
+            self.nodes, self._numbers = _different(triples.to(device), size[0])
         self.decay: torch.Tensor | None = None
         self._reg, self._hardest = reg, hardest
         self._final: list[torch.Tensor] = []
@@ -103,3 +106,15 @@ class BPRPanels:
         with profiler.kernel("gnnrec::bpr_loss_backward", None, final, final, self._numbers, 0.0, self._hardest):
             self._batch.fill_gradient(final, result)
         return result
+
+
+def _different(numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The different ones of numbers below count, rising, and the numbers' places among them."""
+    if devices.on_gpu(numbers) or FEW * numbers.numel() < count:
+        return numbers.unique(return_inverse=True)
+    # Sorting took a third of the step of two processes with batches of 131,072.
+    places, given = np.zeros(count, np.int64), numbers.numpy()
+    places[given] = 1
+    different = np.flatnonzero(places)
+    places[different] = np.arange(len(different))
+    return torch.from_numpy(different), torch.from_numpy(places[given])
