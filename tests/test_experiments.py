@@ -81,7 +81,12 @@ def test_a_study_goes_on_where_it_stopped_and_refuses_other_options(published, t
         tmp_path.mkdir()
         begun = tmp_path / "outputs" / "studies" / published.name / "runs" / "MF" / "1" / "config.yaml"
         with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts with & ignores it
         ) as process:
             while not begun.exists() and process.poll() is None:
                 time.sleep(0.01)
