@@ -1,7 +1,7 @@
 """Memory of large results on the CPU, kept from step to step of a training.
 
 malloc gives blocks of more than 32 MiB back to the system when they are freed. The next ones are new pages, which the
-system fills with zeros: with matrices of 70 MB that took a third of a step. Those of a step are all equally large, so a
+system fills with zeros: with matrices of 70 MB that took a fifth of a step. Those of a step are all equally large, so a
 block serves again where just its size is asked for, and no more are held than were once in use together.
 """
 
@@ -82,8 +82,11 @@ def empty(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor | None:
     # A view only of what numpy does not know: autograd adds gradients up in place in memory that nothing else has.
     known = dtype if dtype in (torch.float32, torch.float64) else torch.uint8
     length = [*shape] if known == dtype else [size]
-    array = np.ndarray(length, str(known).removeprefix("torch."), kept.take(size))
-    found = torch.from_numpy(array)
+    try:
+        block = kept.take(size)
+    except OSError:  # no memory: torch says so, with the size that it asks for
+        return None
+    found = torch.from_numpy(np.ndarray(length, str(known).removeprefix("torch."), block))
     return found if known == dtype else found.view(dtype).view(shape)
 
 

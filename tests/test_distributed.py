@@ -343,6 +343,8 @@ def test_where_threads_cannot_be_told_to_wait_they_are_not(monkeypatch, forbidde
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
+    policy = os.sched_getscheduler
     monkeypatch.setattr(os, forbidden, refuse)
     with ranks._patient_threads():
-        pass
+        assert policy(0) == os.SCHED_OTHER
+    assert policy(0) == os.SCHED_OTHER

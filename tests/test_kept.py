@@ -75,6 +75,17 @@ def test_nothing_is_kept_outside_of_a_training_and_of_what_malloc_keeps(everythi
     assert kept.empty(shape, torch.float64) is None
 
 
+def test_without_memory_torch_says_so(everything, monkeypatch):
+    def refuse(size):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(kept, "_mapped", refuse)
+    with kept.Kept().serving():
+        assert kept.empty(torch.Size([4]), torch.float32) is None
+        with pytest.raises(RuntimeError, match="allocate"):
+            device.empty(torch.zeros(1), (1 << 50,), "a matrix")
+
+
 @pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("model", "loss"),
